@@ -1,0 +1,3 @@
+#define INDEXER_AVX2
+#define INDEXER_ISA avx2
+#include "statistics.hpp"

@@ -1,0 +1,2 @@
+#define INDEXER_ISA baseline
+#include "statistics.hpp"

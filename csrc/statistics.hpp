@@ -1,0 +1,421 @@
+// All statistics of one block of 64 units over a batch, in one read: the activation function, moments, histogram,
+// extremes of each sequence, and the rare visit to the top-k places.
+//
+// A tile of 32 tokens x 64 units (8 kB) is activated row by row, then walked column by column with its sums in
+// registers, which also writes each element's bin (4 kB), then counted row by row: consecutive increments fall into
+// different units' counters, so none waits for the one before. Tiles stay in the first-level cache throughout.
+// Non-finite values show up as a non-finite sum; only then is a block of one unit done again, value by value.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "activations.hpp"
+#include "exact_sum.hpp"
+#include "histogram.hpp"
+#include "job.hpp"
+#include "simd.hpp"
+#include "topk.hpp"
+
+namespace indexer {
+namespace INDEXER_ISA {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int kVectors = kBlockUnits / kLanes;
+
+template <DType dtype>
+struct Element;
+template <>
+struct Element<DType::float32> {
+  using Type = float;
+  static INDEXER_INLINE Floats read(const Type* from) { return load(from); }
+  static INDEXER_INLINE Floats round(Type* to, Floats a) { store(to, a); return a; }
+};
+template <>
+struct Element<DType::bfloat16> {
+  using Type = std::uint16_t;
+  static INDEXER_INLINE Floats read(const Type* from) { return load_bfloat16(from); }
+  static INDEXER_INLINE Floats round(Type* to, Floats a) { return round_bfloat16(to, a); }
+};
+template <>
+struct Element<DType::float16> {
+  using Type = std::uint16_t;
+  static INDEXER_INLINE Floats read(const Type* from) { return load_float16(from); }
+  static INDEXER_INLINE Floats round(Type* to, Floats a) { return round_float16(to, a); }
+};
+
+inline float value_at(const Matrix& matrix, std::int64_t row, std::int64_t unit) {
+  const std::int64_t index = row * matrix.row_stride + unit;
+  if (matrix.dtype == DType::float32) return static_cast<const float*>(matrix.data)[index];
+  const std::uint16_t half = static_cast<const std::uint16_t*>(matrix.data)[index];
+  return matrix.dtype == DType::bfloat16 ? from_bfloat16(half) : from_float16(half);
+}
+
+inline bool is_finite(float value) { return (bits_of(value) & 0x7FFFFFFFu) < 0x7F800000u; }
+
+// One row of 64 units: activated, rounded to the dtype, written for the model and, as float32, into the tile.
+template <DType dtype, Function function, bool gated>
+INDEXER_INLINE void activate_row(const typename Element<dtype>::Type* gate, const typename Element<dtype>::Type* up,
+                                 typename Element<dtype>::Type* out, float* tile) {
+  using E = Element<dtype>;
+  for (int vector = 0; vector < kVectors; ++vector) {
+    const int at = vector * kLanes;
+    Floats value = E::read(gate + at);
+    if constexpr (function != Function::identity) {
+      // a gated model rounds f(gate) to its dtype before it multiplies, and so do we
+      const Floats factor = gated ? E::read(up + at) : value;
+      value = E::round(out + at, activated<function>(value));
+      if constexpr (gated) value = E::round(out + at, value * factor);
+    }
+    store(tile + at, value);
+  }
+}
+
+template <DType dtype, Function function, bool gated>
+void fill_tile(const Job& job, std::int64_t row, int rows, std::int64_t first_unit, int units, float* tile) {
+  using Type = typename Element<dtype>::Type;
+  const Type* gate = static_cast<const Type*>(job.gate.data) + row * job.gate.row_stride + first_unit;
+  const Type* up = gated ? static_cast<const Type*>(job.up.data) + row * job.up.row_stride + first_unit : nullptr;
+  Type* out = function == Function::identity
+                  ? nullptr
+                  : static_cast<Type*>(job.out.data) + row * job.out.row_stride + first_unit;
+  constexpr std::int64_t ahead = 8;
+  for (int token = 0; token < rows; ++token, tile += kBlockUnits) {
+    if (units == kBlockUnits) {
+      for (std::size_t byte = 0; byte < kBlockUnits * sizeof(Type); byte += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(gate + ahead * job.gate.row_stride) + byte);
+        if constexpr (gated) __builtin_prefetch(reinterpret_cast<const char*>(up + ahead * job.up.row_stride) + byte);
+      }
+      activate_row<dtype, function, gated>(gate, up, out, tile);
+    } else {
+      // the last block of a layer may be narrower: its rows are widened with zeros, which no one reads
+      Type wide_gate[kBlockUnits] = {}, wide_up[kBlockUnits] = {}, wide_out[kBlockUnits];
+      std::memcpy(wide_gate, gate, units * sizeof(Type));
+      if constexpr (gated) std::memcpy(wide_up, up, units * sizeof(Type));
+      activate_row<dtype, function, gated>(wide_gate, wide_up, wide_out, tile);
+      if constexpr (function != Function::identity) std::memcpy(out, wide_out, units * sizeof(Type));
+    }
+    gate += job.gate.row_stride;
+    if constexpr (gated) up += job.up.row_stride;
+    if constexpr (function != Function::identity) out += job.out.row_stride;
+  }
+}
+
+using FillTile = void (*)(const Job&, std::int64_t row, int rows, std::int64_t first_unit, int units, float* tile);
+
+template <DType dtype, Function function>
+FillTile filler_of(bool gated) {
+  if constexpr (function != Function::identity) {
+    if (gated) return fill_tile<dtype, function, true>;
+  }
+  return fill_tile<dtype, function, false>;
+}
+
+template <DType dtype>
+FillTile filler_of(Function function, bool gated) {
+  switch (function) {
+    case Function::gelu: return filler_of<dtype, Function::gelu>(gated);
+    case Function::gelu_tanh: return filler_of<dtype, Function::gelu_tanh>(gated);
+    case Function::silu: return filler_of<dtype, Function::silu>(gated);
+    case Function::relu: return filler_of<dtype, Function::relu>(gated);
+    case Function::relu2: return filler_of<dtype, Function::relu2>(gated);
+    default: return filler_of<dtype, Function::identity>(gated);
+  }
+}
+
+inline FillTile filler_of(const Job& job) {
+  const bool gated = job.up.data != nullptr;
+  switch (job.gate.dtype) {
+    case DType::bfloat16: return filler_of<DType::bfloat16>(job.function, gated);
+    case DType::float16: return filler_of<DType::float16>(job.function, gated);
+    default: return filler_of<DType::float32>(job.function, gated);
+  }
+}
+
+// Each unit's zero bin within the block's counters.
+struct ZeroBins {
+  std::int32_t bin[kBlockUnits];
+  constexpr ZeroBins() : bin() {
+    for (int unit = 0; unit < kBlockUnits; ++unit) bin[unit] = unit * kBins + kZeroBin;
+  }
+};
+constexpr ZeroBins kZeroBins{};
+
+// One block of units on its way through the batch.
+class Block {
+ public:
+  Block(const Job& job, std::int64_t first_unit)
+      : job_(job),
+        read_(job.function == Function::identity ? job.gate : job.out),
+        fill_(filler_of(job)),
+        first_(first_unit),
+        units_(static_cast<int>(job.units - first_unit < kBlockUnits ? job.units - first_unit : kBlockUnits)) {}
+
+  void run() {
+    std::int64_t row = 0;
+    for (std::int64_t sequence = 0; sequence < job_.batch.sequences; ++sequence) {
+      activate_only(row, job_.batch.start[sequence]);
+      add_sequence(sequence);
+      row = job_.batch.start[sequence] + job_.batch.length[sequence];
+    }
+    activate_only(row, job_.batch.tokens);
+  }
+
+ private:
+  // rows of no sequence: the model still reads them
+  void activate_only(std::int64_t row, std::int64_t end) {
+    if (job_.function == Function::identity) return;
+    for (; row < end; row += kTileTokens) fill_(job_, row, tile_rows(row, end), first_, units_, tile_);
+  }
+
+  static int tile_rows(std::int64_t row, std::int64_t end) {
+    return static_cast<int>(end - row < kTileTokens ? end - row : kTileTokens);
+  }
+
+  void add_sequence(std::int64_t sequence) {
+    const std::int64_t start = job_.batch.start[sequence], length = job_.batch.length[sequence];
+    for (int unit = 0; unit < kBlockUnits; ++unit) {
+      maximum_[unit] = -kInfinity;
+      minimum_[unit] = kInfinity;
+      maximum_tile_[unit] = minimum_tile_[unit] = 0;
+    }
+    for (std::int64_t token = 0; token < length; token += kBlockTokens)
+      add_block(start, token, token + kBlockTokens < length ? token + kBlockTokens : length);
+    for (int unit = 0; unit < units_; ++unit)
+      if (poisoned_[unit]) find_extremes(start, length, unit);
+    if (job_.moments) widen_range(*job_.moments);
+    if (job_.top) compete(*job_.top, sequence, maximum_, maximum_tile_);
+    if (job_.bottom) compete(*job_.bottom, sequence, minimum_, minimum_tile_);
+  }
+
+  // tokens [token, end) of a sequence, at most kBlockTokens of them: one float32 partial sum
+  void add_block(std::int64_t start, std::int64_t token, std::int64_t end) {
+    if (job_.histogram && job_.histogram->recent_tokens[first_] + kBlockTokens > kMostRecent)
+      settle_histogram(*job_.histogram, first_, units_);
+    std::memset(sums_, 0, sizeof sums_);
+    std::int32_t counted = 0;
+    for (std::int64_t tile = token; tile < end; tile += kTileTokens) {
+      const int rows = tile_rows(tile, end);
+      fill_(job_, start + tile, rows, first_, units_, tile_);
+      const std::uint8_t* flags = job_.batch.counted + start + tile;
+      for (int begin = 0; begin < rows;) {
+        if (!flags[begin]) { ++begin; continue; }
+        int stop = begin + 1;
+        while (stop < rows && flags[stop]) ++stop;
+        add_rows(begin, stop - begin, static_cast<std::int32_t>(tile / kTileTokens));
+        counted += stop - begin;
+        begin = stop;
+      }
+    }
+    if (counted) settle_block(start, token, end, counted);
+  }
+
+  void add_rows(int begin, int rows, std::int32_t tile_number) {
+    for (int vector = 0; vector < kVectors; ++vector) add_column(begin, rows, vector * kLanes, tile_number);
+    if (!job_.histogram) return;
+    std::uint16_t* recent = job_.histogram->recent + first_ * kBins;
+    const std::uint16_t* bins = bins_;
+    if (units_ == kBlockUnits) {
+      const std::uint16_t* end = bins + rows * kBlockUnits;
+      for (; bins < end; bins += 8) {
+        ++recent[bins[0]]; ++recent[bins[1]]; ++recent[bins[2]]; ++recent[bins[3]];
+        ++recent[bins[4]]; ++recent[bins[5]]; ++recent[bins[6]]; ++recent[bins[7]];
+      }
+      return;
+    }
+    for (int token = 0; token < rows; ++token, bins += kBlockUnits)
+      for (int unit = 0; unit < units_; ++unit) ++recent[bins[unit]];
+  }
+
+  // sums, extremes and bins of kLanes units over adjacent rows of the tile
+  INDEXER_INLINE void add_column(int begin, int rows, int unit, std::int32_t tile_number) {
+    const float* values = tile_ + begin * kBlockUnits + unit;
+    std::uint16_t* bins = bins_ + unit;
+    Floats sum = load(sums_[0] + unit), sum2 = load(sums_[1] + unit);
+    Floats sum3 = load(sums_[2] + unit), sum4 = load(sums_[3] + unit);
+    const Floats high_before = load(maximum_ + unit), low_before = load(minimum_ + unit);
+    Floats high = high_before, low = low_before;
+    const Ints one = splat(std::int32_t{1}), offset = splat(kBinOffset), last = splat(std::int32_t{kMagnitudes});
+    const Ints clear_sign = splat(std::int32_t{0x7FFFFFFF});
+    const Ints zero_bin = load(kZeroBins.bin + unit);
+    for (int token = 0; token < rows; ++token) {
+      const Floats x = load(values + token * kBlockUnits);
+      const Floats x2 = x * x;
+      sum = sum + x;
+      sum2 = sum2 + x2;
+      sum3 = sum3 + x2 * x;
+      sum4 = sum4 + x2 * x2;
+      high = max(x, high);
+      low = min(x, low);
+      const Ints bits = as_ints(x);
+      const Ints magnitude = bits & clear_sign;
+      // 0 for zero, else 1 to kMagnitudes; then mirrored about the unit's zero bin by the sign
+      const Ints bin = min(max(shift_right<20>(magnitude) - offset, min(magnitude, one)), last);
+      const Ints sign = sign_of(bits);
+      store_low(bins + token * kBlockUnits, zero_bin + ((bin ^ sign) - sign));
+    }
+    store(sums_[0] + unit, sum);
+    store(sums_[1] + unit, sum2);
+    store(sums_[2] + unit, sum3);
+    store(sums_[3] + unit, sum4);
+    store(maximum_ + unit, high);
+    store(minimum_ + unit, low);
+    const Ints here = splat(tile_number);
+    store(maximum_tile_ + unit, select_greater(high, high_before, here, load(maximum_tile_ + unit)));
+    store(minimum_tile_ + unit, select_greater(low_before, low, here, load(minimum_tile_ + unit)));
+  }
+
+  void settle_block(std::int64_t start, std::int64_t token, std::int64_t end, std::int32_t counted) {
+    if (job_.histogram) job_.histogram->recent_tokens[first_] += counted;
+    if (job_.moments && ++job_.moments->pending[first_] > kMostPending) {
+      for (std::int64_t sum = 0; sum < units_ * kPowers; ++sum)
+        settle_carries(job_.moments->sums + (first_ * kPowers + sum) * kLimbs);
+      job_.moments->pending[first_] = 1;
+    }
+    std::uint64_t bad = 0;
+    for (int vector = 0; vector < kVectors; ++vector) {
+      std::uint32_t lanes = 0;
+      for (int power = 0; power < kPowers; ++power) lanes |= not_finite(load(sums_[power] + vector * kLanes));
+      bad |= static_cast<std::uint64_t>(lanes) << (vector * kLanes);
+    }
+    for (int unit = 0; unit < units_; ++unit) {
+      if (bad >> unit & 1) {
+        repair(start + token, start + end, unit);
+      } else if (job_.moments) {
+        std::int64_t* limbs = job_.moments->sums + (first_ + unit) * kPowers * kLimbs;
+        for (int power = 0; power < kPowers; ++power) exact_add(limbs + power * kLimbs, sums_[power][unit]);
+      }
+    }
+  }
+
+  // one unit's rows again, its non-finite values counted and left out
+  void repair(std::int64_t row, std::int64_t end, int unit) {
+    const std::int64_t index = first_ + unit;
+    float sums[kPowers] = {};
+    for (; row < end; ++row) {
+      if (!job_.batch.counted[row]) continue;
+      const float x = value_at(read_, row, index);
+      if (!is_finite(x)) {
+        poisoned_[unit] = true;
+        if (job_.histogram) --job_.histogram->recent[index * kBins + bin_of(x)];
+        if (job_.moments) ++(x != x ? job_.moments->nan : job_.moments->inf)[index];
+        continue;
+      }
+      const float x2 = x * x;
+      sums[0] += x;
+      sums[1] += x2;
+      sums[2] += x2 * x;
+      sums[3] += x2 * x2;
+    }
+    if (!job_.moments) return;
+    for (int power = 0; power < kPowers; ++power)
+      exact_add(job_.moments->sums + (index * kPowers + power) * kLimbs, sums[power]);
+  }
+
+  void find_extremes(std::int64_t start, std::int64_t length, int unit) {
+    poisoned_[unit] = false;
+    maximum_[unit] = -kInfinity;
+    minimum_[unit] = kInfinity;
+    for (std::int64_t token = 0; token < length; ++token) {
+      const float x = value_at(read_, start + token, first_ + unit);
+      if (!job_.batch.counted[start + token] || !is_finite(x)) continue;
+      const std::int32_t tile = static_cast<std::int32_t>(token / kTileTokens);
+      if (x > maximum_[unit]) { maximum_[unit] = x; maximum_tile_[unit] = tile; }
+      if (x < minimum_[unit]) { minimum_[unit] = x; minimum_tile_[unit] = tile; }
+    }
+  }
+
+  void widen_range(const Moments& moments) {
+    for (int unit = 0; unit < units_; ++unit) {
+      float& high = moments.maximum[first_ + unit];
+      float& low = moments.minimum[first_ + unit];
+      if (maximum_[unit] > high) high = maximum_[unit] + 0.0f;
+      if (minimum_[unit] < low) low = minimum_[unit] + 0.0f;
+    }
+  }
+
+  void compete(const TopK& state, std::int64_t sequence, const float* extremes, const std::int32_t* tiles) {
+    for (int vector = 0; vector < kVectors; ++vector) {
+      const int at = vector * kLanes;
+      if (at >= units_) return;
+      alignas(64) float padded[kLanes];
+      const float* threshold = state.threshold + first_ + at;
+      if (at + kLanes > units_) {
+        for (int lane = 0; lane < kLanes; ++lane)
+          padded[lane] = at + lane < units_ ? threshold[lane] : (state.largest ? kInfinity : -kInfinity);
+        threshold = padded;
+      }
+      const Floats bar = load(threshold), extreme = load(extremes + at);
+      std::uint32_t winners = state.largest ? at_least(extreme, bar) : at_least(bar, extreme);
+      for (; winners; winners &= winners - 1) {
+        const int unit = at + __builtin_ctz(winners);
+        if (unit >= units_ || !is_finite(extremes[unit])) continue;
+        if (state.by == Competitor::token) {
+          offer_tokens(state, sequence, unit);
+        } else {
+          offer_sequence(state, sequence, unit, extremes[unit], tiles[unit]);
+        }
+      }
+    }
+  }
+
+  void offer_sequence(const TopK& state, std::int64_t sequence, int unit, float extreme, std::int32_t tile) {
+    const Batch& batch = job_.batch;
+    Candidate candidate{extreme + 0.0f, batch.document[sequence], batch.ordinal[sequence],
+                        std::numeric_limits<std::int32_t>::min()};
+    // ties with the worst place are common (units that are often exactly zero): settle them before looking for the peak
+    if (place_won(state, first_ + unit, candidate) < 0) return;
+    const std::int64_t start = batch.start[sequence];
+    std::int32_t token = tile * kTileTokens;
+    while (!batch.counted[start + token] || value_at(read_, start + token, first_ + unit) != extreme) ++token;
+    candidate.position = token;
+    offer(state, sequence, unit, candidate);
+  }
+
+  void offer_tokens(const TopK& state, std::int64_t sequence, int unit) {
+    const Batch& batch = job_.batch;
+    const std::int64_t start = batch.start[sequence];
+    for (std::int32_t token = 0; token < batch.length[sequence]; ++token) {
+      if (!batch.counted[start + token]) continue;
+      const float x = value_at(read_, start + token, first_ + unit);
+      const float bar = state.threshold[first_ + unit];
+      if (!is_finite(x) || (state.largest ? x < bar : x > bar)) continue;
+      offer(state, sequence, unit, {x + 0.0f, batch.document[sequence], batch.ordinal[sequence], token});
+    }
+  }
+
+  void offer(const TopK& state, std::int64_t sequence, int unit, const Candidate& candidate) {
+    const std::int64_t index = first_ + unit;
+    const std::int64_t place = place_won(state, index, candidate);
+    if (place < 0) return;
+    const Batch& batch = job_.batch;
+    const std::int64_t start = batch.start[sequence], length = batch.length[sequence];
+    const std::int64_t from = candidate.position > state.before ? candidate.position - state.before : 0;
+    const std::int64_t to = candidate.position + state.after < length - 1 ? candidate.position + state.after : length - 1;
+    const std::int64_t width = state.before + 1 + state.after;
+    std::memcpy(state.token_ids + place * width, batch.token_ids + start + from, (to - from + 1) * sizeof(std::int32_t));
+    float* window = state.activations + place * width;
+    for (std::int64_t token = from; token <= to; ++token)
+      window[token - from] = value_at(read_, start + token, index) + 0.0f;
+    take_place(state, index, place, candidate, static_cast<std::int32_t>(from), static_cast<std::int32_t>(to - from + 1));
+  }
+
+  const Job& job_;
+  const Matrix& read_;
+  const FillTile fill_;
+  const std::int64_t first_;
+  const int units_;
+  alignas(64) float tile_[kTileTokens * kBlockUnits];
+  alignas(64) std::uint16_t bins_[kTileTokens * kBlockUnits];
+  alignas(64) float sums_[kPowers][kBlockUnits];
+  alignas(64) float maximum_[kBlockUnits];
+  alignas(64) float minimum_[kBlockUnits];
+  alignas(64) std::int32_t maximum_tile_[kBlockUnits];
+  alignas(64) std::int32_t minimum_tile_[kBlockUnits];
+  bool poisoned_[kBlockUnits] = {};
+};
+
+void process_block(const Job& job, std::int64_t first_unit) { Block(job, first_unit).run(); }
+
+}  // namespace INDEXER_ISA
+}  // namespace indexer

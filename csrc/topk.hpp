@@ -1,0 +1,92 @@
+// The k best examples of each unit, in no order, each with its window; the worst one's value is the threshold to beat.
+//
+// There is no buffer of candidates to overflow: a value that reaches the threshold is compared with the worst place
+// under the total order (value, document, sequence, position) and takes that place, window and all, or is dropped.
+// Over N sequences in random order that happens k (1 + ln(N / k)) times a unit.
+#pragma once
+#include "isa.hpp"
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "job.hpp"
+
+namespace indexer {
+namespace INDEXER_ISA {
+
+struct Candidate {
+  float value;
+  std::int64_t document, sequence;
+  std::int32_t position;
+};
+
+inline Candidate place_of(const TopK& state, std::int64_t place) {
+  return {state.value[place], state.document[place], state.sequence[place], state.position[place]};
+}
+
+inline bool ranks_before(const TopK& state, const Candidate& left, const Candidate& right) {
+  if (left.value != right.value) return state.largest ? left.value > right.value : left.value < right.value;
+  if (left.document != right.document) return left.document < right.document;
+  if (left.sequence != right.sequence) return left.sequence < right.sequence;
+  return left.position < right.position;
+}
+
+inline void find_worst(const TopK& state, std::int64_t unit) {
+  const std::int64_t first = unit * state.places;
+  std::int64_t worst = 0;
+  for (std::int64_t place = 1; place < state.places; ++place) {
+    const float value = state.value[first + place], held = state.value[first + worst];
+    const bool behind = state.largest ? value < held : value > held;
+    if (behind || (value == held && ranks_before(state, place_of(state, first + worst), place_of(state, first + place))))
+      worst = place;
+  }
+  state.worst[unit] = static_cast<std::int32_t>(worst);
+  state.threshold[unit] = state.value[first + worst];
+}
+
+// The place that a candidate wins, or -1. Competing by document, a document's earlier place is the one to beat.
+inline std::int64_t place_won(const TopK& state, std::int64_t unit, const Candidate& candidate) {
+  const std::int64_t first = unit * state.places;
+  const std::int32_t filled = state.filled[unit];
+  const bool full = filled == state.places;
+  if (full && !ranks_before(state, candidate, place_of(state, first + state.worst[unit]))) return -1;
+  for (std::int32_t place = 0; place < filled; ++place) {
+    if (state.document[first + place] != candidate.document) continue;
+    const Candidate held = place_of(state, first + place);
+    const bool same = held.sequence == candidate.sequence &&
+                      (state.by != Competitor::token || held.position == candidate.position);
+    if (state.by == Competitor::document || same)
+      return ranks_before(state, candidate, held) ? first + place : -1;
+  }
+  return full ? first + state.worst[unit] : first + filled;
+}
+
+inline void take_place(const TopK& state, std::int64_t unit, std::int64_t place, const Candidate& candidate,
+                       std::int32_t window_start, std::int32_t window_length) {
+  state.value[place] = candidate.value;
+  state.document[place] = candidate.document;
+  state.sequence[place] = candidate.sequence;
+  state.position[place] = candidate.position;
+  state.window_start[place] = window_start;
+  state.window_length[place] = window_length;
+  if (place - unit * state.places == state.filled[unit]) state.filled[unit] += 1;
+  if (state.filled[unit] == state.places) find_worst(state, unit);
+}
+
+// The examples of `other` compete for the places of `state`; both keep windows of the same shape.
+inline void merge_unit(const TopK& state, const TopK& other, std::int64_t unit) {
+  const std::int64_t width = state.before + 1 + state.after;
+  for (std::int32_t rank = 0; rank < other.filled[unit]; ++rank) {
+    const std::int64_t from = unit * other.places + rank;
+    const Candidate candidate = place_of(other, from);
+    const std::int64_t place = place_won(state, unit, candidate);
+    if (place < 0) continue;
+    const std::size_t length = static_cast<std::size_t>(other.window_length[from]);
+    std::memcpy(state.token_ids + place * width, other.token_ids + from * width, length * sizeof(std::int32_t));
+    std::memcpy(state.activations + place * width, other.activations + from * width, length * sizeof(float));
+    take_place(state, unit, place, candidate, other.window_start[from], other.window_length[from]);
+  }
+}
+
+}  // namespace INDEXER_ISA
+}  // namespace indexer

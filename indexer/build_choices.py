@@ -1,0 +1,68 @@
+"""The options of `build` as its help tells them. One not given is None, so a config file's value holds."""
+
+from typing import Any
+
+import typer
+
+_MODEL = "What to index"
+_KEEP = "What to keep of each unit"
+_CORPUS = "How the corpus is read"
+_RUN = "How it is run"
+
+
+def _option(panel: str, name: str, metavar: str, help: str, default: str = "", short: str = "") -> Any:
+    told = f"{help} [dim]Default: {default}.[/dim]" if default else help
+    names = (name, short) if short else (name,)
+    return typer.Option(*names, help=told, show_default=False, metavar=metavar, rich_help_panel=panel)
+
+
+def _argument(name: str, help: str) -> Any:
+    return typer.Argument(metavar=name, help=help, show_default=False)
+
+
+MODEL = _argument("MODEL", "Local folder or hub name; safetensors weights.")
+CORPUS = _argument(
+    "CORPUS...",
+    "Text, .jsonl, .json, .csv (also .gz, .zst), .parquet; files, globs, folders; hf://datasets/NAME.",
+)
+OUTPUT = _option(_MODEL, "--output", "DIR", "Folder to write the index to.", short="-o")
+CONFIG = _option(
+    _MODEL,
+    "--config",
+    "FILE.toml",
+    "The options as TOML keys (max_tokens = 1000); the command line overrides them.",
+)
+OVERWRITE = _option(_MODEL, "--overwrite", "", "Replace an index that is already there.")
+LAYERS = _option(_MODEL, "--layers", "LIST", "As 0-5,7.", "all")
+REVISION = _option(_MODEL, "--revision", "NAME", "Branch, tag or commit of a hub model.")
+OUTPUT_PROJECTION = _option(
+    _MODEL,
+    "--output-projection",
+    "PATTERN",
+    "Where MLPs are not recognised: their output projection, * for the layer, as h.*.mlp.c_proj.",
+)
+TOP = _option(_KEEP, "--top", "K", "Strongest examples of each unit.", "20")
+BOTTOM = _option(_KEEP, "--bottom", "K", "Lowest examples of each unit.", "20")
+BY = _option(
+    _KEEP,
+    "--by",
+    "WHAT",
+    "What competes for a place: each sequence or document with its extreme, or every token.",
+    "sequence",
+)
+WINDOW = _option(_KEEP, "--window", "B,A", "Tokens kept before and after a peak.", "48,15")
+CONTEXT = _option(_CORPUS, "--context", "N", "Tokens of a sequence, special ones included.", "256")
+MAX_TOKENS = _option(_CORPUS, "--max-tokens", "N", "Stop after this many counted tokens.", "all")
+TEXT_COLUMN = _option(_CORPUS, "--text-column", "NAME", "The column that holds the text.", "text")
+ON_BAD_TEXT = _option(
+    _CORPUS, "--on-bad-text", "WHAT", "About invalid UTF-8: error, replace or skip.", "error"
+)
+COUNT_SPECIAL_TOKENS = _option(
+    _CORPUS, "--count-special-tokens", "", "Let BOS, CLS, SEP and their like enter the statistics."
+)
+BATCH_TOKENS = _option(_RUN, "--batch-tokens", "N", "Tokens in a batch.", "4096")
+DTYPE = _option(_RUN, "--dtype", "TYPE", "The model's: auto, float32, bfloat16 or float16.", "auto")
+DEVICE = _option(_RUN, "--device", "NAME", "Where the model runs: auto, cpu or cuda.", "auto")
+KERNELS = _option(_RUN, "--kernels", "NAME", "The statistics: auto, cpp, triton or reference.", "auto")
+HOOKS = _option(_RUN, "--hooks", "", "Read activations by hooks even where fusing is possible.")
+THREADS = _option(_RUN, "--threads", "N", "Processor threads.", "all cores")

@@ -1,0 +1,324 @@
+"""The command line: each command parses, calls one function and prints. Data to stdout, talk to stderr.
+
+Nothing heavy is imported before a command needs it, so that help is there at once.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from indexer import __version__
+from indexer import build_choices as choices
+from indexer.errors import IndexerError
+from indexer.program import NAME, Commands, tell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from indexer.index.read import Index
+
+
+class Format(StrEnum):
+    """How data is printed: for people, or exact for programs."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["[bold]Examples[/bold]", *(f"  {NAME} {line}".replace("[", r"\[") for line in lines)])
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="What makes each neuron of a language model fire: one pass over a corpus, then questions in SQL.",
+    epilog=_examples(
+        "build ./model texts/ --output my.index",
+        "unit my.index mlp.5.1733",
+        'sql my.index "SELECT layer, unit, maximum FROM units ORDER BY maximum DESC LIMIT 5"',
+        "demo",
+    ),
+)
+
+
+def main() -> None:
+    """The program `neuron-indexer`."""
+    for stream in (sys.stdout, sys.stderr):
+        # Where bars and guillemets cannot be encoded, their escapes are better than a traceback.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app(prog_name=NAME)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{NAME} {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def program(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(
+    epilog=_examples(
+        "build ./model texts/*.txt more.jsonl.gz --output my.index",
+        "build openai-community/gpt2 hf://datasets/NAME --layers 0-5 --max-tokens 1000000 -o gpt2.index",
+        "build --config build.toml --overwrite",
+    )
+)
+def build(
+    context: typer.Context,
+    model: Annotated[str | None, choices.MODEL] = None,
+    corpus: Annotated[list[str] | None, choices.CORPUS] = None,
+    output: Annotated[Path | None, choices.OUTPUT] = None,
+    config: Annotated[Path | None, choices.CONFIG] = None,
+    overwrite: Annotated[bool | None, choices.OVERWRITE] = None,
+    layers: Annotated[str | None, choices.LAYERS] = None,
+    revision: Annotated[str | None, choices.REVISION] = None,
+    output_projection: Annotated[str | None, choices.OUTPUT_PROJECTION] = None,
+    top: Annotated[str | None, choices.TOP] = None,
+    bottom: Annotated[str | None, choices.BOTTOM] = None,
+    by: Annotated[str | None, choices.BY] = None,
+    window: Annotated[str | None, choices.WINDOW] = None,
+    context_tokens: Annotated[str | None, choices.CONTEXT] = None,
+    max_tokens: Annotated[str | None, choices.MAX_TOKENS] = None,
+    text_column: Annotated[str | None, choices.TEXT_COLUMN] = None,
+    on_bad_text: Annotated[str | None, choices.ON_BAD_TEXT] = None,
+    count_special_tokens: Annotated[bool | None, choices.COUNT_SPECIAL_TOKENS] = None,
+    batch_tokens: Annotated[str | None, choices.BATCH_TOKENS] = None,
+    dtype: Annotated[str | None, choices.DTYPE] = None,
+    device: Annotated[str | None, choices.DEVICE] = None,
+    kernels: Annotated[str | None, choices.KERNELS] = None,
+    hooks: Annotated[bool | None, choices.HOOKS] = None,
+    threads: Annotated[str | None, choices.THREADS] = None,
+) -> None:
+    """Run a model over a corpus and write the index of its neurons."""
+    from indexer.options import build_config, read_window
+
+    given = {name: value for name, value in context.params.items() if value is not None and value != ()}
+    given.pop("config", None)
+    if "context_tokens" in given:
+        given["context"] = given.pop("context_tokens")
+    if "window" in given:
+        given["window"] = read_window(given["window"])
+    checked = build_config(given, config)
+
+    from indexer.pipeline import build as run
+
+    run(checked)
+    print(checked.output)
+
+
+INDEX = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of a finished index.")]
+UNIT = Annotated[str, typer.Argument(metavar="UNIT", help="Site, layer and unit: mlp.5.1733.")]
+FORMAT = Annotated[Format, typer.Option("--format", "-f", help="For people, or exact for programs.")]
+
+
+def _count(option: str) -> Any:
+    """A parser of whole numbers from 1 on that names option and value, which typer's own does not."""
+
+    def parse(text: str) -> int:
+        if not str(text).isdecimal() or int(text) < 1:
+            raise IndexerError(f"{option} {text}: give a whole number, 1 or more")
+        return int(text)
+
+    return parse
+
+
+FULL = Annotated[bool, typer.Option("--full", help="Whole windows, not one line cut to fit.")]
+PLACES = Annotated[int, typer.Option("-k", parser=_count("-k"), metavar="K", help="How many examples.")]
+QUERY = Annotated[str, typer.Argument(metavar="QUERY", help="A SELECT; - reads it from stdin.")]
+PICTURE = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Draw it into a .png, .svg or .pdf file."),
+]
+ROWS = Annotated[
+    int, typer.Option("--rows", parser=_count("--rows"), metavar="N", help="Most rows of a table for people.")
+]
+FINE = Annotated[bool, typer.Option("--fine", help="All 8 bins of an octave, not one bar an octave.")]
+LINEAR = Annotated[bool, typer.Option("--linear", help="Counts on a linear scale.")]
+DEEP = Annotated[bool, typer.Option("--full", help="Also read every row and check the laws between them.")]
+LOCATION = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the index goes.")]
+TOKENS = Annotated[
+    int, typer.Option("--max-tokens", parser=_count("--max-tokens"), metavar="N", help="Tokens to index.")
+]
+ANEW = Annotated[bool, typer.Option("--overwrite", help="Build it anew if it is there.")]
+
+
+@app.command(epilog=_examples("top my.index mlp.5.1733", "top my.index mlp.5.1733 -k 3 --full --format json"))
+def top(index: INDEX, unit: UNIT, k: PLACES = 10, full: FULL = False, form: FORMAT = Format.TABLE) -> None:
+    """Show the examples on which a unit fires most strongly."""
+    _print_extreme("top", index, unit, k, full, form)
+
+
+@app.command(epilog=_examples("bottom my.index mlp.5.1733 -k 5"))
+def bottom(index: INDEX, unit: UNIT, k: PLACES = 10, full: FULL = False, form: FORMAT = Format.TABLE) -> None:
+    """Show the examples on which a unit's activation is lowest."""
+    _print_extreme("bottom", index, unit, k, full, form)
+
+
+def _print_extreme(extreme: str, path: Path, unit: str, k: int, full: bool, form: Format) -> None:
+    from indexer import display
+
+    with _open(path) as index:
+        table = getattr(index, extreme)(unit, k)
+        if form is not Format.TABLE:
+            _write(table, form)
+            return
+        out = display.console()
+        display.print_title(f"{unit}  {extreme} {table.num_rows}", out)
+        examples = _rows(table)
+        display.print_examples(examples, display.sources(index, examples), out, full)
+
+
+@app.command(
+    epilog=_examples("histogram my.index mlp.5.1733", "histogram my.index mlp.5.1733 --output neuron.svg")
+)
+def histogram(
+    index: INDEX,
+    unit: UNIT,
+    output: PICTURE = None,
+    fine: FINE = False,
+    linear: LINEAR = False,
+    form: FORMAT = Format.TABLE,
+) -> None:
+    """Show how a unit's activations are distributed over all counted tokens."""
+    with _open(index) as opened:
+        table = opened.histogram(unit)
+        if output is not None:
+            from indexer.plot import plot_histogram
+
+            plot_histogram(unit, _rows(opened.unit(unit))[0], _rows(table), output, linear)
+            tell(f"wrote {output}")
+        elif form is not Format.TABLE:
+            _write(table, form)
+        else:
+            from indexer import display
+            from indexer.display_histogram import print_bars
+
+            out = display.console()
+            display.print_title(f"{unit}  histogram", out)
+            print_bars(_rows(table), out, fine, linear)
+
+
+@app.command(epilog=_examples("unit my.index mlp.5.1733", "unit my.index mlp.5.1733 --format json"))
+def unit(
+    index: INDEX,
+    unit: UNIT,
+    k: PLACES = 5,
+    form: FORMAT = Format.TABLE,
+) -> None:
+    """Show one unit on one screen: counts, moments, quantiles, histogram, examples.
+
+    As JSON one object with all of it; as CSV the row of its numbers.
+    """
+    from indexer import display
+    from indexer.display_data import json_text
+
+    with _open(index) as opened:
+        table = opened.unit(unit)
+        if form is Format.CSV:
+            _write(table, form)
+            return
+        numbers, bins = _rows(table)[0], _rows(opened.histogram(unit))
+        extremes = {"top": _rows(opened.top(unit, k)), "bottom": _rows(opened.bottom(unit, k))}
+        if form is Format.JSON:
+            print(json_text(numbers | {"histogram": bins} | extremes))
+            return
+        sources = display.sources(opened, [*extremes["top"], *extremes["bottom"]])
+        display.print_card(unit, numbers, bins, extremes, sources, display.console())
+
+
+@app.command(
+    epilog=_examples(
+        'sql my.index "SELECT * FROM units WHERE kurtosis > 100 ORDER BY kurtosis DESC LIMIT 5"',
+        "sql my.index \"SELECT unit_name(site, layer, unit), value FROM examples WHERE token = 'if'\" -f csv",
+        "sql my.index - < question.sql",
+    )
+)
+def sql(
+    index: INDEX,
+    query: QUERY,
+    rows: ROWS = 200,
+    form: FORMAT = Format.TABLE,
+) -> None:
+    """Ask a question in SQL (DuckDB): views units, examples, histograms, documents."""
+    with _open(index) as opened:
+        table = opened.sql(sys.stdin.read() if query == "-" else query)
+    if form is not Format.TABLE:
+        _write(table, form)
+        return
+    from indexer.display import console
+    from indexer.display_data import print_table
+
+    print_table(table.slice(0, rows), console(), tell)
+    if table.num_rows > rows:
+        tell(f"{rows:,} of {table.num_rows:,} rows shown (--rows N for more, --format csv for all)")
+
+
+@app.command(epilog=_examples("info my.index", "info my.index --format json"))
+def info(index: INDEX, form: FORMAT = Format.TABLE) -> None:
+    """Show what an index holds and how it was made."""
+    with _open(index) as opened:
+        _print_facts(opened.info(), form)
+
+
+@app.command(epilog=_examples("verify my.index", "verify my.index --full"))
+def verify(index: INDEX, full: DEEP = False, form: FORMAT = Format.TABLE) -> None:
+    """Check an index against its manifest: files, sizes, SHA-256, schemas."""
+    with _open(index) as opened:
+        _print_facts(opened.verify(full=full), form)
+
+
+@app.command(epilog=_examples("demo", "demo --max-tokens 1000000 --output /tmp/minilm.index"))
+def demo(
+    output: LOCATION = Path("demo/minilm.index"), max_tokens: TOKENS = 400_000, overwrite: ANEW = False
+) -> None:
+    """Index all neurons of MiniLM over Python's own documentation and source, then look at some of them."""
+    from indexer.demo import run_demo
+
+    run_demo(output, max_tokens, overwrite)
+
+
+def _open(path: Path) -> "Index":
+    from indexer.index.read import open_index
+
+    return open_index(path)
+
+
+def _rows(table: "pa.Table") -> list[dict[str, Any]]:
+    from indexer.display_data import rows
+
+    return list(rows(table))
+
+
+def _write(table: "pa.Table", form: Format) -> None:
+    from indexer.display_data import write_csv, write_json
+
+    (write_json if form is Format.JSON else write_csv)(table, sys.stdout)
+
+
+def _print_facts(facts: dict[str, Any], form: Format) -> None:
+    from indexer import display, display_data
+
+    if form is Format.TABLE:
+        display.print_facts(facts, display.console())
+    elif form is Format.JSON:
+        print(display_data.json_text(facts))
+    else:
+        raise IndexerError("csv: nested facts are no table; ask for --format json or table")

@@ -1,0 +1,6 @@
+"""Reading text: files, folders, globs and hub data sets become a stream of documents."""
+
+from indexer.corpus.corpus import Corpus, CorpusCounts, Document
+from indexer.corpus.sources import CorpusFile
+
+__all__ = ["Corpus", "CorpusCounts", "CorpusFile", "Document"]

@@ -1,0 +1,154 @@
+"""From what the user names - files, folders, globs, hub data sets - to an ordered list of files.
+
+The order is the one given; a folder is walked depth first, its entries sorted by name, and the matches
+of a glob are sorted by path. A file named twice is read once, at its first place. So a file's ordinal,
+and with it every document id, depends on the names alone, never on what the files hold.
+"""
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from indexer.errors import IndexerError
+
+HUB_PREFIX = "hf://datasets/"
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+WAYS = "name a file, a folder, a glob or hf://datasets/OWNER/NAME"
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+# a document id is file ordinal << 40 | row, and must stay a positive int64
+MOST_FILES = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """One file, or one hub data set, of the corpus."""
+
+    ordinal: int
+    path: str  # what to open; for a hub data set the whole source
+    source: str  # as shown and stored: always valid Unicode
+    kind: str  # text | jsonl | json | csv | tsv | parquet | hub
+    compression: str | None  # gzip | zstd | None
+    bytes: int | None  # on disk; None where unknown
+    named: bool  # the user gave this very path, it was not found in a folder or by a glob
+
+
+def expand(sources: Sequence[str]) -> list[CorpusFile]:
+    """The files behind the sources, in the order in which they are read.
+
+    Raises IndexerError where a source is missing or unreadable, where a glob or folder has no file,
+    and where there is no source at all.
+    """
+    if isinstance(sources, str):
+        raise IndexerError(f"corpus: a list of sources is expected, not the string {sources!r}.")
+    if not sources:
+        raise IndexerError(f"corpus: no source given; {WAYS}.")
+    files: list[CorpusFile] = []
+    seen: set[str] = set()
+    for source in sources:
+        before = len(files)
+        repeated = False
+        for path, size, named in _paths(os.fspath(source)):
+            identity = path if path.startswith(HUB_PREFIX) else os.path.abspath(path)
+            if identity in seen:
+                repeated = True
+                continue
+            seen.add(identity)
+            files.append(_corpus_file(len(files), path, size, named))
+        if len(files) == before and not repeated:
+            raise IndexerError(f"corpus folder {_shown(source)}: no file in it (hidden files are skipped).")
+    if len(files) > MOST_FILES:
+        raise IndexerError(f"corpus: {len(files)} files, the most is {MOST_FILES}; pack them into JSONL.")
+    return files
+
+
+def _paths(source: str) -> Iterator[tuple[str, int | None, bool]]:
+    """(path, bytes on disk, named directly) of every file behind one source."""
+    if source.startswith(HUB_PREFIX):
+        yield source, None, True
+        return
+    if re.match(r"[a-z][a-z0-9+.-]+://", source):
+        raise IndexerError(
+            f"corpus source {source}: not a scheme that is known; use a local path or hf://datasets/OWNER/NAME."
+        )
+    path = os.path.expanduser(source)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if glob.has_magic(path):
+            yield from _glob(path)
+            return
+        raise IndexerError(f"corpus source {_shown(source)}: {_reason(error)}; {WAYS}.") from None
+    if stat.S_ISDIR(found.st_mode):
+        yield from _folder(path, ())
+    elif stat.S_ISREG(found.st_mode):
+        yield path, found.st_size, True
+    else:
+        raise IndexerError(f"corpus source {_shown(source)}: neither a regular file nor a folder.")
+
+
+def _glob(pattern: str) -> Iterator[tuple[str, int | None, bool]]:
+    matches = sorted(glob.iglob(pattern, recursive=True))
+    if not matches:
+        raise IndexerError(f"corpus source {_shown(pattern)}: no file matches this glob.")
+    for path in matches:
+        if os.path.isdir(path):
+            # `**` lists what is below a folder by itself: walking it too would only repeat it
+            if "**" not in pattern:
+                yield from _folder(path, ())
+        elif os.path.isfile(path):
+            yield path, os.path.getsize(path), False
+
+
+def _folder(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int | None, bool]]:
+    """Regular files below a folder; `above` are the (device, inode) of the folders that lead to it."""
+    try:
+        found = os.stat(path)
+        with os.scandir(path) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        raise IndexerError(f"corpus folder {_shown(path)}: {_reason(error)}.") from None
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        # a link may dangle, and a file may go away between listing and looking: both are no file any more
+        try:
+            if entry.is_dir():
+                yield from _folder(entry.path, (*above, here))
+            elif entry.is_file():
+                yield entry.path, entry.stat().st_size, False
+        except OSError:
+            continue
+
+
+def _corpus_file(ordinal: int, path: str, size: int | None, named: bool) -> CorpusFile:
+    if path.startswith(HUB_PREFIX):
+        return CorpusFile(ordinal, path, path, "hub", None, None, True)
+    stem, suffix = os.path.splitext(path.lower())
+    compression = COMPRESSIONS.get(suffix)
+    kind = KINDS.get(os.path.splitext(stem)[1] if compression else suffix, "text")
+    if kind == "parquet" and compression:
+        raise IndexerError(f"corpus file {_shown(path)}: Parquet in {compression} is not read; unpack it.")
+    return CorpusFile(ordinal, path, _shown(path), kind, compression, size, named)
+
+
+def _shown(path: str) -> str:
+    """The path as Unicode: file names on disk may hold any bytes."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

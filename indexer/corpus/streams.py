@@ -1,0 +1,93 @@
+"""Bytes of a corpus file: counted and hashed as they are read from disk, then decompressed."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from indexer.corpus.policy import Reading
+from indexer.corpus.sources import CorpusFile
+from indexer.errors import IndexerError
+
+BLOCK_BYTES = 1 << 20
+
+
+class HashedFile(io.RawIOBase):
+    """A file on disk that counts and hashes what is read of it.
+
+    The SHA-256 is that of the bytes on disk, compressed as they are; it stands for the whole file only
+    once `complete` is True.
+    """
+
+    def __init__(self, path: str, reading: Reading) -> None:
+        self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed in close()
+        self._hash = hashlib.sha256()
+        self._reading = reading
+        self.size = 0
+        self.complete = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        if count:
+            self._hash.update(memoryview(buffer)[:count])
+            self.size += count
+            self._reading.counts.bytes_read += count
+        else:
+            self.complete = True
+        return count or 0
+
+    def sha256(self) -> str | None:
+        return self._hash.hexdigest() if self.complete else None
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextmanager
+def opened(file: CorpusFile, reading: Reading) -> Iterator[io.BufferedReader]:
+    """The decompressed bytes of a file; its digest is noted in `reading` when it has been read to its end.
+
+    Raises IndexerError, also from within the block, where the file cannot be read or decompressed.
+    """
+    try:
+        raw = HashedFile(file.path, reading)
+    except OSError as error:
+        raise unreadable(file, error) from None
+    with raw:
+        try:
+            with io.BufferedReader(_decompressed(raw, file.compression), BLOCK_BYTES) as stream:
+                yield stream  # type: ignore[misc]
+        except OSError as error:
+            raise unreadable(file, error) from None
+        finally:
+            sha256 = raw.sha256()
+            reading.note_digest(file, raw.size if sha256 else None, sha256)
+        # a file that was left early, being binary or bad, is done with all the same
+        reading.counts.bytes_read += max(0, (file.bytes or 0) - raw.size)
+
+
+def unreadable(file: CorpusFile, error: Exception) -> IndexerError:
+    """One line for a file that the operating system or a decoder refuses to read."""
+    strerror = getattr(error, "strerror", None)
+    if strerror:
+        return IndexerError(f"corpus file {file.source}: cannot be read ({strerror.lower()}).")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    form = {"gzip": "gzip", "zstd": "Zstandard"}.get(file.compression or "", file.kind)
+    return IndexerError(
+        f"corpus file {file.source}: broken {form} data ({reason}); restore the file or leave it out."
+    )
+
+
+def _decompressed(raw: HashedFile, compression: str | None) -> io.RawIOBase:
+    if compression is None:
+        return raw
+    # pyarrow's reader notices a truncated stream; zstandard's takes it for the end of the file
+    packed = pa.PythonFile(io.BufferedReader(raw, 1 << 16), mode="r")
+    return pa.CompressedInputStream(packed, compression)

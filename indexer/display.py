@@ -1,0 +1,195 @@
+"""What the commands show to people: examples with the peak marked, a unit's card, an index's facts."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from indexer.display_data import number
+from indexer.display_histogram import chart
+from indexer.display_text import Window, marked, one_line, spell
+
+if TYPE_CHECKING:
+    from indexer.index.read import Index
+
+# The width of a page that goes to a file or a pipe.
+PAGE = 120
+_QUANTILES = ("p01", "p10", "p50", "p90", "p99", "p999", "p9999")
+_SOURCE_WIDEST = 28
+
+
+class _Page(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the program: rich itself would end it with an error."""
+        raise BrokenPipeError
+
+
+def console(width: int | None = None) -> Console:
+    """A console on stdout that takes text literally: no markup, no emoji codes, no highlighting."""
+    if width is None and not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        width = PAGE
+    return _Page(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
+
+
+def window(example: Mapping[str, Any]) -> Window:
+    """The window of one row of the table `examples`."""
+    pieces = spell(example["tokens"], example["text"])
+    activations = list(example["activations"])
+    peak = example["position"] - example["window_start"]
+    # A token within a split character has no text of its own: the character is shown as the peak.
+    shown = next((place for place in range(peak, -1, -1) if pieces[place]), peak)
+    activations[shown] = activations[peak]
+    return Window(pieces, tuple(activations), shown)
+
+
+def print_examples(
+    examples: list[dict[str, Any]], sources: Mapping[int, str], out: Console, full: bool = False
+) -> None:
+    """Print examples best first, one line each, or with `full` their whole windows.
+
+    examples: rows of the table `examples`. sources: what to call each of their documents.
+    """
+    if full:
+        _print_whole(examples, sources, out)
+        return
+    names = [_end_of(sources.get(example["document"], "?"), _SOURCE_WIDEST) for example in examples]
+    values = [number(example["value"]) for example in examples]
+    rank_width = max([len(str(example["rank"])) for example in examples], default=1)
+    value_width = max(map(len, values), default=1)
+    name_width = max(map(len, names), default=0)
+    text_width = max(out.width - rank_width - value_width - name_width - 6, 20)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for width, side in (
+        (rank_width, "right"),
+        (value_width, "right"),
+        (text_width, "left"),
+        (name_width, "left"),
+    ):
+        grid.add_column(width=width, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    colour = out.color_system is not None
+    for example, value, name in zip(examples, values, names, strict=True):
+        text = marked(window(example), text_width, colour)
+        grid.add_row(str(example["rank"]), Text(value, "bold"), text, Text(name, "dim"))
+    out.print(grid)
+
+
+def _print_whole(examples: list[dict[str, Any]], sources: Mapping[int, str], out: Console) -> None:
+    for example in examples:
+        place = f"sequence {example['sequence']}, position {example['position']}"
+        source = one_line(sources.get(example["document"], f"document {example['document']}"))
+        out.print(
+            Text.assemble(
+                f"{example['rank']:>3}  ", (number(example["value"]), "bold"), f"  {source}, {place}"
+            )
+        )
+        out.print(Padding(marked(window(example), None, out.color_system is not None), (0, 0, 1, 5)))
+
+
+def _end_of(source: str, width: int) -> str:
+    """The end of a path says more than its beginning."""
+    source = one_line(source)
+    return source if len(source) <= width else "…" + source[-(width - 1) :]
+
+
+def print_card(
+    name: str,
+    unit: Mapping[str, Any],
+    bins: list[dict[str, Any]],
+    extremes: Mapping[str, list[dict[str, Any]]],
+    sources: Mapping[int, str],
+    out: Console,
+) -> None:
+    """Print a unit's counts, moments, quantiles, histogram and extreme examples on one screen."""
+    print_title(name, out)
+    out.print(_fields(_counts(unit)))
+    out.print(_fields({key: number(unit[key]) for key in ("minimum", "mean", "maximum")} | _shape(unit)))
+    out.print(_fields({_quantile_name(key): number(unit[key]) for key in _QUANTILES}))
+    out.print()
+    for line in chart(bins, out.width - 2):
+        out.print(Padding(line, (0, 0, 0, 1)))
+    for extreme, examples in extremes.items():
+        if examples:
+            out.print()
+            out.print(Text(extreme, "bold"))
+            print_examples(examples, sources, out)
+
+
+def print_title(title: str, out: Console) -> None:
+    """Print a heading across the page."""
+    out.print(Rule(Text(title, "bold"), align="left", style="dim"))
+
+
+def _counts(unit: Mapping[str, Any]) -> dict[str, str]:
+    count = unit["count"]
+    share = f" ({100 * unit['active'] / count:.3g} %)" if count else ""
+    return {
+        "tokens": number(count),
+        "active": number(unit["active"]) + share,
+        "nan": number(unit["nan"]),
+        "inf": number(unit["inf"]),
+    }
+
+
+def _shape(unit: Mapping[str, Any]) -> dict[str, str]:
+    variance = unit["variance"]
+    deviation = {"std deviation": number(None if variance is None else max(variance, 0.0) ** 0.5)}
+    return deviation | {key: number(unit[key]) for key in ("skewness", "kurtosis")}
+
+
+def _quantile_name(column: str) -> str:
+    digits = column.removeprefix("p")
+    return f"p{digits[:2]}.{digits[2:]}" if len(digits) > 2 else column
+
+
+def _fields(fields: Mapping[str, str]) -> Table:
+    """One line of names above one line of values."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for name, value in fields.items():
+        grid.add_column(name, justify="right", no_wrap=True, min_width=min(len(value), 24))
+    grid.add_row(*fields.values())
+    return grid
+
+
+def print_facts(facts: Mapping[str, Any], out: Console, indent: int = 0) -> None:
+    """Print nested facts, one to a line; lists of plain values on one line, of tables as one line each."""
+    plain = {key: value for key, value in facts.items() if not isinstance(value, Mapping)}
+    width = max((len(str(key)) for key in plain), default=0)
+    for key, value in facts.items():
+        label = one_line(str(key)).replace("_", " ")
+        if isinstance(value, Mapping):
+            out.print(Text(" " * indent + label, "bold"))
+            print_facts(value, out, indent + 2)
+        else:
+            line = Text.assemble(" " * indent, (f"{label:<{width}}", "dim"), "  ", _fact(value))
+            out.print(line, no_wrap=True, overflow="ellipsis" if out.is_terminal else "ignore", crop=False)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_fact, value)) or "none"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_fact(item)}" for key, item in value.items())
+    return "-" if value is None else one_line(str(value))
+
+
+def sources(index: "Index", examples: list[dict[str, Any]]) -> dict[int, str]:
+    """What to call the documents of some examples: their file, and the row where a file has several."""
+    wanted = ", ".join(sorted({str(example["document"]) for example in examples}))
+    if not wanted:
+        return {}
+    found = index.sql(f"SELECT document, source, row FROM documents WHERE document IN ({wanted})")
+    return {row["document"]: _source(row["source"], row["row"]) for row in found.to_pylist()}
+
+
+def _source(source: str, row: int) -> str:
+    return f"{source}:{row}" if row else source

@@ -1,0 +1,164 @@
+"""Corpus text as a terminal may show it: harmless, cut to size around the peak, the peak marked.
+
+The promise: whatever a corpus holds, what comes out has no control, bidirectional or other invisible
+formatting character and no line break, so it can neither drive the terminal nor reorder a line.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.style import Style
+from rich.text import Text
+
+OPEN, CLOSE, CUT = "«", "»", "…"
+
+# Characters with a sign of their own; every other one of the classes below is written as its escape.
+_SIGNS = {"\n": "↵", "\t": "⇥", "\u00ad": "\\xad"}
+_HIDDEN_CLASSES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SUSPECT = re.compile(r"[^\x20-\x7e]")
+
+# Middle tones, readable on a dark and on a light background alike; weakest first.
+_RISING = tuple(Style(color=color) for color in ("#af8700", "#d75f00", "#d70000"))
+_FALLING = tuple(Style(color=color) for color in ("#0087af", "#005fd7", "#5f00d7"))
+_SHADES_FROM = (0.15, 0.4, 0.7)
+_PEAK = Style(bold=True, reverse=True)
+
+
+def visible(text: str) -> str:
+    """The text with every control, bidi, zero-width and line-breaking character made visible."""
+    return _SUSPECT.sub(_visible_character, text)
+
+
+def one_line(text: str) -> str:
+    """The text as one harmless line: runs of white space become one space, the rest is made visible."""
+    return visible(" ".join(text.split()))
+
+
+def _visible_character(match: re.Match[str]) -> str:
+    character = match.group()
+    if character in _SIGNS:
+        return _SIGNS[character]
+    if unicodedata.category(character) not in _HIDDEN_CLASSES:
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens around a peak, spelled as they stand in the text.
+
+    pieces: one string per token; joined they are the text of the window.
+    activations: the unit's activation at each of them.
+    peak: which of them is the peak.
+    """
+
+    pieces: tuple[str, ...]
+    activations: tuple[float, ...]
+    peak: int
+
+
+def spell(tokens: Sequence[str], text: str) -> tuple[str, ...]:
+    """Each token's share of the text: joined they are the text again.
+
+    A token may differ from what it adds to the text by a leading space or a WordPiece `##`; the text decides.
+    Where a character is split over several tokens, the first of them has it and the others have nothing.
+    """
+    shares: list[str] = []
+    cursor = 0
+    for ordinal, token in enumerate(tokens):
+        end = _end_of(token, text, cursor)
+        if end is None:
+            end = _next_found(tokens[ordinal + 1 :], text, cursor)
+        shares.append(text[cursor:end])
+        cursor = end
+    if shares:
+        shares[-1] += text[cursor:]
+    return tuple(shares)
+
+
+def _end_of(token: str, text: str, cursor: int) -> int | None:
+    """Where the token ends that stands at the cursor; None where it does not stand there."""
+    gap = text.startswith(" ", cursor)
+    for spelling in (token, token.removeprefix("##"), token.removeprefix(" ")):
+        for start in (cursor, cursor + gap):
+            if text.startswith(spelling, start):
+                return start + len(spelling)
+    return None
+
+
+def _next_found(tokens: Sequence[str], text: str, cursor: int) -> int:
+    """Where the next token stands that the text has again; the cursor where it has none of them."""
+    for ordinal, token in enumerate(tokens):
+        spelling = token.removeprefix("##")
+        # One character is split over a few tokens at most; farther on the same word is another one.
+        found = text.find(spelling, cursor, cursor + len(spelling) + 2 * (ordinal + 2))
+        if spelling.strip() and found >= 0:
+            return found
+    return len(text) if not tokens else cursor
+
+
+def marked(window: Window, width: int | None = None, colour: bool = True) -> Text:
+    """The window on one line of at most `width` cells (None: whole), the peak between « and ».
+
+    With colour, each token is shaded by its activation's share of the peak's; the marks stay in any case.
+    """
+    styles = _shades(window) if colour else [Style()] * len(window.pieces)
+    before, peak, after = _around_peak(window)
+    spans = [(visible(piece), style) for piece, style in zip(before, styles[: window.peak], strict=True)]
+    word = peak.lstrip(" ") or peak
+    left = [*spans, (peak.removesuffix(word), Style())]
+    right = [(visible(piece), style) for piece, style in zip(after, styles[window.peak + 1 :], strict=True)]
+    middle = Text(OPEN + visible(word) + CLOSE, _PEAK if colour else Style())
+    if width is None:
+        return Text.assemble(*left, middle, *right)
+    if middle.cell_len > width:
+        middle.truncate(max(width - 1, 1), overflow="ellipsis")
+    room = max(width - middle.cell_len, 0)
+    right_cells = sum(cell_len(piece) for piece, _ in right)
+    left_cells = sum(cell_len(piece) for piece, _ in left)
+    # What came before explains a peak better than what came after: it gets three fifths, and what is left.
+    left_room = max(room * 3 // 5, room - right_cells)
+    right_room = room - min(left_room, left_cells)
+    return Text.assemble(*_last_cells(left, left_room), middle, *_first_cells(right, right_room))
+
+
+def _around_peak(window: Window) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    return window.pieces[: window.peak], window.pieces[window.peak], window.pieces[window.peak + 1 :]
+
+
+Spans = list[tuple[str, Style]]
+
+
+def _first_cells(spans: Spans, room: int) -> Spans:
+    """The beginning of the line of spans, ending in an ellipsis where it is cut."""
+    if sum(cell_len(piece) for piece, _ in spans) <= room:
+        return spans
+    kept: Spans = []
+    for piece, style in spans:
+        if cell_len(piece) > room - 1:
+            return [*kept, (set_cell_size(piece, max(room - 1, 0)).rstrip() + CUT * (room > 0), style)]
+        kept.append((piece, style))
+        room -= cell_len(piece)
+    return kept
+
+
+def _last_cells(spans: Spans, room: int) -> Spans:
+    """The end of the line of spans, beginning with an ellipsis where it is cut."""
+    turned = _first_cells([(piece[::-1], style) for piece, style in reversed(spans)], room)
+    return [(piece[::-1], style) for piece, style in reversed(turned)]
+
+
+def _shades(window: Window) -> list[Style]:
+    """One style per token by activation / peak activation; none where that share is below the first step."""
+    peak = window.activations[window.peak]
+    palette = _RISING if peak > 0 else _FALLING
+    return [_shade(activation / peak if peak else 0.0, palette) for activation in window.activations]
+
+
+def _shade(share: float, palette: tuple[Style, ...]) -> Style:
+    level = sum(share >= start for start in _SHADES_FROM)
+    return palette[level - 1] if level else Style()

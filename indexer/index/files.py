@@ -1,0 +1,126 @@
+"""Reading few rows out of a Parquet file without decoding the rest.
+
+The footer tells which row group holds them; of that only the rows up to the last wanted one are decoded. Pages are
+checked against their checksums on the way.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from indexer.errors import IndexerError
+
+DAMAGED = "the index is damaged; build it again or restore the file"
+
+
+class GroupedFile:
+    """An open Parquet file with its footer. Safe for use by several threads.
+
+    The file stays open, so that an index that is replaced meanwhile can still be read.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Open a file and read its footer. Raises IndexerError where it is not a Parquet file of this schema."""
+        self.path = path
+        with told(path):
+            self._file = pa.OSFile(str(path))
+            opened = pq.ParquetFile(self._file, arrow_extensions_enabled=False)
+            self.metadata = opened.metadata
+            self.schema = opened.schema_arrow
+        check_schema(path, self.schema, schema)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def reader(self) -> pq.ParquetFile:
+        """A reader of its own for each use, as it keeps the settings of its last call; the footer is shared."""
+        return pq.ParquetFile(
+            self._file,
+            metadata=self.metadata,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            arrow_extensions_enabled=False,
+        )
+
+    def read(self, group: int, first: int, last: int, columns: Sequence[str]) -> pa.Table:
+        """Rows first ... last - 1 of one row group."""
+        if last <= first:
+            return self.empty(columns)
+        with told(self.path):
+            batches = self.reader().iter_batches(last, row_groups=[group], columns=list(columns))
+            return pa.Table.from_batches([next(batches).slice(first)]).select(columns)
+
+    def empty(self, columns: Sequence[str]) -> pa.Table:
+        """No rows of these columns."""
+        return pa.schema([self.schema.field(name) for name in columns]).empty_table()
+
+
+class RowFile(GroupedFile):
+    """A file whose rows are known by their number."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        super().__init__(path, schema)
+        rows = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
+        self._before = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+    def row(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """One row; none where the file ends before it."""
+        group = int(np.searchsorted(self._before, number, "right")) - 1
+        if group == len(self._before) - 1:
+            return self.empty(columns)
+        offset = number - int(self._before[group])
+        return self.read(group, offset, offset + 1, columns)
+
+
+class UnitFile(GroupedFile):
+    """A file of one layer, sorted by the column `unit`, whose row groups hold whole units."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        super().__init__(path, schema)
+        column = schema.get_field_index("unit")
+        groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
+        statistics = [group.column(column).statistics for group in groups]
+        if any(entry is None or not entry.has_min_max for entry in statistics):
+            raise IndexerError(f"{path}: its footer does not tell which units it holds; {DAMAGED}")
+        self._first = np.array([entry.min for entry in statistics], np.int64)
+
+    def rows(self, unit: int, columns: Sequence[str]) -> pa.Table:
+        """The unit's rows in the order of the file; none where the file has none."""
+        group = int(np.searchsorted(self._first, unit, "right")) - 1
+        if group < 0:
+            return self.empty(columns)
+        with told(self.path):
+            # One column of small numbers: next to nothing beside what it saves.
+            units = self.reader().read_row_group(group, columns=["unit"], use_threads=False)["unit"].to_numpy()
+        first, last = np.searchsorted(units, [unit, unit + 1])
+        return self.read(group, int(first), int(last), columns)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn what Arrow says of a damaged or unreadable file into one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise IndexerError(f"{path}: no such file; {DAMAGED}") from None
+    except (pa.ArrowException, OSError, StopIteration) as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
+        raise IndexerError(f"{path}: cannot be read as Parquet: {reason}; {DAMAGED}") from error
+
+
+def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
+    """Raise IndexerError naming the first column that differs from the index format's."""
+    for field in wanted:
+        column = found.get_field_index(field.name)
+        if column < 0:
+            raise IndexerError(f"{path}: it has no column {field.name}; {DAMAGED}")
+        kind = found.field(column).type
+        if kind != field.type:
+            raise IndexerError(f"{path}: column {field.name} is {kind} instead of {field.type}; {DAMAGED}")
+    if found.names != wanted.names:
+        raise IndexerError(f"{path}: columns {', '.join(found.names)} instead of {', '.join(wanted.names)}; {DAMAGED}")

@@ -1,0 +1,239 @@
+"""Reading an index: a unit's record in a few milliseconds, and SQL. Needs neither torch nor the kernels."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from indexer.errors import IndexerError
+from indexer.index import schema
+from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile
+from indexer.index.manifest import LayerEntry, Manifest, check_sizes, read_manifest
+from indexer.index.vocabulary import Vocabulary
+from indexer.units import Unit, format_layers, parse_unit
+
+if TYPE_CHECKING:
+    from indexer.index.query import Parameters, Queries
+
+Opened = TypeVar("Opened", bound=GroupedFile)
+
+_STORED = [name for name in schema.EXAMPLES_STORED.names if name not in ("site", "layer", "unit")]
+_BINS = ["lower", "upper", "count"]
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """Everything an index says about one unit, as rows of its views."""
+
+    unit: Unit
+    statistics: pa.Table  # one row of `units`
+    histogram: pa.Table  # rows of `histograms`, ascending by value
+    top: pa.Table  # rows of `examples` by rank
+    bottom: pa.Table
+
+
+def open_index(path: Path | str) -> "Index":
+    """Open a finished index.
+
+    Checks the manifest and the size of every file; `Index.verify` checks their content.
+    Raises IndexerError where the folder is missing, not an index, damaged, or of another format version.
+    """
+    return Index(Path(path))
+
+
+class Index:
+    """An open index; a context manager. Safe for use by several threads.
+
+    Tables have the columns of the SQL views of the same name, in their order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        check_sizes(path, self.manifest)
+        self._folder = path.resolve()
+        self._files: dict[str, GroupedFile] = {}
+        self._vocabulary: Vocabulary | None = None
+        self._queries: Queries | None = None
+        self._lock = threading.RLock()
+        units = np.array([0, *(entry.units for entry in self.manifest.layers)], np.int64)
+        # Where each layer's rows begin in units.parquet.
+        self._first_row = dict(zip(map(_key, self.manifest.layers), np.cumsum(units).tolist(), strict=False))
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; tables read before stay valid."""
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            if self._queries is not None:
+                self._queries.close()
+                self._queries = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's tokens by id, and the texts they make up."""
+        with self._lock:
+            if self._vocabulary is None:
+                file = self._open(schema.VOCABULARY_FILE, RowFile, schema.VOCABULARY)
+                self._vocabulary = Vocabulary.from_table(file.row(0, schema.VOCABULARY.names))
+            return self._vocabulary
+
+    def unit(self, unit: str | Unit) -> pa.Table:
+        """The unit's row of `units`: counts, moments and quantiles. Raises IndexerError for a unit it has not."""
+        found = self._find(unit)
+        file = self._open(schema.UNITS_FILE, RowFile, schema.UNITS)
+        row = file.row(self._first_row[found.site, found.layer] + found.unit, schema.UNITS.names)
+        if row.num_rows != 1 or Unit(*(row[name][0].as_py() for name in ("site", "layer", "unit"))) != found:
+            raise IndexerError(f"{file.path}: the row of {found} is not in its place; {DAMAGED}")
+        return _plain(row)
+
+    def histogram(self, unit: str | Unit) -> pa.Table:
+        """The unit's rows of `histograms`, ascending by value: bins with a count above 0."""
+        found = self._find(unit)
+        path = schema.histograms_file(found.site, found.layer)
+        rows = self._open(path, UnitFile, schema.HISTOGRAMS).rows(found.unit, _BINS)
+        return _with_names(found, {name: rows[name] for name in _BINS}, schema.HISTOGRAMS)
+
+    def top(self, unit: str | Unit, k: int | None = None) -> pa.Table:
+        """The unit's k strongest examples, best first; all that the index has without k."""
+        return _first(self._examples(self._find(unit)), "top", k)
+
+    def bottom(self, unit: str | Unit, k: int | None = None) -> pa.Table:
+        """The unit's k lowest examples, lowest first; all that the index has without k."""
+        return _first(self._examples(self._find(unit)), "bottom", k)
+
+    def record(self, unit: str | Unit, k: int | None = None) -> UnitRecord:
+        """All of a unit at once: its row, its histogram and its k examples at either end."""
+        found = self._find(unit)
+        examples = self._examples(found)
+        return UnitRecord(
+            unit=found,
+            statistics=self.unit(found),
+            histogram=self.histogram(found),
+            top=_first(examples, "top", k),
+            bottom=_first(examples, "bottom", k),
+        )
+
+    def sql(self, query: str, parameters: "Parameters" = None) -> pa.Table:
+        """The result of one SELECT over the views units, examples, histograms, documents, vocabulary.
+
+        parameters: values for ? (a list) or $name (a mapping) in the query.
+        Raises IndexerError, one line, for a mistake in the query or one that does anything but read this index.
+        """
+        from indexer.index.query import Queries
+
+        with self._lock:
+            if self._queries is None:
+                self._queries = Queries(self._folder, self.manifest, self.vocabulary.spaced)
+        return self._queries.run(query, parameters)
+
+    def info(self) -> dict[str, Any]:
+        """What the index holds and how it was made, as plain values."""
+        manifest = self.manifest
+        sites = {entry.site for entry in manifest.layers}
+        layers = {site: [entry.layer for entry in manifest.layers if entry.site == site] for site in sorted(sites)}
+        return {
+            "index": str(self.path),
+            "format_version": manifest.version,
+            "created": manifest.created,
+            "layers": {site: format_layers(numbers) for site, numbers in layers.items()},
+            "units": sum(entry.units for entry in manifest.layers),
+            "examples": sum(file.rows or 0 for file in manifest.files if file.path.startswith(schema.EXAMPLES_FOLDER)),
+            "bytes": manifest.bytes,
+            "model": manifest.model,
+            "tokenizer": manifest.tokenizer,
+            "corpus": manifest.corpus,
+            "configuration": manifest.configuration,
+            "totals": manifest.totals,
+            "software": manifest.software,
+        }
+
+    def verify(self, full: bool = False) -> dict[str, Any]:
+        """Check sizes, SHA-256, schemas and page checksums of all files; with `full` the laws of their content too.
+
+        Returns what was checked. Raises IndexerError with the first problem.
+        """
+        from indexer.index.verify import verify_index
+
+        return verify_index(self.path, full)
+
+    def _examples(self, unit: Unit) -> pa.Table:
+        """All examples of a unit, with the columns that are not stored."""
+        path = schema.examples_file(unit.site, unit.layer)
+        rows = self._open(path, UnitFile, schema.EXAMPLES_STORED).rows(unit.unit, _STORED)
+        columns = {name: rows[name] for name in _STORED}
+        windows = rows["token_ids"].combine_chunks()
+        ids = windows.flatten()
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(windows).to_numpy())]).astype(np.int32)
+        columns["tokens"] = pa.ListArray.from_arrays(pa.array(offsets), self.vocabulary.token_strings(ids))
+        columns["text"] = self.vocabulary.texts(ids, offsets)
+        return _with_names(unit, columns, schema.EXAMPLES)
+
+    def _find(self, unit: str | Unit) -> Unit:
+        """The unit, if the index has it; else IndexerError saying what it has."""
+        found = parse_unit(unit) if isinstance(unit, str) else unit
+        entry = self.manifest.layer(found.site, found.layer)
+        if entry is None:
+            of_site = [layer.layer for layer in self.manifest.layers if layer.site == found.site]
+            sites = ", ".join(sorted({layer.site for layer in self.manifest.layers}))
+            has = f"layers {format_layers(of_site)} of site {found.site}" if of_site else f"site {sites or '(none)'}"
+            raise IndexerError(f'unit "{found}": not in index {self.path}, which has {has}')
+        if not 0 <= found.unit < entry.units:
+            raise IndexerError(
+                f'unit "{found}": not in index {self.path}; layer {found.layer} has units 0-{entry.units - 1}'
+            )
+        return found
+
+    def _open(self, path: str, kind: Callable[[Path, pa.Schema], Opened], wanted: pa.Schema) -> Opened:
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = kind(self._folder / path, wanted)
+            return file  # type: ignore[return-value]
+
+
+def _key(entry: LayerEntry) -> tuple[str, int]:
+    return entry.site, entry.layer
+
+
+def _first(examples: pa.Table, extreme: str, k: int | None) -> pa.Table:
+    """The best k of one extreme. The rows of an extreme lie together, by rank."""
+    if k is not None and k < 1:
+        raise IndexerError(f"k = {k}: ask for at least one example")
+    found = np.flatnonzero(pc.equal(examples["extreme"], extreme).to_numpy())
+    return examples.slice(int(found[0]) if len(found) else 0, len(found) if k is None else min(k, len(found)))
+
+
+def _with_names(unit: Unit, columns: dict[str, Any], wanted: pa.Schema) -> pa.Table:
+    """A table in the order of `wanted`, with the columns that name the unit, which are the same in every row."""
+    rows = len(next(iter(columns.values())))
+    columns |= {
+        "site": pa.repeat(unit.site, rows),
+        "layer": pa.repeat(pa.scalar(unit.layer, pa.int32()), rows),
+        "unit": pa.repeat(pa.scalar(unit.unit, pa.int32()), rows),
+    }
+    return _plain(pa.table({name: columns[name] for name in wanted.names}))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with nullable columns and list elements, as those that SQL returns."""
+    fields = []
+    for field in table.schema:
+        kind = pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type
+        fields.append(pa.field(field.name, kind))
+    return table.cast(pa.schema(fields))

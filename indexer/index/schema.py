@@ -1,0 +1,104 @@
+"""The index on disk, format version 1: which files there are, their columns, and how their rows are grouped.
+
+Files of one row per example or bin are sorted by unit and grouped so that a row group holds whole units; one
+unit's rows are then found from the footer alone. At most 64 row groups per file, because readers parse the
+footer of every file they touch at some 25 us per row group.
+"""
+
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+FORMAT = "neuron activation index"
+VERSION = 1
+
+MANIFEST = "manifest.json"
+VIEWS = "views.sql"
+UNITS_FILE = "units.parquet"
+DOCUMENTS_FILE = "documents.parquet"
+VOCABULARY_FILE = "vocabulary.parquet"
+EXAMPLES_FOLDER = "examples"
+HISTOGRAMS_FOLDER = "histograms"
+
+# A row group is read in part for one unit and skipped or read whole by a scan: small groups serve the
+# one, large groups the other. Below this many rows a group costs more in the footer than it saves.
+MOST_ROW_GROUPS = 64
+EXAMPLE_ROWS = 4_096
+HISTOGRAM_ROWS = 16_384
+UNIT_ROWS = 4_096
+
+
+def examples_file(site: str, layer: int) -> str:
+    """Path of a layer's examples within the index."""
+    return str(PurePosixPath(EXAMPLES_FOLDER) / f"{site}.{layer}.parquet")
+
+
+def histograms_file(site: str, layer: int) -> str:
+    """Path of a layer's histograms within the index."""
+    return str(PurePosixPath(HISTOGRAMS_FOLDER) / f"{site}.{layer}.parquet")
+
+
+def rows_per_group(rows: int, wanted: int) -> int:
+    """Rows of a row group: `wanted`, or more where that would make more than MOST_ROW_GROUPS."""
+    return max(wanted, -(-rows // MOST_ROW_GROUPS), 1)
+
+
+def _schema(*columns: tuple[str, pa.DataType], nullable: frozenset[str] = frozenset()) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in columns])
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    # Elements that cannot be null need one definition level less: faster to write and to read.
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
+_UNIT = (("site", pa.string()), ("layer", pa.int32()), ("unit", pa.int32()))
+_MOMENTS = ("mean", "variance", "skewness", "kurtosis")
+_QUANTILES = ("p01", "p10", "p50", "p90", "p99", "p999", "p9999")
+
+UNITS = _schema(
+    *_UNIT,
+    *((name, pa.int64()) for name in ("count", "active", "nan", "inf")),
+    *((name, pa.float32()) for name in ("minimum", "maximum")),
+    *((name, pa.float64()) for name in _MOMENTS),
+    *((name, pa.float32()) for name in _QUANTILES),
+    nullable=frozenset(("minimum", "maximum", *_MOMENTS, *_QUANTILES)),
+)
+
+# What the view `examples` shows, in this order. `tokens` and `text` follow from `token_ids` and are not stored:
+# they would double both the size of the index and the time to write it.
+EXAMPLES = _schema(
+    *_UNIT,
+    ("extreme", pa.string()),
+    ("rank", pa.int32()),
+    ("value", pa.float32()),
+    ("document", pa.int64()),
+    ("sequence", pa.int64()),
+    ("position", pa.int32()),
+    ("token_id", pa.int32()),
+    ("token", pa.string()),
+    ("window_start", pa.int32()),
+    ("token_ids", _list(pa.int32())),
+    ("tokens", _list(pa.string())),
+    ("activations", _list(pa.float32())),
+    ("text", pa.string()),
+)
+DERIVED = ("tokens", "text")
+EXAMPLES_STORED = pa.schema([field for field in EXAMPLES if field.name not in DERIVED])
+
+HISTOGRAMS = _schema(*_UNIT, ("lower", pa.float32()), ("upper", pa.float32()), ("count", pa.int64()))
+
+DOCUMENTS = _schema(
+    ("document", pa.int64()),
+    ("source", pa.string()),
+    ("row", pa.int64()),
+    ("characters", pa.int64()),
+    # Unknown where reading stopped within the document.
+    nullable=frozenset(("characters",)),
+)
+
+# One row. `tokens` and `pieces` have one entry per token id: the token as people read it, and what it adds to a
+# text (see vocabulary.py).
+VOCABULARY = _schema(
+    ("spaced", pa.bool_()), ("tokens", _list(pa.string())), ("pieces", _list(pa.string()))
+)

@@ -1,0 +1,131 @@
+"""A synthetic index of any size, obeying every law that `verify --full` checks; for tests and benchmarks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from indexer.index.quantiles import bins_of
+from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN, Examples, LayerRecord
+from indexer.index.vocabulary import Vocabulary
+from indexer.index.write import IndexWriter
+
+_DOCUMENTS = 4_096
+_POSITIONS = 512
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a synthetic index is."""
+
+    layers: int = 2
+    units: int = 64
+    top: int = 20
+    bottom: int = 20
+    window: int = 64
+    vocabulary: int = 30_000
+    count: int = 1_000_000
+
+
+def write_synthetic(output: Path, size: Size | None = None, *, seed: int = 0, overwrite: bool = False) -> Path:
+    """Write a synthetic index; returns its path. The same size and seed give the same rows."""
+    size = size or Size()
+    with IndexWriter(output, synthetic_vocabulary(size.vocabulary), overwrite=overwrite) as writer:
+        for record in synthetic_records(size, seed):
+            writer.add_layer(record)
+        sections = {name: {"name": "synthetic"} for name in ("model", "tokenizer", "corpus")}
+        sections |= {"configuration": {"seed": seed}, "totals": {"counted_tokens": size.count}, "software": {}}
+        return writer.publish(sections, synthetic_documents())
+
+
+def synthetic_vocabulary(size: int) -> Vocabulary:
+    """Distinct tokens of a few letters, most of them with a space before them; token 1 is ' the'."""
+    letters = "etaoinshrdlucmfw"
+    tokens = []
+    for number in range(size):
+        word, rest = "", number
+        while rest or not word:
+            word, rest = word + letters[rest % 16], rest // 16
+        tokens.append(word if number % 4 == 3 else " " + word)
+    tokens[1:2] = [" the"][: max(size - 1, 0)]
+    return Vocabulary(tokens)
+
+
+def synthetic_documents() -> pa.Table:
+    """All documents that examples may point to."""
+    ids = np.arange(_DOCUMENTS)
+    return pa.table(
+        {
+            "document": ids,
+            "source": pa.repeat("synthetic.txt", _DOCUMENTS),
+            "row": ids,
+            "characters": ids * 10,
+        }
+    )
+
+
+def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
+    """The layers' records one after the other."""
+    random = np.random.default_rng(seed)
+    for layer in range(size.layers):
+        top = _examples(random, size, size.top, 1)
+        bottom = _examples(random, size, size.bottom, -1)
+        maximum = top.value[:, 0] if size.top else np.full(size.units, 4, np.float32)
+        minimum = bottom.value[:, 0] if size.bottom else np.full(size.units, -4, np.float32)
+        yield LayerRecord(
+            site="mlp",
+            layer=layer,
+            count=size.count,
+            nan=np.zeros(size.units, np.int64),
+            inf=np.zeros(size.units, np.int64),
+            minimum=minimum,
+            maximum=maximum,
+            mean=random.normal(size=size.units),
+            variance=random.random(size.units),
+            skewness=random.normal(size=size.units),
+            kurtosis=3 + random.random(size.units),
+            histogram=_histogram(random, size, minimum, maximum),
+            top=top,
+            bottom=bottom,
+        )
+
+
+def _examples(random: np.random.Generator, size: Size, places: int, sign: int) -> Examples:
+    shape = (size.units, places)
+    magnitude = 4 + 4 * random.random(shape, np.float32)
+    value = -np.sort(-magnitude, axis=1) * np.float32(sign)
+    position = random.integers(0, _POSITIONS, shape, np.int32)
+    before = size.window * 3 // 4
+    window_start = np.maximum(position - before, 0)
+    activations = random.random((*shape, size.window), np.float32) - np.float32(0.5)
+    peak = (position - window_start)[..., None]
+    np.put_along_axis(activations, peak, value[..., None], axis=2)
+    # Few tokens are frequent and most are rare, as in any text.
+    tokens = size.vocabulary * random.random((*shape, size.window), np.float32) ** 6
+    return Examples(
+        filled=np.full(size.units, places, np.int32),
+        value=value,
+        document=np.sort(random.integers(0, _DOCUMENTS, shape), axis=1),
+        sequence=random.integers(0, 30, shape),
+        position=position,
+        window_start=window_start,
+        window_length=np.full(shape, size.window, np.int32),
+        token_ids=np.minimum(tokens.astype(np.int32), size.vocabulary - 1),
+        activations=activations,
+    )
+
+
+def _histogram(random: np.random.Generator, size: Size, minimum: np.ndarray, maximum: np.ndarray) -> np.ndarray:
+    """int64 [units, HISTOGRAM_BINS]: some 150 filled bins between those of the extremes, the rest in zero's."""
+    histogram = np.zeros((size.units, HISTOGRAM_BINS), np.int64)
+    middle = slice(ZERO_BIN - 75, ZERO_BIN + 76)
+    highest = max(size.count // 400, 1)
+    histogram[:, middle] = random.integers(0, highest, (size.units, middle.stop - middle.start))
+    unit = np.arange(size.units)
+    histogram[unit, bins_of(minimum)] += 1
+    histogram[unit, bins_of(maximum)] += 1
+    histogram[:, ZERO_BIN] = 0
+    histogram[:, ZERO_BIN] = size.count - histogram.sum(axis=1)
+    return histogram

@@ -1,0 +1,204 @@
+"""Token strings by id, and the text of a run of tokens.
+
+A token has two spellings. Its *token* is what people read and search for: `' the'`, `'##ing'`. Its *piece* is what
+it adds to a text: `' the'`, `'ing'`. The text of a window is its pieces joined, in SQL and in Python alike.
+A character may be split over several tokens, so a piece writes bytes that are no character by themselves as %E2, and
+a percent sign as %25; the joined pieces are then URL-decoded, which DuckDB can do too. A character cut by the
+window's edge becomes one U+FFFD.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from indexer.errors import IndexerError
+from indexer.index import schema
+
+REPLACEMENT = "\ufffd"
+# On joined pieces: bytes before the first whole character, and the start of a character that never ends.
+CUT_AT_START = r"^(?:%[89AB][0-9A-F])+"
+CUT_AT_END = (
+    r"(?:%[CD][0-9A-F]|%E[0-9A-F](?:%[89AB][0-9A-F])?|%F[0-9A-F](?:%[89AB][0-9A-F]){0,2})$"
+)
+# What is left of split bytes where they do not make up characters.
+BROKEN = r"(?:%[89A-F][0-9A-F])+"
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Vocabulary:
+    """The tokens of a tokenizer by id.
+
+    tokens: string array [vocabulary], the token as people read it.
+    pieces: string array [vocabulary], what it adds to a text, escaped as described above.
+    spaced: whether pieces begin with the space between words, so that a text loses the first one.
+    """
+
+    def __init__(self, tokens: Iterable[str], pieces: Iterable[str] | None = None, spaced: bool = False) -> None:
+        self.tokens = pa.array(tokens, pa.string())
+        self.pieces = pc.replace_substring(self.tokens, "%", "%25") if pieces is None else pa.array(pieces, pa.string())
+        self.spaced = spaced
+        if len(self.tokens) != len(self.pieces):
+            raise IndexerError(f"vocabulary: {len(self.tokens)} tokens but {len(self.pieces)} pieces")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> "Vocabulary":
+        """Read the vocabulary of a fast tokenizer of transformers, or of a `tokenizers.Tokenizer`.
+
+        The decoder that belongs to it tells how its tokens are spelled. Ids without a token read as "".
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        spell, spaced = _spelling(_decoder_steps(backend))
+        by_id = {number: token for token, number in backend.get_vocab(with_added_tokens=True).items()}
+        added = backend.get_added_tokens_decoder()
+        size = max(max(by_id, default=-1), max(added, default=-1)) + 1
+        tokens, pieces = [""] * size, [""] * size
+        for number, token in by_id.items():
+            tokens[number], pieces[number] = spell(token)
+        # Added tokens are written as they are, whatever the spelling of the others.
+        for number, token in added.items():
+            tokens[number] = token.content
+            pieces[number] = (" " if spaced else "") + _escape(token.content)
+        return cls(tokens, pieces, spaced)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Vocabulary":
+        """Read the one row of vocabulary.parquet."""
+        tokens, pieces = (table.column(name).chunk(0).flatten() for name in ("tokens", "pieces"))
+        return cls(tokens, pieces, table.column("spaced")[0].as_py())
+
+    def to_table(self) -> pa.Table:
+        """The one row of vocabulary.parquet."""
+        whole = pa.array([0, len(self)], pa.int32())
+        tokens, pieces = (
+            pa.ListArray.from_arrays(whole, strings, type=schema.VOCABULARY.field(name).type)
+            for name, strings in (("tokens", self.tokens), ("pieces", self.pieces))
+        )
+        return pa.Table.from_arrays([pa.array([self.spaced]), tokens, pieces], schema=schema.VOCABULARY)
+
+    def token_strings(self, token_ids: np.ndarray | pa.Array) -> pa.Array:
+        """The tokens of int32 ids [n] as a string array [n]. Raises IndexerError for an id that is not a token's."""
+        return self._take(self.tokens, token_ids)
+
+    def texts(self, token_ids: np.ndarray | pa.Array, offsets: np.ndarray | Sequence[int]) -> pa.Array:
+        """The texts of runs of tokens: a string array [runs].
+
+        token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where each run begins and ends.
+        Cost: a take and a copy; only texts that hold a percent sign or a split character are looked at one by one.
+        """
+        flat = self._take(self.pieces, token_ids)
+        starts = np.frombuffer(flat.buffers()[1], np.int32)[flat.offset : flat.offset + len(flat) + 1]
+        ends = np.ascontiguousarray(starts[np.asarray(offsets)])
+        joined = pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), flat.buffers()[2])
+        if pc.any(pc.match_substring(joined, "%")).as_py():
+            joined = pa.array([decode_pieces(text) if "%" in text else text for text in joined.to_pylist()], pa.string())
+        return pc.utf8_ltrim(joined, " ") if self.spaced else joined
+
+    def text(self, token_ids: Sequence[int] | np.ndarray) -> str:
+        """The text of one run of tokens."""
+        return str(self.texts(np.asarray(token_ids, np.int32), [0, len(token_ids)])[0].as_py())
+
+    def _take(self, strings: pa.Array, token_ids: np.ndarray | pa.Array) -> pa.Array:
+        try:
+            return strings.take(pa.array(token_ids, pa.int32()))
+        except (pa.ArrowIndexError, IndexError):
+            highest = int(np.max(np.abs(np.asarray(token_ids, np.int64))))
+            raise IndexerError(
+                f"vocabulary: token id {highest} is outside its {len(self)} tokens; tokenizer and index do not belong together"
+            ) from None
+
+
+def decode_pieces(joined: str) -> str:
+    """The text that joined pieces stand for; the reference for the SQL in views.py."""
+    joined = re.sub(CUT_AT_START, REPLACEMENT, joined)
+    joined = re.sub(CUT_AT_END, REPLACEMENT, joined)
+    try:
+        return unquote_to_bytes(joined).decode("utf-8")
+    except UnicodeDecodeError:
+        return unquote_to_bytes(re.sub(BROKEN, REPLACEMENT, joined)).decode("utf-8")
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%25")
+
+
+def _escape_bytes(data: bytes) -> str:
+    """A piece from bytes: characters where they are whole, %E2 where they are not."""
+    try:
+        return _escape(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        # surrogateescape keeps whole characters and turns each other byte b into U+DC00 + b.
+        text = _escape(data.decode("utf-8", "surrogateescape"))
+        return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", text)
+
+
+def _decoder_steps(backend: Any) -> list[dict[str, Any]]:
+    """The steps of a tokenizer's decoder, as its own JSON tells them; none where it has no decoder."""
+    if backend.decoder is None:
+        return []
+    decoder = json.loads(backend.decoder.__getstate__())
+    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]
+
+
+def _spelling(steps: list[dict[str, Any]]) -> tuple[Any, bool]:
+    """How a token is spelled: a function from a token to (token, piece), and whether pieces begin with a space."""
+    kinds = {step["type"]: step for step in steps}
+    if "ByteLevel" in kinds:
+        return _spell_bytes, False
+    if "WordPiece" in kinds:
+        return lambda token: _spell_word(token, kinds["WordPiece"]["prefix"]), True
+    if "BPEDecoder" in kinds:
+        suffix = kinds["BPEDecoder"]["suffix"]
+        return lambda token: (token, _escape(re.sub(re.escape(suffix) + "$", " ", token))), False
+    marks = {step["replacement"] for step in steps if step["type"] == "Metaspace"}
+    marks |= {
+        step["pattern"]["String"]
+        for step in steps
+        if step["type"] == "Replace" and step["content"] == " " and "String" in step["pattern"]
+    }
+    if marks or "ByteFallback" in kinds:
+        return lambda token: _spell_marked(token, marks), False
+    if steps:
+        return lambda token: (token, _escape(token)), False
+    # Without a decoder the tokens are words, with a space between any two.
+    return lambda token: (token, " " + _escape(token)), True
+
+
+# GPT-2 writes every byte as a printable character: itself where it is one, else the next free one from U+0100.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {byte: byte for byte in _PRINTABLE} | {
+    0x100 + place: byte for place, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))
+}
+
+
+def _spell_bytes(token: str) -> tuple[str, str]:
+    try:
+        data = bytes(_BYTE_OF[ord(character)] for character in token)
+    except KeyError:
+        # Not written in the byte alphabet, so it stands for itself.
+        return token, _escape(token)
+    return data.decode("utf-8", "replace"), _escape_bytes(data)
+
+
+def _spell_word(token: str, prefix: str) -> tuple[str, str]:
+    glued = token.startswith(prefix)
+    return token, _escape(token[len(prefix) :]) if glued else " " + _escape(token)
+
+
+def _spell_marked(token: str, marks: set[str]) -> tuple[str, str]:
+    byte = _BYTE_TOKEN.fullmatch(token)
+    if byte:
+        data = bytes.fromhex(byte[1])
+        return (token if data[0] >= 0x80 else data.decode("ascii")), _escape_bytes(data)
+    for mark in marks:
+        token = token.replace(mark, " ")
+    return token, _escape(token)

@@ -1,0 +1,121 @@
+"""The fused path: an MLP's forward, in place of the model's, with the statistics taken where activations are made.
+
+Input linear layer, activation with statistics, output projection; over groups of whole sequences, so that the wide
+activations of one group are still in cache when they are projected. They live in scratch memory that all layers and
+batches share, and the activation function works in place, so nothing as wide as the MLP is ever allocated or copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from indexer.models.plan import FusedPlan
+
+if TYPE_CHECKING:
+    from indexer_kernels.sequences import Sequences
+
+# f(gate) or f(gate) * up over the rows of some sequences, into out
+Activate = Callable[[str, Tensor, Tensor | None, "Sequences", Tensor], Tensor]
+
+
+class LastLayerDone(Exception):
+    """Raised out of the model's forward once the last layer asked for has its activations."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some consecutive sequences of a batch: their rows in [tokens, units], and what those rows are."""
+
+    first_row: int
+    last_row: int
+    sequences: Sequences
+
+
+@dataclass
+class Workspace:
+    """What all layers share during a run: the groups of the present batch, and scratch memory."""
+
+    groups: Sequence[Group] = ()
+    scratch: dict[int, Tensor] = field(default_factory=dict)
+
+    def take(self, slot: int, rows: int, width: int, like: Tensor) -> Tensor:
+        """Uninitialised [rows, width] of the dtype and device of `like`; valid until the slot is taken again."""
+        memory = self.scratch.get(slot)
+        wanted = rows * width
+        if memory is None or memory.numel() < wanted or memory.dtype != like.dtype or memory.device != like.device:
+            memory = torch.empty(wanted, dtype=like.dtype, device=like.device)
+            self.scratch[slot] = memory
+        return memory[:wanted].view(rows, width)
+
+
+class FusedForward:
+    """The forward of one MLP, to stand in for `plan.replaced.forward`.
+
+    Called with x: [..., hidden] it returns [..., hidden]; with `last` it raises LastLayerDone once the activations of
+    all groups are made. Cost over the plain forward: none, for it allocates less.
+    """
+
+    def __init__(self, plan: FusedPlan, activate: Activate, workspace: Workspace, last: bool = False) -> None:
+        self.plan = plan
+        self.activate = activate
+        self.workspace = workspace
+        self.last = last
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        (x,) = args or kwargs.values()
+        rows = x.reshape(-1, x.shape[-1])                          # [tokens, hidden]
+        out = None if self.last else rows.new_empty(rows.shape[0], self.plan.projection.outputs)
+        for group in self.workspace.groups:
+            activations = self._activations(rows[group.first_row : group.last_row], group.sequences)
+            if out is not None:
+                self.plan.projection.into(activations, out[group.first_row : group.last_row])
+        if out is None:
+            raise LastLayerDone
+        return out.view(*x.shape[:-1], -1)
+
+    def _activations(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [rows, hidden]; returns [rows, units] in scratch memory."""
+        plan, count = self.plan, x.shape[0]
+        gate = plan.gate.into(x, self.workspace.take(0, count, plan.gate.outputs, x))
+        up = None
+        if plan.packing == "gate first":
+            gate, up = gate.chunk(2, dim=-1)
+        elif plan.packing == "up first":
+            up, gate = gate.chunk(2, dim=-1)
+        elif plan.up is not None:
+            up = plan.up.into(x, self.workspace.take(1, count, plan.up.outputs, x))
+        return self.activate(plan.function, gate, up, sequences, gate)
+
+
+@contextmanager
+def installed(plan: FusedPlan, forward: FusedForward) -> Iterator[None]:
+    """Within the block, calls of the model's MLP go to `forward`; afterwards the model is as it was."""
+    with ExitStack() as replaced:
+        replaced.enter_context(_forward_of(plan.replaced, forward))
+        for module in plan.bypassed:
+            replaced.enter_context(_forward_of(module, _hand_on))
+        yield
+
+
+def _hand_on(x: Tensor) -> Tensor:
+    return x
+
+
+@contextmanager
+def _forward_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Replaces `module.forward` on this one instance."""
+    own = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

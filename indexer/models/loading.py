@@ -1,0 +1,260 @@
+"""Loading a model and its tokenizer, and knowing afterwards exactly what was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from indexer.errors import IndexerError
+from indexer.models import source as sources
+from indexer.models import structure
+from indexer.models.plan import MlpLayer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be run, without its head.
+
+    model: in evaluation mode, without gradients; tokenizer: a fast one of transformers, None if there is none.
+    context: the longest sequence the model allows, special tokens included; None where it sets no bound.
+    layers: all its MLPs, in order. causal: whether a token's activations depend on no later token.
+    provenance: name, revision, digest, architecture, dtype, activation and versions, for the manifest.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    context: int | None
+    layers: list[MlpLayer]
+    causal: bool
+    provenance: dict[str, Any]
+
+    def select(self, layers: Sequence[int] | None) -> list[MlpLayer]:
+        """The MLPs of the given layers, in order; all of them for None. Raises IndexerError for one that is not there."""
+        by_number = {layer.layer: layer for layer in self.layers}
+        if layers is None:
+            return list(self.layers)
+        missing = [number for number in layers if number not in by_number]
+        if missing:
+            first, last = min(by_number), max(by_number)
+            raise IndexerError(f"layer {missing[0]}: the model has layers {first} to {last}; choose among them with --layers")
+        if not layers:
+            raise IndexerError("no layer chosen; give at least one with --layers")
+        return [by_number[number] for number in sorted(set(layers))]
+
+
+def load(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    output_projection: str | None = None,
+    layers: Sequence[int] | None = None,
+) -> LoadedModel:
+    """Load a model from a local folder or the hub: no head, safetensors only, no code of the model's own.
+
+    dtype: "auto" takes the checkpoint's, with two exceptions: float64 becomes float32, and so does float16 on the CPU,
+        which has no fast arithmetic for it. device: "auto" takes the GPU where there is one.
+    output_projection: path of the MLPs' output projections with * for the layer number, for models whose structure is
+        not recognised. layers: those that will be indexed; they are only checked here.
+    Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast tokenizer,
+    or has a structure that is not recognised.
+    Cost: reading the weights twice (once for their SHA-256), and three forward passes over 16 tokens.
+    """
+    where = _device(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise IndexerError(f"dtype {dtype}: not one that activations are indexed in; choose among auto, {', '.join(DTYPES)}")
+    source = sources.resolve(name, revision)
+    files = sources.weight_files(name, source.folder)
+    chosen = _dtype(name, dtype, sources.checkpoint_dtype(name, files), where)
+    with quiet_transformers():
+        config = _load_config(source)
+        tokenizer = _load_tokenizer(source, config)
+        model = _load_weights(source, config, chosen).to(where)
+        loaded = adapt(model, tokenizer, name=name, output_projection=output_projection)
+    loaded.provenance.update(revision=source.revision, digest=sources.digest(files))
+    loaded.select(layers)
+    return loaded
+
+
+def adapt(
+    model: nn.Module, tokenizer: Any = None, *, name: str = "model", output_projection: str | None = None
+) -> LoadedModel:
+    """A model that is already in memory, as `load` would return it; it is put into evaluation mode.
+
+    model: a base model of transformers, without a head. Raises IndexerError as `load` does.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise IndexerError(f"model {name} ({type(model).__name__}): models with an encoder and a decoder are not supported")
+    model.eval().requires_grad_(False)
+    parameter = next(model.parameters())
+    if parameter.dtype not in DTYPES.values():
+        raise IndexerError(f"model {name}: weights in {parameter.dtype}; activations are indexed in {', '.join(DTYPES)}")
+    found = structure.find(model, output_projection)
+    layers = list(found.layers)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        device=parameter.device,
+        dtype=parameter.dtype,
+        context=context_length(model),
+        layers=layers,
+        causal=found.causal,
+        provenance=_provenance(model, name, layers),
+    )
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The longest sequence that the model's positions allow, or None where they set no bound (ALiBi)."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    config = config.get_text_config()
+    if getattr(config, "alibi", False):
+        return None
+    found = (getattr(config, name, None) for name in CONTEXT_NAMES)
+    positions = next((value for value in found if isinstance(value, int) and value > 0), None)
+    if positions is None:
+        return None
+    # RoBERTa counts positions from one past the padding token's id, which has a row of its own in the table
+    for path, table in model.named_modules():
+        if isinstance(table, nn.Embedding) and path.endswith("position_embeddings") and table.padding_idx is not None:
+            return table.num_embeddings - table.padding_idx - 1
+    return positions
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within the block transformers shows no progress bars and no advice, which would run into our own output."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        return torch.device("cpu")
+    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
+        raise IndexerError(f"device {device}: choose among auto, cpu, cuda")
+    number = int(device[5:] or 0)
+    if number >= torch.cuda.device_count():
+        raise IndexerError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs for torch; take --device cpu")
+    return torch.device("cuda", number)
+
+
+def _dtype(name: str, asked: str, stored: str, device: torch.device) -> torch.dtype:
+    if stored not in STORED:
+        raise IndexerError(f"model {name}: weights stored as {stored}; those that can be run are {', '.join(STORED)}")
+    if asked != "auto":
+        return DTYPES[asked]
+    if stored == "F16" and device.type == "cpu":
+        return torch.float32
+    return DTYPES[STORED[stored]]
+
+
+def _load_config(source: sources.Source) -> Any:
+    from transformers import AutoConfig
+
+    with _blamed_on(source, "config.json is none that transformers understands"):
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+
+
+def _load_tokenizer(source: sources.Source, config: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    with _blamed_on(source, "its tokenizer cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.folder, config=config, trust_remote_code=False, local_files_only=True
+        )
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        raise IndexerError(f"model {source.name}: its tokenizer {kind} has no fast form (tokenizer.json)")
+    return tokenizer
+
+
+def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModel
+
+    with _blamed_on(source, "transformers cannot load it"):
+        model, report = AutoModel.from_pretrained(
+            source.folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            # reported below by name, where transformers would refer to a report on the screen
+            ignore_mismatched_sizes=True,
+        )
+    if report["mismatched_keys"]:
+        weight, stored, wanted = min(report["mismatched_keys"])
+        raise IndexerError(
+            f"model {source.name}: {weight} is stored as {list(stored)}, but config.json makes it {list(wanted)}; "
+            "weights and configuration do not belong together"
+        )
+    # the pooler sits behind the last MLP and is never run; anything else missing would be random numbers
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise IndexerError(
+            f"model {source.name}: its weight files lack {len(missing)} of the weights of {type(model).__name__}, "
+            f"{missing[0]} among them; they do not belong to this configuration"
+        )
+    return model
+
+
+@contextmanager
+def _blamed_on(source: sources.Source, what: str) -> Iterator[None]:
+    """Whatever a library raises while it reads the model's files is told as a fault of those files, in one line."""
+    try:
+        yield
+    # these libraries read many formats, each with errors of its own, and share no base class for them
+    except Exception as error:
+        raise IndexerError(f"model {source.name}: {what} ({_told(error)})") from error
+
+
+def _told(error: Exception) -> str:
+    """An exception's kind and text in one line of bounded length."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _provenance(model: nn.Module, name: str, layers: Sequence[MlpLayer]) -> dict[str, Any]:
+    import transformers
+
+    config = getattr(model, "config", None)
+    kinds = {(layer.function or type(layer.module).__name__, layer.gated) for layer in layers}
+    return {
+        "name": name,
+        "revision": None,
+        "digest": None,
+        "architecture": type(model).__name__,
+        "model_type": getattr(config, "model_type", None),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "activation": ", ".join(sorted(f"{function}{' * up' if gated else ''}" for function, gated in kinds)),
+        "attention": getattr(config, "_attn_implementation", None),
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }

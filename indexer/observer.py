@@ -1,0 +1,165 @@
+"""The states of all layers that are indexed, fed by the running model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from indexer_kernels import Keep, Sequences, Statistics
+from indexer_kernels.topk import TopK
+from torch import Tensor
+
+from indexer.index.records import Examples, LayerRecord
+from indexer.units import Unit
+
+MLP = "mlp"
+
+
+@dataclass(frozen=True, order=True)
+class NonFinite:
+    """Where a value that is not a number, or infinite, was met; ordered as documents are."""
+
+    document: int
+    sequence: int
+    position: int
+    layer: int
+    unit: int
+    value: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value} at {Unit(MLP, self.layer, self.unit)}, document {self.document}, "
+            f"sequence {self.sequence}, position {self.position}"
+        )
+
+
+class StatisticsObserver:
+    """Takes activations layer by layer (see models.Observer) into one `Statistics` each.
+
+    units: how many units each layer has, by layer.
+    seconds: time spent in the kernels so far, the activation functions included.
+    """
+
+    def __init__(self, units: dict[int, int], keep: Keep, *, kernels: str, threads: int) -> None:
+        self.statistics = {
+            layer: Statistics.empty(count, keep, kernels=kernels, threads=threads) for layer, count in units.items()
+        }
+        self.seconds = 0.0
+        self.first_non_finite: NonFinite | None = None
+        self._non_finite = dict.fromkeys(units, 0)
+
+    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
+        """Take activations that the model computed; [tokens, units]."""
+        begin = time.perf_counter()
+        self.statistics[layer].update(activations, sequences)
+        self._look_for_non_finite(layer, activations, sequences)
+        self.seconds += time.perf_counter() - begin
+
+    def activate(
+        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
+    ) -> Tensor:
+        """Compute the activations and take them in the same read; [tokens, units]."""
+        begin = time.perf_counter()
+        self.statistics[layer].activate(function, gate, up, sequences, out)
+        self._look_for_non_finite(layer, out, sequences)
+        self.seconds += time.perf_counter() - begin
+        return out
+
+    @property
+    def count(self) -> int:
+        """Counted tokens so far."""
+        return next(iter(self.statistics.values())).count
+
+    @property
+    def non_finite(self) -> int:
+        """Values so far that were NaN or infinite, over all units."""
+        return sum(self._non_finite.values())
+
+    def documents(self) -> set[int]:
+        """Ids of the documents that examples point to at present."""
+        found: set[int] = set()
+        for statistics in self.statistics.values():
+            for state in (statistics.top, statistics.bottom):
+                if state is not None:
+                    found.update(np.unique(state.document[_taken(state)]).tolist())
+        return found
+
+    def take_record(self, layer: int) -> LayerRecord:
+        """The finished numbers of one layer, whose state is given up for them."""
+        statistics = self.statistics.pop(layer)
+        statistics.settle()
+        moments, histogram = statistics.moments, statistics.histogram
+        assert moments is not None
+        assert histogram is not None
+        seen = moments.minimum <= moments.maximum
+        return LayerRecord(
+            site=MLP,
+            layer=layer,
+            count=statistics.count,
+            nan=moments.nan,
+            inf=moments.inf,
+            minimum=np.where(seen, moments.minimum, np.float32(np.nan)),
+            maximum=np.where(seen, moments.maximum, np.float32(np.nan)),
+            histogram=histogram.counts,
+            top=_examples(statistics.top, statistics.units),
+            bottom=_examples(statistics.bottom, statistics.units),
+            **moments.summary(statistics.count),
+        )
+
+    def _look_for_non_finite(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
+        moments = self.statistics[layer].moments
+        assert moments is not None
+        total = int(moments.nan.sum() + moments.inf.sum())
+        if total == self._non_finite[layer]:
+            return
+        self._non_finite[layer] = total
+        met = _first_non_finite(layer, activations, sequences)
+        if met is not None and (self.first_non_finite is None or met < self.first_non_finite):
+            self.first_non_finite = met
+
+
+def describe(met: NonFinite) -> dict[str, int | str]:
+    """As it stands in the manifest."""
+    return asdict(met)
+
+
+def _first_non_finite(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite | None:
+    order = np.lexsort((sequences.ordinal, sequences.document))
+    for index in order:
+        rows = np.arange(sequences.start[index], sequences.start[index] + sequences.length[index])
+        rows = rows[sequences.counted[rows]]
+        values = activations[rows].float().numpy()
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, unit = bad[0]
+            return NonFinite(
+                int(sequences.document[index]),
+                int(sequences.ordinal[index]),
+                int(rows[row] - sequences.start[index]),
+                layer,
+                int(unit),
+                str(values[row, unit]),
+            )
+    return None
+
+
+def _taken(state: TopK) -> np.ndarray:
+    return np.arange(state.k) < state.filled[:, None]
+
+
+def _examples(state: TopK | None, units: int) -> Examples:
+    if state is None:
+        return Examples.empty(units)
+    ranked = state.ranked()
+    return Examples(
+        filled=ranked.filled,
+        value=ranked.value,
+        document=ranked.document,
+        sequence=ranked.sequence,
+        position=ranked.position,
+        window_start=ranked.window_start,
+        window_length=ranked.window_length,
+        token_ids=ranked.token_ids,
+        activations=ranked.activations,
+    )

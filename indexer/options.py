@@ -1,0 +1,82 @@
+"""From options and a TOML file to a checked BuildConfig, or to one line that says what is wrong."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from indexer.config import BuildConfig
+from indexer.errors import IndexerError
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The keys of a TOML file of BuildConfig's fields. Raises IndexerError naming file, line or key."""
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise IndexerError(f"config file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise IndexerError(f"config file {path}: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise IndexerError(f"config file {path}: not TOML: {error}") from error
+    for key in options:
+        if key not in BuildConfig.model_fields:
+            raise IndexerError(f"config file {path}: no such key: {key}{_nearest(key)}")
+    return options
+
+
+def build_config(options: Mapping[str, Any], config_file: Path | None = None) -> BuildConfig:
+    """A BuildConfig of `options`, and of the config file's keys where an option is not given.
+
+    Raises IndexerError naming the first option at fault, its value and what is allowed.
+    """
+    from_file = read_config_file(config_file) if config_file else {}
+    try:
+        return BuildConfig(**(from_file | dict(options)))
+    except ValidationError as error:
+        source = dict.fromkeys(from_file.keys() - options.keys(), f"config file {config_file}, ")
+        raise IndexerError(_one_line(error, source)) from error
+
+
+def _one_line(error: ValidationError, source: Mapping[str, str]) -> str:
+    first, *others = error.errors(include_url=False)
+    key = str(first["loc"][0]) if first["loc"] else "options"
+    where = f"{source.get(key, '')}{option_name(key)}"
+    if first["type"] == "missing":
+        told = f"{where} is missing: give it on the command line or as `{key}` in --config FILE.toml"
+    elif first["type"] == "extra_forbidden":
+        told = f"no such option: {key}{_nearest(key)}"
+    else:
+        told = f"{where}: {_lower(first['msg'])}, not {_shown(first['input'])}"
+    return f"{told} (and {len(others)} more like it)" if others else told
+
+
+def option_name(key: str) -> str:
+    """What a field of BuildConfig is called on the command line."""
+    return key.upper() if key in ("model", "corpus") else f"--{key.replace('_', '-')}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value.strip() else repr(value)
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Input ").removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _nearest(key: str) -> str:
+    near = difflib.get_close_matches(key, BuildConfig.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f" (there are: {', '.join(BuildConfig.model_fields)})"
+
+
+def read_window(text: str) -> tuple[int, int]:
+    """BEFORE,AFTER as two token counts. Raises IndexerError for anything else."""
+    try:
+        before, after = (int(part) for part in text.split(","))
+    except ValueError:
+        raise IndexerError(f"--window {text}: give tokens before and after the peak, as 48,15") from None
+    return before, after

@@ -1,0 +1,74 @@
+"""How the program ends: 0 done, 2 a mistake told in one line, 130 interrupted; never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from indexer.errors import IndexerError
+
+NAME = "neuron-indexer"
+_TRACEBACK = "NEURON_INDEXER_TRACEBACK"
+
+# The class above every complaint of the option parser; typer gives it no public name.
+_OptionError: Any = typer.BadParameter.__base__
+
+
+def tell(message: str) -> None:
+    """Say something to the person at the terminal, out of the data's way."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Commands(TyperGroup):
+    """A group of commands of which none ends in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a reader of stdout that went away (`| head`) ends it quietly."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # What is still buffered would fail again when the interpreter closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run a command line and leave with its exit status."""
+        options["standalone_mode"] = False
+        sys.exit(_status(lambda: super(Commands, self).main(*arguments, **options)))
+
+
+def _status(run: Callable[[], Any]) -> int:
+    try:
+        status = run()
+    except IndexerError as error:
+        return _fail(str(error))
+    except _OptionError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else NAME
+        # pydantic's words, which typer passes on as they are
+        told = error.format_message().rstrip(".").replace("Value error, ", "")
+        return _fail(f"{told}. See {command} --help")
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except (OSError, MemoryError) as error:
+        return _fail(f"{error}" if str(error) else "out of memory")
+    except Exception as error:
+        if _TRACEBACK in os.environ:
+            raise
+        told = f"{type(error).__name__}: {error}"
+        return _fail(f"a fault of this program, please report it: {told} ({_TRACEBACK}=1 shows where)", 1)
+    if status == 130:
+        tell("interrupted")
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    from indexer.display_text import one_line
+
+    tell(f"error: {one_line(message)}")
+    return status

@@ -1,0 +1,227 @@
+"""Batches of token ids, read and encoded in the background while the model works."""
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from indexer.corpus import Corpus
+from indexer.errors import IndexerError
+from indexer.tokens_batch import Batch, Layout, Packer
+from indexer.tokens_encode import Encoder
+from indexer.tokens_stream import Encoded, TokenStream
+
+__all__ = ["Batch", "Batches", "Encoder", "Layout", "TokenTotals"]
+
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+# batches ready ahead of the model: as many as the packer makes while it looks ahead once
+READY_BATCHES = 64
+# a thread that waits for the network cannot be told to stop; it ends with the process
+CLOSE_SECONDS = 10.0
+
+
+@dataclass
+class TokenTotals:
+    """What has been handed out so far."""
+
+    documents: int = 0  # documents of which the first sequence was handed out
+    sequences: int = 0
+    tokens: int = 0  # special tokens included, padding not
+    counted_tokens: int = 0
+    padding: int = 0  # tokens that fill up rows
+    forced_cuts: int = 0  # places where a text without any word boundary was too long to encode in one
+
+
+class Batches:
+    """Iterator of Batch over a corpus; a context manager, and used once.
+
+    corpus, tokenizer: read and used by a background thread from now on.
+    context, batch_tokens, count_special_tokens, max_tokens: see Layout.
+    threads: how many threads encode. Neither the batches nor their order depend on it.
+    Raises IndexerError at once for numbers that leave no room, later whatever reading the corpus raises.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Any,
+        *,
+        context: int,
+        batch_tokens: int,
+        count_special_tokens: bool = False,
+        max_tokens: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        layout = Layout(context, batch_tokens, count_special_tokens, max_tokens)
+        if threads < 1:
+            raise IndexerError(f"threads {threads}: must be at least 1.")
+        encoder = Encoder(tokenizer)
+        self.totals = TokenTotals()
+        self.waited = 0.0  # seconds
+        self._background = _Background(corpus, encoder, layout, threads)
+        # stops the thread when this object is forgotten, and at exit before the interpreter goes
+        self._stop = weakref.finalize(self, self._background.stop)
+        self._background.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        begin = time.perf_counter()
+        batch = self._background.take()
+        self.waited += time.perf_counter() - begin
+        if batch is None:
+            self.close()
+            raise StopIteration
+        totals = self.totals
+        tokens = int(batch.length.sum())
+        totals.documents += int((batch.ordinal == 0).sum())
+        totals.sequences += len(batch.length)
+        totals.tokens += tokens
+        totals.padding += batch.token_ids.size - tokens
+        totals.counted_tokens += int(batch.counted.sum())
+        totals.forced_cuts = self._background.forced
+        return batch
+
+    def finished_documents(self) -> list[tuple[int, int]]:
+        """(document, characters) of the documents read to their end since the last call.
+
+        A document is among them no later than its last sequence is handed out.
+        """
+        return self._background.finished()
+
+    def close(self) -> None:
+        """Stop the background thread; called again, it does nothing."""
+        self._stop()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Background:
+    """The thread that fills a bounded queue of batches. Holds no reference to the Batches it serves."""
+
+    def __init__(self, corpus: Corpus, encoder: Encoder, layout: Layout, threads: int) -> None:
+        self._stream = TokenStream(corpus, encoder, layout.body(encoder), threads)
+        self._packer = Packer(encoder, layout)
+        self._ready: deque[Batch] = deque()
+        self._finished: list[tuple[int, int]] = []
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._stopped = False
+        # a daemon, for a thread that waits for the network must not keep the process from ending
+        self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
+
+    @property
+    def forced(self) -> int:
+        return self._stream.forced
+
+    def start(self) -> None:
+        _serial_tokenizers.enter()
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join(CLOSE_SECONDS)
+        _serial_tokenizers.leave()
+
+    def take(self) -> Batch | None:
+        """The next batch, or None at the end. Raises the thread's error, once, as soon as there is one."""
+        with self._changed:
+            while not (self._ready or self._ended or self._stopped or self._error):
+                self._changed.wait()
+            if self._error is not None:
+                error, self._error = self._error, None
+                self._stopped = True
+                raise error
+            if not self._ready:
+                return None
+            self._changed.notify_all()
+            return self._ready.popleft()
+
+    def finished(self) -> list[tuple[int, int]]:
+        with self._changed:
+            documents, self._finished = self._finished, []
+        return documents
+
+    def _run(self) -> None:
+        try:
+            empty = True
+            with contextlib.closing(self._packer.batches(self._noted())) as batches:
+                for batch in batches:
+                    empty = False
+                    if not self._put(batch):
+                        return
+            if empty:
+                raise IndexerError(
+                    "the corpus has no token: its text is nothing but what the tokenizer drops."
+                )
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _noted(self) -> Iterator[Encoded]:
+        for encoded in self._stream:
+            with self._changed:
+                if self._stopped:
+                    return
+                self._finished += encoded.finished
+            yield encoded
+
+    def _put(self, batch: Batch) -> bool:
+        with self._changed:
+            while len(self._ready) >= READY_BATCHES and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                return False
+            self._ready.append(batch)
+            self._changed.notify_all()
+            return True
+
+
+class _SerialTokenizers:
+    """While in use, keeps the tokenizers library from taking a thread per core, which the model needs.
+
+    The setting is the process's. One that the user made is left alone; ours is taken back by its last user.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._ours = False
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1 and PARALLELISM not in os.environ:
+                os.environ[PARALLELISM] = "false"
+                self._ours = True
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._ours:
+                os.environ.pop(PARALLELISM, None)
+                self._ours = False
+
+
+_serial_tokenizers = _SerialTokenizers()

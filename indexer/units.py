@@ -1,0 +1,79 @@
+"""Names of units, `mlp.5.1733`, and ranges of layers, `0-5,7`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from indexer.errors import IndexerError
+
+# One spelling per number: no sign, no leading zero, and small enough for the index's int32.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+# `sae:NAME` is a site whose name the user chose; it becomes part of a file name.
+_SITE = re.compile(r"[a-z][a-z0-9_]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_MOST_LAYERS = 1_000_000
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One scalar at one site of one layer; `str()` gives its name."""
+
+    site: str
+    layer: int
+    unit: int
+
+    def __str__(self) -> str:
+        return f"{self.site}.{self.layer}.{self.unit}"
+
+
+def parse_unit(name: str) -> Unit:
+    """Read a unit's name, SITE.LAYER.UNIT. Raises IndexerError where it is not one."""
+    # From the right: the name of a site may hold dots.
+    parts = name.strip().rsplit(".", 2)
+    if len(parts) != 3:
+        raise IndexerError(f'unit "{name}": expected SITE.LAYER.UNIT, for example mlp.5.1733')
+    site, layer, unit = parts
+    check_site(site)
+    for word, number in (("layer", layer), ("unit", unit)):
+        if not _NUMBER.fullmatch(number):
+            raise IndexerError(
+                f'unit "{name}": the {word} "{number}" is not a whole number; expected SITE.LAYER.UNIT, '
+                "for example mlp.5.1733"
+            )
+    return Unit(site, int(layer), int(unit))
+
+
+def check_site(site: str) -> None:
+    """Raise IndexerError unless `site` can be the name of a site and part of a file name."""
+    if not _SITE.fullmatch(site):
+        raise IndexerError(f'site "{site}": expected a name in small letters, for example mlp')
+
+
+def parse_layers(text: str, layers: int) -> tuple[int, ...]:
+    """Read a choice of layers, numbers and ranges `0-5,7`, of a model that has `layers` of them.
+
+    Returns the chosen layers in ascending order, each once. Both ends of a range belong to it.
+    Raises IndexerError naming the part that cannot be read or lies outside the model.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        ends = [end.strip() for end in part.split("-")]
+        if len(ends) > 2 or not all(_NUMBER.fullmatch(end) for end in ends):
+            raise IndexerError(f'layers "{text}": cannot read "{part.strip()}"; expected numbers and ranges, for example 0-5,7')
+        first, last = int(ends[0]), int(ends[-1])
+        if first > last:
+            raise IndexerError(f'layers "{text}": the range "{part.strip()}" runs backwards; write {last}-{first}')
+        if last >= min(layers, _MOST_LAYERS):
+            raise IndexerError(f'layers "{text}": layer {last} is out of range; the model has layers 0-{layers - 1}')
+        chosen.update(range(first, last + 1))
+    return tuple(sorted(chosen))
+
+
+def format_layers(layers: Sequence[int]) -> str:
+    """Write layers as `parse_layers` reads them, `0-5,7`."""
+    ranges: list[tuple[int, int]] = []
+    for layer in sorted(set(layers)):
+        if ranges and ranges[-1][1] == layer - 1:
+            ranges[-1] = (ranges[-1][0], layer)
+        else:
+            ranges.append((layer, layer))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

@@ -1,0 +1,38 @@
+from typing import Any
+
+class Histogram:
+    def __init__(self, counts: Any, recent: Any, recent_tokens: Any) -> None: ...
+    def settle(self) -> None: ...
+
+class Moments:
+    def __init__(self, nan: Any, inf: Any, minimum: Any, maximum: Any, sums: Any, pending: Any) -> None: ...
+    def settle(self) -> None: ...
+
+class TopK:
+    def __init__(self, largest: bool, by: int, before: int, after: int, *arrays: Any) -> None: ...
+    def merge(self, other: TopK) -> None: ...
+
+class Batch:
+    def __init__(
+        self, start: Any, length: Any, document: Any, ordinal: Any, token_ids: Any, counted: Any
+    ) -> None: ...
+
+def process(
+    function: int,
+    gate: int,
+    gate_stride: int,
+    up: int,
+    up_stride: int,
+    out: int,
+    out_stride: int,
+    dtype: int,
+    units: int,
+    batch: Batch,
+    histogram: Histogram | None,
+    moments: Moments | None,
+    top: TopK | None,
+    bottom: TopK | None,
+    threads: int,
+) -> None: ...
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...

@@ -1,0 +1,34 @@
+"""Which rows of a batch enter the statistics, and how they are cut for partial sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer_kernels.sequences import Sequences
+
+# Positions whose float32 partial sum is formed before it enters the exact one.
+BLOCK_TOKENS = 256
+
+
+def sequence_rows(sequences: Sequences, index: int) -> NDArray[np.int64]:
+    """Counted rows of one sequence, ascending."""
+    rows = np.arange(sequences.start[index], sequences.start[index] + sequences.length[index])
+    return rows[sequences.counted[rows]]
+
+
+def counted_rows(sequences: Sequences) -> NDArray[np.int64]:
+    """Counted rows of all sequences; rows of no sequence are left out."""
+    parts = [sequence_rows(sequences, index) for index in range(len(sequences))]
+    return np.concatenate([*parts, np.zeros(0, np.int64)])
+
+
+def sum_blocks(sequences: Sequences) -> Iterator[NDArray[np.int64]]:
+    """Counted rows of each run of 256 positions of each sequence, where there are any."""
+    for index in range(len(sequences)):
+        rows = sequence_rows(sequences, index)
+        block = (rows - sequences.start[index]) // BLOCK_TOKENS
+        for number in np.unique(block):
+            yield rows[block == number]

@@ -1,0 +1,185 @@
+"""All statistics of one layer's units, gathered in one pass: moments, histogram, top-k and bottom-k.
+
+`update` reads activations that exist; `activate` applies the model's activation function and gathers in the same read,
+writing what the model needs next. Compiled kernel: csrc/statistics.hpp. Reference: the `update` of each state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer_kernels import activations as functions
+from indexer_kernels.dispatch import choose
+from indexer_kernels.errors import KernelInputError
+from indexer_kernels.histogram import Histogram
+from indexer_kernels.moments import Moments
+from indexer_kernels.sequences import Sequences
+from indexer_kernels.topk import TopK
+
+# The order is that of csrc/job.hpp.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of every unit: k at either end (0: none), the window around a peak, what competes."""
+
+    top: int = 20
+    bottom: int = 20
+    window: tuple[int, int] = (48, 15)
+    by: str = "sequence"
+
+    def bytes_per_unit(self) -> int:
+        """Memory of one unit's state, in bytes."""
+        place = 4 + 8 + 8 + 4 + 4 + 4 + 8 * (self.window[0] + 1 + self.window[1])
+        histogram = 389 * (8 + 2) + 4
+        moments = 2 * 8 + 2 * 4 + 4 * 17 * 8 + 4
+        return histogram + moments + (self.top + self.bottom) * place + 2 * 12
+
+
+class Statistics:
+    """The state of one layer; any part that is None is not kept."""
+
+    def __init__(
+        self,
+        units: int,
+        moments: Moments | None,
+        histogram: Histogram | None,
+        top: TopK | None,
+        bottom: TopK | None,
+        *,
+        kernels: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.units = units
+        self.count = 0
+        self.moments, self.histogram, self.top, self.bottom = moments, histogram, top, bottom
+        self.kernels = choose(kernels)
+        self.threads = threads or torch.get_num_threads()
+
+    @classmethod
+    def empty(
+        cls, units: int, keep: Keep = Keep(), *, kernels: str = "auto", threads: int | None = None
+    ) -> Statistics:
+        """The statistics of no tokens over `units` units."""
+        ends = [
+            TopK.empty(units, k, largest=largest, by=keep.by, window=keep.window) if k else None
+            for k, largest in ((keep.top, True), (keep.bottom, False))
+        ]
+        return cls(
+            units, Moments.empty(units), Histogram.empty(units), *ends, kernels=kernels, threads=threads
+        )
+
+    def update(self, activations: Tensor, sequences: Sequences) -> None:
+        """Take in activations that exist.
+
+        activations: [tokens, units] float32, bfloat16 or float16 on the CPU, any row stride, adjacent units.
+        sequences: what the rows are. Raises KernelInputError where shapes or dtypes disagree.
+        Cost: one read of activations; about 0.6 ns an element and core where they are in cache.
+        """
+        self._check("activations", activations, sequences)
+        if self.kernels == "reference":
+            self._update_reference(activations, sequences)
+        else:
+            self._process(0, activations, None, None, sequences)
+        self._count(sequences)
+
+    def activate(
+        self, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor | None = None
+    ) -> Tensor:
+        """Write f(gate), or f(gate) * up, to `out` and take it in; all rows are written, padding too.
+
+        function: one of activations.FUNCTIONS.
+        gate, up, out: [tokens, units] of one dtype, any row strides; `out` may be `gate`, and is made where not given.
+        Returns out. Raises KernelInputError where shapes or dtypes disagree.
+        """
+        if function not in functions.FUNCTIONS:
+            functions.apply(function, gate[:0])
+        self._check("gate", gate, sequences)
+        out = torch.empty_like(gate) if out is None else out
+        for name, matrix in (("up", up), ("out", out)):
+            if matrix is None:
+                continue
+            self._check(name, matrix, sequences)
+            if matrix.dtype != gate.dtype:
+                raise KernelInputError(
+                    f"{name} is {matrix.dtype} but gate is {gate.dtype}; they take one dtype"
+                )
+        if self.kernels == "reference":
+            out.copy_(functions.activate(function, gate, up))
+            self._update_reference(out, sequences)
+        else:
+            self._process(1 + functions.FUNCTIONS.index(function), gate, up, out, sequences)
+        self._count(sequences)
+        return out
+
+    def merge(self, other: Statistics) -> None:
+        """Take in the tokens of `other`, which are others than ours. Raises KernelInputError where units differ."""
+        if other.units != self.units:
+            raise KernelInputError(
+                f"statistics of {other.units} units do not merge into those of {self.units}"
+            )
+        self.count += other.count
+        if self.moments and other.moments:
+            self.moments.merge(other.moments)
+        if self.histogram and other.histogram:
+            self.histogram.merge(other.histogram)
+        for ours, theirs in ((self.top, other.top), (self.bottom, other.bottom)):
+            if ours and theirs and self.kernels == "cpp":
+                ours.native().merge(theirs.native())
+            elif ours and theirs:
+                ours.merge(theirs)
+
+    def settle(self) -> None:
+        """Bring every state up to date for reading."""
+        if self.moments:
+            self.moments.settle()
+        if self.histogram:
+            self.histogram.settle()
+
+    def _count(self, sequences: Sequences) -> None:
+        ends = np.cumsum(np.concatenate([[0], sequences.counted]))
+        self.count += int((ends[sequences.start + sequences.length] - ends[sequences.start]).sum())
+
+    def _check(self, name: str, matrix: Tensor, sequences: Sequences) -> None:
+        if matrix.ndim != 2 or tuple(matrix.shape) != (sequences.tokens, self.units):
+            raise KernelInputError(
+                f"{name} has shape {tuple(matrix.shape)}; the batch and the layer take "
+                f"({sequences.tokens}, {self.units}): tokens, units"
+            )
+        if matrix.dtype not in DTYPES:
+            raise KernelInputError(f"{name} is {matrix.dtype}; kernels take float32, bfloat16 or float16")
+        if matrix.device.type != "cpu":
+            raise KernelInputError(f"{name} is on {matrix.device}; these kernels run on the CPU")
+        if self.units > 1 and matrix.stride(1) != 1:
+            raise KernelInputError(
+                f"{name} has unit stride {matrix.stride(1)}; units of a token must be adjacent"
+            )
+
+    def _update_reference(self, activations: Tensor, sequences: Sequences) -> None:
+        values = activations.float().numpy()
+        for state in (self.moments, self.histogram, self.top, self.bottom):
+            if state is not None:
+                state.update(values, sequences)
+
+    def _process(
+        self, function: int, gate: Tensor, up: Tensor | None, out: Tensor | None, sequences: Sequences
+    ) -> None:
+        from indexer_kernels import _cpp
+
+        def native(state: Any) -> Any:
+            return None if state is None else state.native()
+
+        _cpp.process(
+            function,
+            gate.data_ptr(), gate.stride(0),
+            0 if up is None else up.data_ptr(), 0 if up is None else up.stride(0),
+            0 if out is None else out.data_ptr(), 0 if out is None else out.stride(0),
+            DTYPES.index(gate.dtype), self.units, sequences.native(),
+            native(self.histogram), native(self.moments), native(self.top), native(self.bottom), self.threads,
+        )  # fmt: skip

@@ -1,0 +1,72 @@
+"""Batches and comparisons that the kernel tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from indexer_kernels import Keep, Sequences, Statistics
+
+KEEP = Keep(top=5, bottom=4, window=(6, 3))
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def some_sequences(
+    tokens: int, rng: np.random.Generator, *, padding: bool = True, first_document: int = 0
+) -> Sequences:
+    """Ragged sequences with gaps between them, several to a document, and random tokens that do not count."""
+    start, length, row = [], [], 0
+    while row < tokens:
+        size = int(min(rng.choice([0, 1, 2, 31, 32, 33, 90, 256, 300, 520]), tokens - row))
+        start.append(row)
+        length.append(size)
+        row += size + (int(rng.integers(0, 40)) if padding else 0) + (size == 0)
+    number = np.arange(len(start))
+    counted = rng.random(tokens) < 0.9
+    return Sequences(
+        np.array(start), np.array(length), (first_document + number // 3) << 40, number % 3,
+        rng.integers(0, 30000, tokens), counted,
+    )  # fmt: skip
+
+
+def some_activations(tokens: int, units: int, rng: np.random.Generator, dtype: torch.dtype) -> torch.Tensor:
+    """Values of every size and sign, with ties, signed zeros, subnormals, and a few non-finite ones."""
+    values = rng.standard_normal((tokens, units)) * 10.0 ** rng.integers(-4, 4, (tokens, units))
+    values = np.where(
+        rng.random(values.shape) < 0.2,
+        rng.choice([0.0, -0.0, 1.0, -1.0, 0.125, 1e-42, -1e-42], values.shape),
+        values,
+    )
+    special = rng.choice([np.nan, np.inf, -np.inf], values.shape)
+    values = np.where(rng.random(values.shape) < 0.002, special, values)
+    # the rows are part of a wider matrix: the stride is not the number of units
+    wide = torch.zeros(tokens, units + 5, dtype=dtype)
+    wide[:, 2 : units + 2] = torch.from_numpy(values).to(dtype)
+    return wide[:, 2 : units + 2]
+
+
+def assert_equal(left: Statistics, right: Statistics) -> None:
+    """Every number of two statistics, bit for bit."""
+    assert left.count == right.count
+    for one, other in ((left.moments, right.moments), (left.histogram, right.histogram)):
+        one.settle()
+        other.settle()
+        for field in dataclasses.fields(one):
+            if field.compare:
+                np.testing.assert_array_equal(
+                    getattr(one, field.name), getattr(other, field.name), err_msg=field.name
+                )
+    for one, other in ((left.top, right.top), (left.bottom, right.bottom)):
+        one, other = one.ranked(), other.ranked()
+        np.testing.assert_array_equal(one.filled, other.filled)
+        taken = np.arange(one.k) < one.filled[:, None]
+        for name in ("value", "document", "sequence", "position", "window_start", "window_length"):
+            np.testing.assert_array_equal(
+                getattr(one, name)[taken], getattr(other, name)[taken], err_msg=name
+            )
+        inside = taken[:, :, None] & (np.arange(one.before + 1 + one.after) < one.window_length[:, :, None])
+        np.testing.assert_array_equal(one.token_ids[inside], other.token_ids[inside])
+        np.testing.assert_array_equal(one.activations[inside], other.activations[inside])
+        full = one.filled == one.k
+        np.testing.assert_array_equal(one.threshold[full], other.threshold[full])

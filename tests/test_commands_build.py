@@ -1,0 +1,192 @@
+"""What `build` makes of options and config files, and what it says of mistakes in them."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import indexer
+from indexer import build_choices
+from indexer.commands import app
+from indexer.config import BuildConfig
+from indexer.errors import IndexerError
+
+MINIMUM = ["build", "model", "texts", "--output", "my.index"]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[BuildConfig]:
+    """The configurations that a build was asked for; none is run."""
+    asked: list[BuildConfig] = []
+    module = ModuleType("indexer.pipeline")
+    module.build = lambda config: asked.append(config) or config.output  # type: ignore[attr-defined, func-returns-value]
+    monkeypatch.setitem(sys.modules, "indexer.pipeline", module)
+    return asked
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments), prog_name="neuron-indexer")
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_defaults_are_the_configs(built: list[BuildConfig]) -> None:
+    assert run(*MINIMUM) == (0, "my.index\n", "")
+    assert built == [BuildConfig(model="model", corpus=("texts",), output=Path("my.index"))]
+
+
+def test_every_option_arrives(built: list[BuildConfig]) -> None:
+    options = (
+        "--layers 0-5,7 --top 3 --bottom 4 --by token --context 128 --window 8,2 --max-tokens 1000 "
+        "--batch-tokens 512 --dtype float32 --device cpu --kernels reference --text-column body "
+        "--count-special-tokens --on-bad-text skip --output-projection h.*.mlp --revision main --hooks "
+        "--threads 2 --overwrite"
+    )
+    assert run(*MINIMUM[:2], "a.txt", "b/*.txt", "-o", "my.index", *options.split())[0] == 0
+    assert built == [
+        BuildConfig(
+            model="model", corpus=("a.txt", "b/*.txt"), output=Path("my.index"), layers="0-5,7",
+            top=3, bottom=4, by="token", context=128, window=(8, 2),
+            max_tokens=1000, batch_tokens=512, dtype="float32",
+            device="cpu", kernels="reference", text_column="body", count_special_tokens=True,
+            on_bad_text="skip", output_projection="h.*.mlp", revision="main", hooks=True, threads=2,
+            overwrite=True,
+        )
+    ]  # fmt: skip
+    assert set(built[0].model_fields_set) == set(BuildConfig.model_fields)
+
+
+def test_the_help_tells_the_configs_defaults() -> None:
+    for name, field in BuildConfig.model_fields.items():
+        told = getattr(build_choices, name.upper()).help
+        if isinstance(field.default, str | int) and not isinstance(field.default, bool):
+            assert f"Default: {field.default}." in told, name
+    assert "Default: 48,15." in build_choices.WINDOW.help
+    assert BuildConfig.model_fields["window"].default == (48, 15)
+
+
+def test_config_file_and_options_over_it(built: list[BuildConfig], tmp_path: Path) -> None:
+    config = tmp_path / "build.toml"
+    config.write_text(
+        'model = "m"\ncorpus = ["t"]\noutput = "a.index"\ntop = 7\nwindow = [3, 4]\nhooks = true\n'
+    )
+    assert run("build", "--config", str(config))[0] == 0
+    assert run("build", "other", "--config", str(config), "--top", "9", "-o", "b.index")[0] == 0
+    assert built[0] == BuildConfig(
+        model="m", corpus=("t",), output=Path("a.index"), top=7, window=(3, 4), hooks=True
+    )
+    assert built[1] == built[0].model_copy(update={"model": "other", "top": 9, "output": Path("b.index")})
+
+
+MISTAKES = [
+    (["build"], "error: MODEL is missing: give it on the command line or as `model` in --config FILE.toml"),
+    (["build", "model", "--output", "x"], "error: CORPUS is missing"),
+    (["build", "model", "texts"], "error: --output is missing"),
+    ([*MINIMUM, "--top", "0"], "error: --top: should be greater than or equal to 1, not 0"),
+    (
+        [*MINIMUM, "--top", "many"],
+        "error: --top: should be a valid integer, unable to parse string as an integer, not many",
+    ),
+    ([*MINIMUM, "--by", "word"], "error: --by: should be 'sequence', 'token' or 'document', not word"),
+    ([*MINIMUM, "--window", "48"], "error: --window 48: give tokens before and after the peak, as 48,15"),
+    ([*MINIMUM, "--window", "-1,3"], "error: --window: should be greater than or equal to 0, not -1"),
+    (
+        [*MINIMUM, "--dtype", "int8"],
+        "error: --dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not int8",
+    ),
+    ([*MINIMUM, "--tpo", "3"], "error: No such option: --tpo"),
+    ([*MINIMUM, "--config", "missing.toml"], "error: config file missing.toml: No such file or directory"),
+    (["biuld"], "error: No such command 'biuld'"),
+    (["top", "my.index"], "error: Missing argument 'UNIT'. See neuron-indexer top --help"),
+    (["top", "my.index", "mlp.0.0", "-k", "0"], "error: -k 0: give a whole number, 1 or more"),
+    (
+        ["top", "my.index", "mlp.0.0", "--format", "xml"],
+        "error: Invalid value for '--format' / '-f': 'xml' is not one of 'table', 'json', 'csv'",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES]
+)
+def test_a_mistake_is_one_line(built: list[BuildConfig], arguments: list[str], told: str) -> None:
+    status, out, error = run(*arguments)
+    assert (status, out) == (2, "")
+    assert error.startswith(told)
+    assert error.count("\n") == 1
+    assert not built
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("top = ", "not TOML: Invalid value"),
+        ("topp = 3", "no such key: topp; did you mean top?"),
+        ('by = "word"', "--by: should be 'sequence', 'token' or 'document', not word"),
+        ("[build]\ntop = 3", "no such key: build"),
+        ('text_column = "\udcff"', "not UTF-8 at byte 15"),
+    ],
+)
+def test_a_mistake_in_the_config_file_names_it(tmp_path: Path, text: str, told: str) -> None:
+    config = tmp_path / "build.toml"
+    config.write_bytes(text.encode(errors="surrogateescape"))
+    status, _, error = run(*MINIMUM, "--config", str(config))
+    assert status == 2
+    assert error.startswith(f"error: config file {config}")
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def raising(error: BaseException) -> Callable[[Any], None]:
+    def build(_: Any) -> None:
+        raise error
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (IndexerError("corpus file a\nb\x1b[2J: broken"), 2, "error: corpus file a b\\x1b[2J: broken\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            OSError(28, "No space left on device", "my.index"),
+            2,
+            "error: [Errno 28] No space left on device: 'my.index'\n",
+        ),
+        (MemoryError(), 2, "error: out of memory\n"),
+        (
+            ZeroDivisionError("oh"),
+            1,
+            "error: a fault of this program, please report it: ZeroDivisionError: oh",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_no_error_is_a_traceback(
+    built: list[BuildConfig], monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, told: str
+) -> None:
+    monkeypatch.setattr(sys.modules["indexer.pipeline"], "build", raising(error))
+    code, out, said = run(*MINIMUM)
+    assert (code, out) == (status, "")
+    assert said.startswith(told)
+    assert said.count("\n") == 1
+
+
+def test_from_python(built: list[BuildConfig]) -> None:
+    assert indexer.build(model="m", corpus=["t"], output="my.index", top=3) == Path("my.index")
+    assert built[0].top == 3
+    with pytest.raises(IndexerError, match="no such option: topp; did you mean top"):
+        indexer.build(model="m", corpus=["t"], output="my.index", topp=3)
+    with pytest.raises(IndexerError, match="--output is missing"):
+        indexer.build(model="m", corpus=["t"])
+
+
+def test_build_stays_a_function_beside_its_module(built: list[BuildConfig]) -> None:
+    indexer.build(model="m", corpus=["t"], output="my.index")
+    indexer.build = sys.modules["indexer.pipeline"]  # type: ignore[assignment]
+    assert callable(indexer.build)
+    assert not isinstance(indexer.build, ModuleType)

@@ -1,0 +1,117 @@
+"""Arrow tables as JSON, CSV and tables for people."""
+
+import csv
+import io
+import json
+import math
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from indexer.display_data import number, print_table, write_csv, write_json
+
+VALUES = np.array([0.1, np.inf, -np.inf, np.nan, 1e-45, 3.4028235e38, -0.0], np.float32)
+
+
+def table() -> pa.Table:
+    return pa.table(
+        {
+            "unit": pa.array(range(7), pa.int64()),
+            "value": pa.array(VALUES, pa.float32()),
+            "activations": pa.array(
+                [[0.1, 2.5], [], None, [math.inf], [0.3], [1e-8], [7.0]], pa.list_(pa.float32())
+            ),
+            "text": ["plain", 'quote " and, comma', "line\nbreak", None, "\x1b[31m", "日本", ""],
+            "total": pa.array([Decimal(10) ** 20] * 7, pa.decimal128(38, 0)),
+        }
+    )
+
+
+def test_json_reads_back() -> None:
+    out = io.StringIO()
+    write_json(table(), out)
+    read = json.loads(out.getvalue(), parse_constant=pytest.fail)
+    assert [row["unit"] for row in read] == list(range(7))
+    assert read[0]["value"] == 0.1
+    assert read[1]["value"] == math.inf
+    assert read[2]["value"] == -math.inf
+    assert read[3]["value"] is None
+    assert all(np.float32(row["value"]) == VALUES[i] for i, row in enumerate(read) if i != 3)
+    assert [row["activations"] for row in read[:4]] == [[0.1, 2.5], [], None, [math.inf]]
+    assert [row["text"] for row in read] == table()["text"].to_pylist()
+    assert read[0]["total"] == 10**20
+
+
+def test_json_of_nothing_is_an_empty_list() -> None:
+    out = io.StringIO()
+    write_json(table().slice(0, 0), out)
+    assert json.loads(out.getvalue()) == []
+
+
+def test_csv_reads_back() -> None:
+    out = io.StringIO(newline="")
+    write_csv(table(), out)
+    out.seek(0)
+    read = list(csv.DictReader(out))
+    assert read[0]["value"] == "0.1"
+    assert read[1]["value"] == "inf"
+    assert json.loads(read[0]["activations"]) == [0.1, 2.5]
+    assert read[2]["activations"] == ""
+    assert [row["text"] for row in read] == [text or "" for text in table()["text"].to_pylist()]
+    assert read[0]["total"] == str(10**20)
+
+
+def test_equal_names_do_not_hide_each_other() -> None:
+    doubled = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])
+    out = io.StringIO()
+    write_json(doubled, out)
+    assert json.loads(out.getvalue()) == [{"a": 1, "a_1": 2}]
+
+
+def printed(shown: pa.Table, terminal: bool, width: int) -> tuple[str, list[str]]:
+    out, told = io.StringIO(), []
+    console = Console(
+        file=out, width=width, force_terminal=terminal, color_system=None, highlight=False, markup=False
+    )
+    print_table(shown, console, told.append)
+    return out.getvalue(), told
+
+
+def test_table_is_never_wider_than_the_terminal() -> None:
+    text, told = printed(table(), terminal=True, width=40)
+    assert max(map(len, text.splitlines())) <= 40
+    assert told == ["1 of 5 columns do not fit: total"]
+    assert "…" in text
+    assert "\x1b" not in text
+
+
+def test_table_off_the_terminal_is_whole() -> None:
+    text, told = printed(table(), terminal=False, width=10)
+    assert told == []
+    assert "…" not in text
+    assert "100000000000000000000" in text
+    assert r"\x1b[31m" in text
+    assert "NULL" in text
+
+
+def test_one_wide_row_stands_upright() -> None:
+    wide = pa.table({f"column_{i}": [f"value {i}"] for i in range(20)})
+    text, told = printed(wide, terminal=True, width=60)
+    assert text.splitlines() == [f"{f'column_{i}':<9}  value {i}" for i in range(20)]
+    assert told == []
+
+
+def test_table_without_rows_or_columns() -> None:
+    assert "text" in printed(table().slice(0, 0), terminal=True, width=80)[0]
+    printed(pa.table({}), terminal=True, width=80)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "-"), (1234567, "1,234,567"), (0.123456, "0.1235"), (12345.6, "1.235e+04")]
+)
+def test_numbers_for_people(value: Any, shown: str) -> None:
+    assert number(value) == shown

@@ -1,0 +1,259 @@
+"""Both paths give the same activations, each sequence as if alone, and nothing is run after the last of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from indexer.errors import IndexerError
+from indexer.models import LoadedModel, Runner, adapt
+from indexer.models.forward import call_model
+from indexer.models.fused import FusedForward, Group, Workspace, installed
+from indexer.models.runner import _groups
+from tests.tiny_batches import Keeper, TinyBatch, tiny_batch
+from tests.tiny_models import BIDIRECTIONAL, FUSED, HOOKED, LAYERS, fresh, tiny
+
+DTYPES = [torch.float32, torch.bfloat16]
+# of the largest magnitude in a layer; two roundings of a bfloat16 value, grown over three layers
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+
+_adapted: dict[tuple[str, torch.dtype], LoadedModel] = {}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def adapted(name: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    if (name, dtype) not in _adapted:
+        _adapted[name, dtype] = adapt(tiny(name, dtype), name=name)
+    return _adapted[name, dtype]
+
+
+def run(loaded: LoadedModel, batch: TinyBatch, layers: list[int] | None = None, **options: Any) -> Keeper:
+    keeper = Keeper()
+    with Runner(loaded, layers, keeper, **options) as runner:
+        runner.run(batch)
+    return keeper
+
+
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype == dtype
+    bound = TOLERANCE[dtype] * float(expected.float().abs().max())
+    assert float((actual.float() - expected.float()).abs().max()) <= bound
+
+
+def by_plain_hooks(loaded: LoadedModel, batch: TinyBatch) -> dict[int, Tensor]:
+    """The activations of a whole forward pass of transformers, with its usual mask, through hooks of our own."""
+    seen: dict[int, Tensor] = {}
+    handles = []
+    for layer in loaded.layers:
+        def keep(module: nn.Module, args: tuple[Tensor], number: int = layer.layer) -> None:
+            seen[number] = args[0].reshape(-1, args[0].shape[-1]).clone()
+
+        handles.append(loaded.model.get_submodule(layer.projection).register_forward_pre_hook(keep))
+    mask = torch.from_numpy((np.arange(batch.token_ids.shape[1]) < batch.length[:, None]).astype(np.int64))
+    with torch.inference_mode():
+        loaded.model(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FUSED + HOOKED)
+def test_both_paths_equal_the_plain_model(name: str, dtype: torch.dtype) -> None:
+    loaded, batch = adapted(name, dtype), tiny_batch(20, 13, 5, 20)
+    counted = torch.from_numpy(batch.sequences().counted)
+    expected = by_plain_hooks(loaded, batch)
+    fused, hooked = run(loaded, batch), run(loaded, batch, force_hooks=True)
+    assert hooked.calls == [f"update {layer}" for layer in range(LAYERS)]
+    assert fused.calls == [f"{'update' if name in HOOKED else 'activate'} {layer}" for layer in range(LAYERS)]
+    for layer in range(LAYERS):
+        assert float(expected[layer].float().std()) > 0.01
+        close(fused.layer(layer)[counted], expected[layer][counted], dtype)
+        close(hooked.layer(layer)[counted], expected[layer][counted], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FUSED)
+def test_the_model_goes_on_as_before(name: str, dtype: torch.dtype) -> None:
+    loaded, batch = adapted(name, dtype), tiny_batch(12, 12)
+    keeper, ids, sequences = Keeper(), torch.from_numpy(batch.token_ids), batch.sequences()
+    workspace = Workspace([Group(0, 12, sequences.rows(0, 1)), Group(12, 24, sequences.rows(1, 2))])
+    with torch.inference_mode(), ExitStack() as stack:
+        expected = call_model(loaded.model, ids)
+        for layer in loaded.layers:
+            assert layer.plan is not None
+
+            def activate(*args: Any, number: int = layer.layer) -> Tensor:
+                return keeper.activate(number, *args)
+
+            stack.enter_context(installed(layer.plan, FusedForward(layer.plan, activate, workspace)))
+        close(call_model(loaded.model, ids), expected, dtype)
+
+
+@pytest.mark.parametrize("force_hooks", [False, True], ids=["fused", "hook"])
+@pytest.mark.parametrize("name", FUSED + HOOKED)
+def test_every_sequence_is_run_as_if_alone(name: str, force_hooks: bool) -> None:
+    loaded, batch = adapted(name), tiny_batch(3, 24, 17, 1, 11)
+    together = run(loaded, batch, force_hooks=force_hooks)
+    width = batch.token_ids.shape[1]
+    for sequence, length in enumerate(batch.length):
+        alone = run(loaded, batch.alone(sequence), force_hooks=force_hooks)
+        for layer in range(LAYERS):
+            rows = together.layer(layer)[sequence * width : sequence * width + length]
+            close(rows, alone.layer(layer), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "phi3", "opt"])
+@pytest.mark.parametrize("chunk_tokens", [1, 20, 40, 41, 1000])
+def test_chunks_change_nothing(name: str, chunk_tokens: int) -> None:
+    loaded, batch = adapted(name), tiny_batch(20, 20, 7, 20, 1)
+    whole, parts = run(loaded, batch), run(loaded, batch, chunk_tokens=chunk_tokens)
+    for layer in range(LAYERS):
+        close(parts.layer(layer), whole.layer(layer), torch.float32)
+    sizes = [sequences.tokens for sequences in parts.shown[: len(parts.shown) // LAYERS]]
+    assert sum(sizes) == 100
+    assert all(size <= max(chunk_tokens, 20) for size in sizes)
+    assert len(sizes) == {1: 5, 20: 5, 40: 3, 41: 3, 1000: 1}[chunk_tokens]
+
+
+def test_groups_hold_whole_sequences_and_every_row() -> None:
+    sequences = tiny_batch(4, 9, 2).sequences()
+    groups = _groups(sequences, 18)
+    assert [(group.first_row, group.last_row) for group in groups] == [(0, 18), (18, 27)]
+    assert [group.sequences.length.tolist() for group in groups] == [[4, 9], [2]]
+    assert groups[1].sequences.token_ids.tolist() == sequences.token_ids[18:].tolist()
+
+
+class Log(TorchDispatchMode):
+    """The torch operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Marking(Keeper):
+    """Notes how many operations had been run when it was called last."""
+
+    log: Log
+    mark: int = 0
+
+    def _keep(self, *args: Any) -> None:
+        super()._keep(*args)
+        self.mark = len(self.log.operations)
+
+
+@pytest.mark.parametrize("force_hooks", [False, True], ids=["fused", "hook"])
+@pytest.mark.parametrize("name", FUSED + HOOKED)
+def test_nothing_is_run_after_the_last_site(name: str, force_hooks: bool) -> None:
+    loaded, batch, keeper = adapted(name), tiny_batch(9, 5), Marking()
+    blocks: list[str] = []
+    path = loaded.layers[0].projection.split(".0.")[0]
+    handles = [
+        block.register_forward_pre_hook(lambda module, args, number=number: blocks.append(number))
+        for number, block in enumerate(loaded.model.get_submodule(path))  # type: ignore[arg-type]
+    ]
+    with Runner(loaded, [1], keeper, force_hooks=force_hooks) as runner, Log() as keeper.log:
+        runner.run(batch)
+    for handle in handles:
+        handle.remove()
+    assert blocks == [0, 1]
+    assert [call.split()[1] for call in keeper.calls] == ["1"]
+    assert keeper.mark > 0
+    assert keeper.log.operations[keeper.mark :] == []
+
+
+@pytest.mark.parametrize("name", sorted(BIDIRECTIONAL) + ["gpt2", "llama"])
+def test_masks_only_where_they_are_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, masks = adapted(name), []
+
+    def spy(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        masks.append(mask)
+        return call_model(model, ids, mask)
+
+    monkeypatch.setattr("indexer.models.runner.call_model", spy)
+    run(loaded, tiny_batch(6, 6))
+    run(loaded, tiny_batch(6, 2))
+    assert masks[0] is None
+    assert (masks[1] is None) == (name not in BIDIRECTIONAL)
+
+
+def test_scratch_memory_is_shared_by_layers_and_batches() -> None:
+    loaded, places = adapted("llama"), set()
+
+    class Watching(Keeper):
+        def activate(self, layer: int, function: str, gate: Tensor, *rest: Any) -> Tensor:
+            places.add(gate.data_ptr())
+            return super().activate(layer, function, gate, *rest)
+
+    with Runner(loaded, None, Watching()) as runner:
+        for _ in range(3):
+            runner.run(tiny_batch(8, 8))
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "opt"])
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    loaded = adapt(fresh(name), name=name)
+    run(loaded, tiny_batch(5))
+    run(loaded, tiny_batch(5), force_hooks=True)
+
+    class Failing(Keeper):
+        def _keep(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    for force_hooks in (False, True):
+        with pytest.raises(KeyboardInterrupt), Runner(loaded, None, Failing(), force_hooks=force_hooks) as runner:
+            runner.run(tiny_batch(5))
+    for module in loaded.model.modules():
+        assert "forward" not in module.__dict__
+        assert not module._forward_pre_hooks
+
+
+def test_a_runner_works_without_a_with_statement() -> None:
+    loaded, keeper = adapted("gpt2"), Keeper()
+    Runner(loaded, [0, 2], keeper).run(tiny_batch(5))
+    assert keeper.calls == ["activate 0", "activate 2"]
+
+
+def test_no_advice_of_transformers_reaches_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    loaded = adapted("gpt2")
+    loaded.model.config.pad_token_id = 0
+    batch = tiny_batch(5, 3)
+    batch.token_ids[1, 3:] = 0
+    run(loaded, batch)
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_layers_that_are_not_there() -> None:
+    with pytest.raises(IndexerError, match=r"layer 7: the model has layers 0 to 2; choose among them with --layers"):
+        Runner(adapted("gpt2"), [0, 7], Keeper())
+    with pytest.raises(IndexerError, match="no layer chosen"):
+        Runner(adapted("gpt2"), [], Keeper())
+
+
+def test_token_ids_without_embedding() -> None:
+    batch = tiny_batch(5)
+    batch.token_ids[0, 2] = 97
+    with pytest.raises(IndexerError, match="token id 97: the model has embeddings for 97 tokens"):
+        run(adapted("gpt2"), batch)

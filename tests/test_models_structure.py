@@ -1,0 +1,297 @@
+"""MLPs are found by what they compute, on every architecture; what is not recognised is told, never guessed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from indexer.errors import IndexerError
+from indexer.models import adapt
+from indexer.models.functions import FUNCTIONS, evaluate, recognise
+from indexer.models.structure import find
+from tests.tiny_models import (
+    BIDIRECTIONAL,
+    FUSED,
+    HOOKED,
+    LAYERS,
+    POSITIONS,
+    UNITS,
+    UNRECOGNISED,
+    fresh,
+    tiny,
+)
+
+FUNCTION = {
+    "bert": "gelu", "roberta": "gelu", "gpt2": "gelu_tanh", "gpt_neox": "gelu", "gptj": "gelu_tanh", "opt": "relu",
+    "opt_post_norm": "relu", "bloom": "gelu_tanh", "falcon": "gelu", "falcon_alibi": "gelu", "llama": "silu",
+    "mistral": "silu", "qwen2": "silu", "qwen3": "silu", "olmo2": "silu", "gemma2": "gelu_tanh", "gemma3": "gelu_tanh",
+    "phi3": "silu", "modernbert": "gelu", "nemotron": "relu2", "gpt_neo": "gelu_tanh",
+}  # fmt: skip
+GATED = {"llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3", "phi3", "modernbert"}
+PROJECTION = {
+    "bert": "encoder.layer.1.output.dense", "gpt2": "h.1.mlp.c_proj", "gpt_neox": "layers.1.mlp.dense_4h_to_h",
+    "gptj": "h.1.mlp.fc_out", "opt": "decoder.layers.1.fc2", "bloom": "h.1.mlp.dense_4h_to_h",
+    "llama": "layers.1.mlp.down_proj", "phi3": "layers.1.mlp.down_proj", "modernbert": "layers.1.mlp.Wo",
+}  # fmt: skip
+UNBOUNDED = {"bloom", "falcon_alibi"}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_every_architecture_is_recognised(name: str) -> None:
+    loaded = adapt(tiny(name), name=name)
+    assert [layer.layer for layer in loaded.layers] == list(range(LAYERS))
+    for layer in loaded.layers:
+        assert layer.path == "fused", layer.reason
+        assert layer.reason == ""
+        assert layer.units == (128 if name == "bloom" else UNITS)
+        assert layer.function == FUNCTION[name]
+        assert layer.gated == (name in GATED)
+    assert loaded.layers[1].projection == PROJECTION.get(name, loaded.layers[1].projection)
+    assert loaded.causal == (name not in BIDIRECTIONAL)
+    assert loaded.context == (None if name in UNBOUNDED else POSITIONS)
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_other_activations_are_read_by_hook_and_say_why(name: str) -> None:
+    layers = adapt(tiny(name), name=name).layers
+    assert [layer.path for layer in layers] == ["hook"] * LAYERS
+    wanted = "no module of its own" if name == "esm" else "no fused kernel for the activation"
+    assert all(wanted in layer.reason for layer in layers)
+
+
+@pytest.mark.parametrize("name", UNRECOGNISED)
+def test_unrecognised_structure_tells_what_was_found(name: str) -> None:
+    with pytest.raises(IndexerError, match=r"layers\.0 \(MixtralDecoderLayer\): mlp\.experts\.\w+ .*--output-projection"):
+        adapt(tiny(name), name=name)
+
+
+def test_activation_functions_are_told_apart() -> None:
+    from transformers.activations import ACT2FN
+
+    names = {
+        "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu",
+        "relu2": "relu2", "gelu_10": None, "quick_gelu": None, "relu6": None, "mish": None, "leaky_relu": None,
+        "prelu": None, "tanh": None, "linear": None,
+    }  # fmt: skip
+    assert {name: recognise(ACT2FN[name]) for name in names} == names
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_evaluate_rounds_once(function: str) -> None:
+    gate, up = torch.randn(2, 50, 7).bfloat16()
+    exact = FUNCTIONS[function](gate.float()) * up.float()
+    assert torch.equal(evaluate(function, gate, up, gate), exact.bfloat16())
+
+
+class Block(nn.Module):
+    """A block of our own: an attention-like mixing layer, then an MLP whose form the tests choose."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mix(x).cumsum(1)
+        return mixed + self.mlp(mixed)
+
+
+class Body(nn.Module):
+    def __init__(self, *mlps: nn.Module) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 16)
+        self.blocks = nn.ModuleList(Block(mlp) for mlp in mlps)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Packed(nn.Module):
+    """Up first, gate second, in the outputs of one linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down, self.act = nn.Linear(16, 48), nn.Linear(24, 16), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.both(x).chunk(2, dim=-1)
+        return self.down(self.act(gate) * up)
+
+
+class Inline(nn.Module):
+    """Gated, with the activation called as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+class Reused(nn.Module):
+    """Adds what comes before the activation function to its result, which needs the gate unharmed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.act = nn.Linear(16, 24), nn.Linear(24, 16), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.up(x)
+        return self.down(self.act(gate)) + gate[..., :16]
+
+
+class Normed(nn.Module):
+    """A norm between activation and projection: the neurons are its outputs, and no form that is recognised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.down, self.act = nn.Linear(16, 24), nn.LayerNorm(24), nn.Linear(24, 16), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(self.act(self.up(x))))
+
+
+class Half(nn.Module):
+    """Sees only every second token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(x[:, ::2]).repeat(1, 2, 1)
+
+
+class Two(nn.Module):
+    """Two MLPs side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = Packed(), Packed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + self.right(x)
+
+
+def body(*mlps: nn.Module) -> Body:
+    torch.manual_seed(0)
+    model = Body(*mlps).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_()
+    return model
+
+
+def test_packed_the_other_way_round() -> None:
+    layers = find(body(Packed(), Packed())).layers
+    assert [layer.path for layer in layers] == ["fused", "fused"]
+    assert layers[0].plan is not None
+    assert layers[0].plan.packing == "up first"
+
+
+def test_gated_without_activation_module_is_read_by_hook() -> None:
+    layers = find(body(Inline())).layers
+    assert [(layer.path, layer.gated, layer.units) for layer in layers] == [("hook", True, 24)]
+
+
+def test_fused_path_is_dropped_where_it_changes_the_output() -> None:
+    (layer,) = find(body(Reused())).layers
+    assert layer.path == "hook"
+    assert "differs by" in layer.reason
+
+
+def test_layers_may_differ_in_path() -> None:
+    assert [layer.path for layer in find(body(Packed(), Inline(), Packed())).layers] == ["fused", "hook", "fused"]
+
+
+@pytest.mark.parametrize(
+    ("mlp", "complaint"),
+    [
+        (Normed, r"no linear layer is fed f\(gate\).*there is mix \(16 -> 16\), mlp.up \(16 -> 24\)"),
+        (Two, r"more than one linear layer.*mlp\.left\.down, mlp\.right\.down"),
+    ],
+)
+def test_what_is_not_recognised_is_an_error(mlp: type[nn.Module], complaint: str) -> None:
+    with pytest.raises(IndexerError, match=complaint) as caught:
+        find(body(mlp()))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_block_that_runs_more_than_once_is_an_error() -> None:
+    model = body(Packed())
+    model.blocks.append(model.blocks[0])
+    with pytest.raises(IndexerError, match="no list of blocks runs each of them once"):
+        find(model)
+
+
+def test_a_model_without_blocks_is_an_error() -> None:
+    model = body()
+    with pytest.raises(IndexerError, match="no list of repeated blocks"):
+        find(model)
+
+
+def test_projection_by_hand() -> None:
+    (layer,) = find(body(Normed()), "blocks.*.mlp.down").layers
+    assert (layer.path, layer.units, layer.projection) == ("hook", 24, "blocks.0.mlp.down")
+    assert "named by hand" in layer.reason
+    layers = find(body(Two(), Two()), "*.mlp.right.down").layers
+    assert [(layer.layer, layer.path, layer.projection) for layer in layers] == [
+        (0, "fused", "blocks.0.mlp.right.down"),
+        (1, "fused", "blocks.1.mlp.right.down"),
+    ]
+
+
+def test_projection_by_hand_of_some_layers_only() -> None:
+    layers = find(body(Packed(), Inline(), Packed()), "blocks.*.mlp.both").layers
+    assert [(layer.layer, layer.units) for layer in layers] == [(0, 16), (2, 16)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("blocks.*.mlp.nothing", r"no module of Body fits \(there is: blocks\.\*\.mix, blocks\.\*\.mlp\.both"),
+        ("blocks.*", "no module of Body fits"),
+        ("mlp.down", r"exactly one \*"),
+        ("*.*.down", r"exactly one \*"),
+    ],
+)
+def test_patterns_that_name_nothing(pattern: str, complaint: str) -> None:
+    with pytest.raises(IndexerError, match=complaint):
+        find(body(Packed()), pattern)
+
+
+def test_projection_by_hand_has_to_see_every_token() -> None:
+    with pytest.raises(IndexerError, match="8 rows for 16 tokens"):
+        find(body(Half()), "blocks.*.mlp.down")
+
+
+def test_encoder_decoder_models_are_refused() -> None:
+    import transformers
+
+    config = transformers.T5Config(vocab_size=50, d_model=16, d_ff=32, num_layers=1, num_heads=2, d_kv=8)
+    with pytest.raises(IndexerError, match="an encoder and a decoder"):
+        adapt(transformers.AutoModel.from_config(config))
+
+
+def test_weights_in_a_dtype_that_is_not_indexed() -> None:
+    with pytest.raises(IndexerError, match=r"torch\.float64; activations are indexed in float32, bfloat16, float16"):
+        adapt(fresh("gpt2").double())
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = fresh("bert")
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    find(model)
+    for name, module in model.named_modules():
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks
+        assert before[name].keys() == module.__dict__.keys()
