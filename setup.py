@@ -46,7 +46,8 @@ setup(
             SOURCES,
             depends=sorted(path.as_posix() for path in Path("csrc").glob("*.hpp")),
             cxx_std=17,
-            # without contraction a fused multiply-add appears only where the code asks for one: the same bits everywhere
+            # without contraction a fused multiply-add appears only where the code asks for one: the same
+            # bits everywhere
             extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"],
             extra_link_args=["-pthread"],
         )

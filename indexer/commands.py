@@ -231,12 +231,12 @@ def unit(
     from indexer.display_data import json_text
 
     with _open(index) as opened:
-        table = opened.unit(unit)
         if form is Format.CSV:
-            _write(table, form)
+            _write(opened.unit(unit), form)
             return
-        numbers, bins = _rows(table)[0], _rows(opened.histogram(unit))
-        extremes = {"top": _rows(opened.top(unit, k)), "bottom": _rows(opened.bottom(unit, k))}
+        record = opened.record(unit, k)
+        numbers, bins = _rows(record.statistics)[0], _rows(record.histogram)
+        extremes = {"top": _rows(record.top), "bottom": _rows(record.bottom)}
         if form is Format.JSON:
             print(json_text(numbers | {"histogram": bins} | extremes))
             return

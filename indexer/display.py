@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from indexer.display_data import number
 from indexer.display_histogram import chart
-from indexer.display_text import Window, marked, one_line, spell
+from indexer.display_text import CUT, Window, marked, one_line, spell
 
 if TYPE_CHECKING:
     from indexer.index.read import Index
@@ -92,9 +93,13 @@ def _print_whole(examples: list[dict[str, Any]], sources: Mapping[int, str], out
 
 
 def _end_of(source: str, width: int) -> str:
-    """The end of a path says more than its beginning."""
+    """The end of a path says more than its beginning; it is cut between folders where that can be."""
     source = one_line(source)
-    return source if len(source) <= width else "…" + source[-(width - 1) :]
+    if cell_len(source) <= width:
+        return source
+    folders = source.split("/")
+    shorter = ["…/" + "/".join(folders[first:]) for first in range(1, len(folders))]
+    return next((name for name in shorter if cell_len(name) <= width), CUT + source[-(width // 2) :])
 
 
 def print_card(

@@ -16,8 +16,8 @@ PRUNE_AT = 200_000
 class Documents:
     """Lengths of documents by id.
 
-    referenced: gives the ids that examples point to. Documents without an example are dropped from time to time, so
-    memory follows the number of examples and not that of documents.
+    referenced: gives the ids that examples point to. Documents without an example are dropped from time to
+    time, so memory follows the number of examples and not that of documents.
     """
 
     def __init__(self, referenced: Callable[[], set[int]]) -> None:

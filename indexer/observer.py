@@ -43,7 +43,8 @@ class StatisticsObserver:
 
     def __init__(self, units: dict[int, int], keep: Keep, *, kernels: str, threads: int) -> None:
         self.statistics = {
-            layer: Statistics.empty(count, keep, kernels=kernels, threads=threads) for layer, count in units.items()
+            layer: Statistics.empty(count, keep, kernels=kernels, threads=threads)
+            for layer, count in units.items()
         }
         self.seconds = 0.0
         self.first_non_finite: NonFinite | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import torch
-from indexer_kernels import KernelInputError, Keep
+from indexer_kernels import Keep, KernelInputError
 from indexer_kernels.dispatch import choose, instruction_set
 
 from indexer import __version__
@@ -28,7 +28,7 @@ from indexer.progress import Progress, in_bytes, in_tokens, peak_memory
 from indexer.tokens import Batches, TokenTotals
 from indexer.units import format_layers, parse_layers
 
-# Rows that an MLP takes at a time on a CPU, so that its activations are still in cache when they are read again.
+# Rows that an MLP takes at a time on a CPU, so that its activations stay in cache until they are projected.
 CHUNK_TOKENS = 1024
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
@@ -36,8 +36,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
 def build(config: BuildConfig) -> Path:
     """Run the model over the corpus once and write the index; returns the output folder.
 
-    Raises IndexerError for anything wrong with the request, the model, the corpus or the disk; the output folder then
-    is as it was before. KeyboardInterrupt passes through, with a word on what was kept.
+    Raises IndexerError for anything wrong with the request, the model, the corpus or the disk; the output folder
+    then is as it was before. KeyboardInterrupt passes through, with a word on what was kept.
     """
     return Build(config).run()
 
@@ -81,14 +81,18 @@ class Build:
         units = {layer.layer: layer.units for layer in loaded.select(layers)}
         keep = Keep(top=config.top, bottom=config.bottom, window=config.window, by=config.by)
         self._say_plan(loaded, units, keep)
-        writer = IndexWriter(config.output, Vocabulary.from_tokenizer(loaded.tokenizer), overwrite=config.overwrite)
+        writer = IndexWriter(
+            config.output, Vocabulary.from_tokenizer(loaded.tokenizer), overwrite=config.overwrite
+        )
         stack.enter_context(writer)
         self.observer = StatisticsObserver(units, keep, kernels=kernels, threads=self.threads)
         self.documents = Documents(self.observer.documents)
         self.totals = self._run_model(loaded, sorted(units))
         for layer in sorted(units):
             writer.add_layer(self.observer.take_record(layer))
-        output = writer.publish(self._manifest(loaded, kernels), self.documents.table(self.corpus, writer.documents))
+        output = writer.publish(
+            self._manifest(loaded, kernels), self.documents.table(self.corpus, writer.documents)
+        )
         self._say_cost(output)
         return output
 
@@ -138,14 +142,17 @@ class Build:
         fused = sum(layer.path == "fused" for layer in chosen) if not self.config.hooks else 0
         self.progress.say(
             f"indexing {sum(units.values()):,} neurons of layers {format_layers(tuple(units))} "
-            f"({fused} fused, {len(chosen) - fused} by hook), {loaded.provenance['dtype']} on {loaded.device}, "
+            f"({fused} fused, {len(chosen) - fused} by hook), {loaded.provenance['dtype']} on "
+            f"{loaded.device}, "
             f"{len(self.corpus.files):,} files, {in_bytes(state)} of statistics"
         )
 
     def _manifest(self, loaded: LoadedModel, kernels: str) -> dict[str, Any]:
         config, counts, totals = self.config, self.corpus.counts, self.totals
         met = self.observer.first_non_finite
-        chosen = loaded.select(list(parse_layers(config.layers, len(loaded.layers))) if config.layers else None)
+        chosen = loaded.select(
+            list(parse_layers(config.layers, len(loaded.layers))) if config.layers else None
+        )
         paths = [
             {
                 "layer": layer.layer,
@@ -201,7 +208,7 @@ class Build:
         self.progress.say(
             f"{self.totals.counted_tokens:,} tokens in {self.totals.sequences:,} sequences, "
             f"{in_tokens(self.totals.counted_tokens / model)} tokens/s; {seconds:.1f} s in all\n"
-            f"activation functions with their statistics took {self.observer.seconds / model:.1%} of the model's time, "
+            f"activation functions with statistics took {self.observer.seconds / model:.1%} of the model's time, "
             f"it waited for text {self.waited / model:.1%}, padding {_padding(self.totals):.1%}\n"
             f"{output}: {in_bytes(size)}; peak memory {in_bytes(peak_memory())}"
         )
@@ -216,7 +223,7 @@ class Build:
                 self.progress.say(f"{number:,} {what}")
         if self.observer.non_finite:
             self.progress.say(
-                f"warning: {self.observer.non_finite:,} activations are NaN or infinite and enter no statistic but "
+                f"warning: {self.observer.non_finite:,} activations are NaN or infinite; they enter nothing but "
                 f"their count; the first is {self.observer.first_non_finite}"
             )
 

@@ -69,7 +69,9 @@ class Progress:
             done = ""
             if share:
                 left = seconds * (1 - share) / share
-                done = f"{share:.0%} done, {left / 60:.0f} min left, " if left >= 60 else f"{share:.0%} done, "
+                done = (
+                    f"{share:.0%} done, {left / 60:.0f} min left, " if left >= 60 else f"{share:.0%} done, "
+                )
             print(f"{done}{rate}", file=self.stream, flush=True)
 
     def say(self, message: str) -> None:

@@ -58,12 +58,18 @@ def parse_layers(text: str, layers: int) -> tuple[int, ...]:
     for part in text.split(","):
         ends = [end.strip() for end in part.split("-")]
         if len(ends) > 2 or not all(_NUMBER.fullmatch(end) for end in ends):
-            raise IndexerError(f'layers "{text}": cannot read "{part.strip()}"; expected numbers and ranges, for example 0-5,7')
+            raise IndexerError(
+                f'layers "{text}": cannot read "{part.strip()}"; expected numbers and ranges, for example 0-5,7'
+            )
         first, last = int(ends[0]), int(ends[-1])
         if first > last:
-            raise IndexerError(f'layers "{text}": the range "{part.strip()}" runs backwards; write {last}-{first}')
+            raise IndexerError(
+                f'layers "{text}": the range "{part.strip()}" runs backwards; write {last}-{first}'
+            )
         if last >= min(layers, _MOST_LAYERS):
-            raise IndexerError(f'layers "{text}": layer {last} is out of range; the model has layers 0-{layers - 1}')
+            raise IndexerError(
+                f'layers "{text}": layer {last} is out of range; the model has layers 0-{layers - 1}'
+            )
         chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))
 

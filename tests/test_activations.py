@@ -1,4 +1,4 @@
-"""The fused kernels: the activation functions themselves, and that gathering rides along without changing a bit."""
+"""The fused kernels: the activation functions, and that gathering rides along without changing a bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_function_is_within_a_few_units_in_the_last_place(function: str, instruc
     x = torch.linspace(-30, 30, 64 * 1501).reshape(-1, 64)
     got = Statistics.empty(64, KEEP).activate(function, x, None, one_sequence(len(x))).double()
     expected = apply(function, x)
-    # the tail is kept relative to itself until float32 ends; in GELU (tanh) the exponent's own rounding is all there is
+    # the tail is kept relative to itself until float32 ends; in GELU (tanh) the exponent's own rounding is
+    # all there is
     exponent = 2 * math.sqrt(2 / math.pi) * (x.double().abs() + 0.044715 * x.double().abs() ** 3)
     relative = 6e-7 + (1.5e-7 * exponent if function == "gelu_tanh" else 0)
     assert (torch.abs(got - expected) <= relative * expected.abs() + 1e-36).all()

@@ -183,10 +183,3 @@ def test_from_python(built: list[BuildConfig]) -> None:
         indexer.build(model="m", corpus=["t"], output="my.index", topp=3)
     with pytest.raises(IndexerError, match="--output is missing"):
         indexer.build(model="m", corpus=["t"])
-
-
-def test_build_stays_a_function_beside_its_module(built: list[BuildConfig]) -> None:
-    indexer.build(model="m", corpus=["t"], output="my.index")
-    indexer.build = sys.modules["indexer.pipeline"]  # type: ignore[assignment]
-    assert callable(indexer.build)
-    assert not isinstance(indexer.build, ModuleType)

@@ -1,4 +1,4 @@
-"""Laws of the states and parity of the compiled kernels with the reference, over dtypes, modes and instruction sets."""
+"""Laws of the states, and parity of the compiled kernels with the reference."""
 
 from __future__ import annotations
 

@@ -270,31 +270,27 @@ def test_the_tokenizers_setting_is_restored(monkeypatch: pytest.MonkeyPatch) -> 
         assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
 
 
-@pytest.mark.parametrize("ending", ["pass", "sys.exit(3)", "raise KeyboardInterrupt"])
-def test_the_interpreter_ends_with_batches_left_open(tmp_path: Path, ending: str) -> None:
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES * 50))
-    program = (
-        "import sys\n"
-        "from indexer.corpus import Corpus\n"
-        "from indexer.tokens import Batches\n"
-        "from tests.tiny_tokenizers import mini_lm_tokenizer\n"
-        f"batches = Batches(Corpus([{str(tmp_path / 'corpus.jsonl')!r}]), mini_lm_tokenizer(), context=32,"
-        " batch_tokens=64, threads=2)\n"
-        f"next(batches)\n{ending}\n"
-    )
+LEFT_OPEN = """
+import sys, types, tokenizers
+from indexer.corpus import Corpus
+from indexer.tokens import Batches
+corpus, tokenizer = sys.argv[1:]
+fast = types.SimpleNamespace(backend_tokenizer=tokenizers.Tokenizer.from_file(tokenizer), all_special_ids=[])
+batches = Batches(Corpus([corpus]), fast, context=32, batch_tokens=64, threads=2)
+next(batches)
+"""
+
+
+@pytest.mark.parametrize(("ending", "status"), [("", 0), ("sys.exit(3)", 3), ("raise KeyboardInterrupt", -2)])
+def test_the_interpreter_ends_with_batches_left_open(tmp_path: Path, ending: str, status: int) -> None:
+    corpus, tokenizer = tmp_path / "corpus.jsonl", tmp_path / "tokenizer.json"
+    corpus.write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES * 50))
+    tiny_tokenizer("wordpiece").backend_tokenizer.save(str(tokenizer))
     root = Path(__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'kernels'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == {"pass": 0, "sys.exit(3)": 3}.get(ending, -2 if os.name == "posix" else 1), (
-        done.stderr
-    )
+    command = [sys.executable, "-c", LEFT_OPEN + ending, str(corpus), str(tokenizer)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
     assert "Fatal" not in done.stderr
     assert "panicked" not in done.stderr
 

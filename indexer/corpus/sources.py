@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from indexer.errors import IndexerError
 
@@ -90,7 +91,7 @@ def _paths(source: str) -> Iterator[tuple[str, int | None, bool]]:
             return
         raise IndexerError(f"corpus source {_shown(source)}: {_reason(error)}; {WAYS}.") from None
     if stat.S_ISDIR(found.st_mode):
-        yield from _folder(path, ())
+        yield from _folder(path, _above(path))
     elif stat.S_ISREG(found.st_mode):
         yield path, found.st_size, True
     else:
@@ -105,9 +106,15 @@ def _glob(pattern: str) -> Iterator[tuple[str, int | None, bool]]:
         if os.path.isdir(path):
             # `**` lists what is below a folder by itself: walking it too would only repeat it
             if "**" not in pattern:
-                yield from _folder(path, ())
+                yield from _folder(path, _above(path))
         elif os.path.isfile(path):
             yield path, os.path.getsize(path), False
+
+
+def _above(path: str) -> tuple[tuple[int, int], ...]:
+    """(device, inode) of the folders that a folder lies in: a link back to one of them is a loop."""
+    found = [os.stat(parent) for parent in Path(path).resolve().parents]
+    return tuple((parent.st_dev, parent.st_ino) for parent in found)
 
 
 def _folder(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int | None, bool]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -75,9 +76,10 @@ def opened(file: CorpusFile, reading: Reading) -> Iterator[io.BufferedReader]:
 
 def unreadable(file: CorpusFile, error: Exception) -> IndexerError:
     """One line for a file that the operating system or a decoder refuses to read."""
-    strerror = getattr(error, "strerror", None)
-    if strerror:
-        return IndexerError(f"corpus file {file.source}: cannot be read ({strerror.lower()}).")
+    # an error of the operating system has a number, one of a decoder has none
+    number = getattr(error, "errno", None)
+    if number:
+        return IndexerError(f"corpus file {file.source}: cannot be read ({os.strerror(number).lower()}).")
     reason = " ".join(str(error).split()) or type(error).__name__
     form = {"gzip": "gzip", "zstd": "Zstandard"}.get(file.compression or "", file.kind)
     return IndexerError(

@@ -1,7 +1,7 @@
 """Reading few rows out of a Parquet file without decoding the rest.
 
-The footer tells which row group holds them; of that only the rows up to the last wanted one are decoded. Pages are
-checked against their checksums on the way.
+The footer tells which row group holds them; of that only the rows up to the last wanted one are decoded.
+Pages are checked against their checksums on the way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,10 @@ class GroupedFile:
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        """Open a file and read its footer. Raises IndexerError where it is not a Parquet file of this schema."""
+        """Open a file and read its footer.
+
+        Raises IndexerError where it is not a Parquet file of this schema.
+        """
         self.path = path
         with told(path):
             self._file = pa.OSFile(str(path))
@@ -54,6 +57,13 @@ class GroupedFile:
         with told(self.path):
             batches = self.reader().iter_batches(last, row_groups=[group], columns=list(columns))
             return pa.Table.from_batches([next(batches).slice(first)]).select(columns)
+
+    def group(self, group: int) -> pa.Table:
+        """All rows of one row group."""
+        with told(self.path):
+            table = self.reader().read_row_group(group)
+            table.validate(full=True)
+            return table
 
     def empty(self, columns: Sequence[str]) -> pa.Table:
         """No rows of these columns."""
@@ -96,7 +106,9 @@ class UnitFile(GroupedFile):
             return self.empty(columns)
         with told(self.path):
             # One column of small numbers: next to nothing beside what it saves.
-            units = self.reader().read_row_group(group, columns=["unit"], use_threads=False)["unit"].to_numpy()
+            units = (
+                self.reader().read_row_group(group, columns=["unit"], use_threads=False)["unit"].to_numpy()
+            )
         first, last = np.searchsorted(units, [unit, unit + 1])
         return self.read(group, int(first), int(last), columns)
 
@@ -123,4 +135,6 @@ def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
         if kind != field.type:
             raise IndexerError(f"{path}: column {field.name} is {kind} instead of {field.type}; {DAMAGED}")
     if found.names != wanted.names:
-        raise IndexerError(f"{path}: columns {', '.join(found.names)} instead of {', '.join(wanted.names)}; {DAMAGED}")
+        raise IndexerError(
+            f"{path}: columns {', '.join(found.names)} instead of {', '.join(wanted.names)}; {DAMAGED}"
+        )

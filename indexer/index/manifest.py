@@ -1,4 +1,7 @@
-"""manifest.json: what an index is made of and where it came from. Written last; without it there is no index."""
+"""manifest.json: what an index is made of and where it came from.
+
+Written last; without it there is no index.
+"""
 
 import hashlib
 import json
@@ -84,7 +87,10 @@ class Manifest(BaseModel):
 
 
 def read_manifest(index: Path) -> Manifest:
-    """Read the manifest of an index. Raises IndexerError, one line, where `index` is not one that can be read."""
+    """Read the manifest of an index.
+
+    Raises IndexerError, one line, where `index` is not one that can be read.
+    """
     try:
         size = (index / schema.MANIFEST).stat().st_size
         if size > _MOST_BYTES:
@@ -97,7 +103,9 @@ def read_manifest(index: Path) -> Manifest:
     except OSError as error:
         raise IndexerError(f"index {index}: cannot read {schema.MANIFEST}: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged (not JSON); build the index again") from None
+        raise IndexerError(
+            f"index {index}: {schema.MANIFEST} is damaged (not JSON); build the index again"
+        ) from None
     return _validate(index, content)
 
 
@@ -106,7 +114,9 @@ def check_sizes(index: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         problem = size_problem(index, file)
         if problem:
-            raise IndexerError(f"index {index}: {problem}; the index is damaged, build it again or restore the file")
+            raise IndexerError(
+                f"index {index}: {problem}; the index is damaged, build it again or restore the file"
+            )
 
 
 def size_problem(index: Path, file: FileEntry) -> str | None:
@@ -150,4 +160,6 @@ def _validate(index: Path, content: Any) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged at {where}: {first['msg']}") from None
+        raise IndexerError(
+            f"index {index}: {schema.MANIFEST} is damaged at {where}: {first['msg']}"
+        ) from None

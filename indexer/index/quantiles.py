@@ -1,8 +1,8 @@
 """Where the histogram's bins lie, and the quantiles read from them.
 
-The guarantee: for magnitudes in [2^-10, 2^14) a quantile is within 1/16 relative of the exact order statistic,
-because a bin spans at most an eighth of its lower edge and the answer is the bin's middle. It is never outside
-[minimum, maximum]. For the two outermost bins of each sign only the latter holds.
+The guarantee: for magnitudes in [2^-10, 2^14) a quantile is within 1/16 relative of the exact order
+statistic, because a bin spans at most an eighth of its lower edge and the answer is the bin's middle. It is
+never outside [minimum, maximum]. For the two outermost bins of each sign only the latter holds.
 """
 
 import numpy as np
@@ -65,7 +65,8 @@ def quantiles(histogram: np.ndarray, minimum: np.ndarray, maximum: np.ndarray) -
     total = cumulative[:, -1]
     columns = {}
     for name, share in QUANTILES:
-        # Whole numbers throughout: a float would round ranks beyond 2^53. n * share in parts, against overflow.
+        # Whole numbers throughout: a float would round ranks beyond 2^53. n * share in parts, against
+        # overflow.
         whole, rest = np.divmod(total, 10_000)
         rank = np.maximum(whole * share + (rest * share + 9_999) // 10_000, 1)
         found = np.minimum((cumulative < rank[:, None]).sum(axis=1), HISTOGRAM_BINS - 1)

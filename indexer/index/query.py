@@ -1,8 +1,9 @@
 """SQL on an index: a DuckDB connection that can read the index's files and do nothing else.
 
-What holds the lock, each part tested: no access to files but those listed, no extensions, no settings, no Python
-variables as tables. Access to a file that is listed includes writing to it, and a SELECT can hold a COPY (as
-the body of WITH, inside query('...')), so every plan is searched for operators that write before it runs.
+What holds the lock, each part tested: no access to files but those listed, no extensions, no settings, no
+Python variables as tables. Access to a file that is listed includes writing to it, and a SELECT can hold a
+COPY (as the body of WITH, inside query('...')), so every plan is searched for operators that write before
+it runs.
 """
 
 import json
@@ -31,7 +32,9 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     # Nothing is written anywhere, not even what does not fit in memory.
     "temp_directory": "",
 }
-_WRITES = re.compile(r"COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|DROP|ALTER|ATTACH|EXPORT|LOAD|VACUUM|TRANSACTION")
+_WRITES = re.compile(
+    r"COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|DROP|ALTER|ATTACH|EXPORT|LOAD|VACUUM|TRANSACTION"
+)
 
 
 class Queries:
@@ -55,7 +58,10 @@ class Queries:
         self._connection.close()
 
     def run(self, query: str, parameters: Parameters = None) -> pa.Table:
-        """The result of one SELECT. Raises IndexerError, one line, for a mistake in it or anything else than it."""
+        """The result of one SELECT.
+
+        Raises IndexerError, one line, for a mistake in it or anything else than it.
+        """
         with _told(), self._connection.cursor() as cursor:
             _check_statement(cursor, query)
             plan = cursor.execute(f"EXPLAIN (FORMAT json) {query}", parameters).fetchall()
@@ -68,7 +74,9 @@ def _check_statement(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
     if len(statements) != 1:
         raise IndexerError(f"SQL: {len(statements)} statements; give one SELECT")
     if statements[0].type != duckdb.StatementType.SELECT:
-        raise IndexerError(f"SQL: {statements[0].type.name} is not allowed; an index answers SELECT statements only")
+        raise IndexerError(
+            f"SQL: {statements[0].type.name} is not allowed; an index answers SELECT statements only"
+        )
 
 
 def _check_plan(nodes: Any) -> None:

@@ -94,7 +94,10 @@ class Index:
             return self._vocabulary
 
     def unit(self, unit: str | Unit) -> pa.Table:
-        """The unit's row of `units`: counts, moments and quantiles. Raises IndexerError for a unit it has not."""
+        """The unit's row of `units`: counts, moments and quantiles.
+
+        Raises IndexerError for a unit it has not.
+        """
         found = self._find(unit)
         file = self._open(schema.UNITS_FILE, RowFile, schema.UNITS)
         row = file.row(self._first_row[found.site, found.layer] + found.unit, schema.UNITS.names)
@@ -133,7 +136,8 @@ class Index:
         """The result of one SELECT over the views units, examples, histograms, documents, vocabulary.
 
         parameters: values for ? (a list) or $name (a mapping) in the query.
-        Raises IndexerError, one line, for a mistake in the query or one that does anything but read this index.
+        Raises IndexerError, one line, for a mistake in the query or one that does anything but read this
+        index.
         """
         from indexer.index.query import Queries
 
@@ -146,14 +150,18 @@ class Index:
         """What the index holds and how it was made, as plain values."""
         manifest = self.manifest
         sites = {entry.site for entry in manifest.layers}
-        layers = {site: [entry.layer for entry in manifest.layers if entry.site == site] for site in sorted(sites)}
+        layers = {
+            site: [entry.layer for entry in manifest.layers if entry.site == site] for site in sorted(sites)
+        }
         return {
             "index": str(self.path),
             "format_version": manifest.version,
             "created": manifest.created,
             "layers": {site: format_layers(numbers) for site, numbers in layers.items()},
             "units": sum(entry.units for entry in manifest.layers),
-            "examples": sum(file.rows or 0 for file in manifest.files if file.path.startswith(schema.EXAMPLES_FOLDER)),
+            "examples": sum(
+                file.rows or 0 for file in manifest.files if file.path.startswith(schema.EXAMPLES_FOLDER)
+            ),
             "bytes": manifest.bytes,
             "model": manifest.model,
             "tokenizer": manifest.tokenizer,
@@ -164,7 +172,8 @@ class Index:
         }
 
     def verify(self, full: bool = False) -> dict[str, Any]:
-        """Check sizes, SHA-256, schemas and page checksums of all files; with `full` the laws of their content too.
+        """Check sizes, SHA-256, schemas and page checksums of all files; with `full` the laws of their
+        content too.
 
         Returns what was checked. Raises IndexerError with the first problem.
         """
@@ -191,7 +200,11 @@ class Index:
         if entry is None:
             of_site = [layer.layer for layer in self.manifest.layers if layer.site == found.site]
             sites = ", ".join(sorted({layer.site for layer in self.manifest.layers}))
-            has = f"layers {format_layers(of_site)} of site {found.site}" if of_site else f"site {sites or '(none)'}"
+            has = (
+                f"layers {format_layers(of_site)} of site {found.site}"
+                if of_site
+                else f"site {sites or '(none)'}"
+            )
             raise IndexerError(f'unit "{found}": not in index {self.path}, which has {has}')
         if not 0 <= found.unit < entry.units:
             raise IndexerError(

@@ -107,16 +107,16 @@ Layout = dict[str, tuple[type, tuple[int, ...]]]
 
 
 def _layer_layout(units: int) -> Layout:
-    layout: Layout = {name: (np.int64, (units,)) for name in ("nan", "inf")}
-    layout |= {name: (np.float32, (units,)) for name in ("minimum", "maximum")}
-    layout |= {name: (np.float64, (units,)) for name in ("mean", "variance", "skewness", "kurtosis")}
+    layout: Layout = dict.fromkeys(("nan", "inf"), (np.int64, (units,)))
+    layout |= dict.fromkeys(("minimum", "maximum"), (np.float32, (units,)))
+    layout |= dict.fromkeys(("mean", "variance", "skewness", "kurtosis"), (np.float64, (units,)))
     return layout | {"histogram": (np.int64, (units, HISTOGRAM_BINS))}
 
 
 def _examples_layout(units: int, places: int, window: int) -> Layout:
     layout: Layout = {"filled": (np.int32, (units,)), "value": (np.float32, (units, places))}
-    layout |= {name: (np.int64, (units, places)) for name in ("document", "sequence")}
-    layout |= {name: (np.int32, (units, places)) for name in ("position", "window_start", "window_length")}
+    layout |= dict.fromkeys(("document", "sequence"), (np.int64, (units, places)))
+    layout |= dict.fromkeys(("position", "window_start", "window_length"), (np.int32, (units, places)))
     return layout | {
         "token_ids": (np.int32, (units, places, window)),
         "activations": (np.float32, (units, places, window)),

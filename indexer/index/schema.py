@@ -65,8 +65,8 @@ UNITS = _schema(
     nullable=frozenset(("minimum", "maximum", *_MOMENTS, *_QUANTILES)),
 )
 
-# What the view `examples` shows, in this order. `tokens` and `text` follow from `token_ids` and are not stored:
-# they would double both the size of the index and the time to write it.
+# What the view `examples` shows, in this order. `tokens` and `text` follow from `token_ids` and are not
+# stored: they would double both the size of the index and the time to write it.
 EXAMPLES = _schema(
     *_UNIT,
     ("extreme", pa.string()),
@@ -97,8 +97,6 @@ DOCUMENTS = _schema(
     nullable=frozenset(("characters",)),
 )
 
-# One row. `tokens` and `pieces` have one entry per token id: the token as people read it, and what it adds to a
-# text (see vocabulary.py).
-VOCABULARY = _schema(
-    ("spaced", pa.bool_()), ("tokens", _list(pa.string())), ("pieces", _list(pa.string()))
-)
+# One row. `tokens` and `pieces` have one entry per token id: the token as people read it, and what it adds
+# to a text (see vocabulary.py).
+VOCABULARY = _schema(("spaced", pa.bool_()), ("tokens", _list(pa.string())), ("pieces", _list(pa.string())))

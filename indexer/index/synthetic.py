@@ -29,14 +29,20 @@ class Size:
     count: int = 1_000_000
 
 
-def write_synthetic(output: Path, size: Size | None = None, *, seed: int = 0, overwrite: bool = False) -> Path:
+def write_synthetic(
+    output: Path, size: Size | None = None, *, seed: int = 0, overwrite: bool = False
+) -> Path:
     """Write a synthetic index; returns its path. The same size and seed give the same rows."""
     size = size or Size()
     with IndexWriter(output, synthetic_vocabulary(size.vocabulary), overwrite=overwrite) as writer:
         for record in synthetic_records(size, seed):
             writer.add_layer(record)
         sections = {name: {"name": "synthetic"} for name in ("model", "tokenizer", "corpus")}
-        sections |= {"configuration": {"seed": seed}, "totals": {"counted_tokens": size.count}, "software": {}}
+        sections |= {
+            "configuration": {"seed": seed},
+            "totals": {"counted_tokens": size.count},
+            "software": {},
+        }
         return writer.publish(sections, synthetic_documents())
 
 
@@ -117,7 +123,9 @@ def _examples(random: np.random.Generator, size: Size, places: int, sign: int) -
     )
 
 
-def _histogram(random: np.random.Generator, size: Size, minimum: np.ndarray, maximum: np.ndarray) -> np.ndarray:
+def _histogram(
+    random: np.random.Generator, size: Size, minimum: np.ndarray, maximum: np.ndarray
+) -> np.ndarray:
     """int64 [units, HISTOGRAM_BINS]: some 150 filled bins between those of the extremes, the rest in zero's."""
     histogram = np.zeros((size.units, HISTOGRAM_BINS), np.int64)
     middle = slice(ZERO_BIN - 75, ZERO_BIN + 76)

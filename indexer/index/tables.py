@@ -35,7 +35,8 @@ def unit_table(record: LayerRecord) -> pa.Table:
 
 
 def example_tables(record: LayerRecord, vocabulary: Vocabulary, group_rows: int) -> Iterator[pa.Table]:
-    """The layer's rows of its examples file, as one table of whole units per row group, not far above group_rows.
+    """The layer's rows of its examples file, as one table of whole units per row group, not far above
+    group_rows.
 
     Sorted by unit, extreme ('bottom' first), rank. Memory: a few times one group.
     """
@@ -102,7 +103,9 @@ def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary) ->
     return _table(columns, schema.EXAMPLES_STORED)
 
 
-def _windows(parts: list[Examples], units: slice, valid: np.ndarray, length: np.ndarray) -> dict[str, pa.ListArray]:
+def _windows(
+    parts: list[Examples], units: slice, valid: np.ndarray, length: np.ndarray
+) -> dict[str, pa.ListArray]:
     """The list columns: windows of the valid places, without what lies beyond their lengths."""
     offsets = np.concatenate([[0], np.cumsum(length, dtype=np.int64)]).astype(np.int32)
     width = max(part.token_ids.shape[-1] for part in parts)

@@ -1,8 +1,8 @@
 """The SQL that presents an index: its views and macros over the Parquet files.
 
 The same text serves `views.sql`, with paths relative to the index for the plain duckdb program, and our own
-connection, with absolute paths. It is always written from the manifest, never read from an index: SQL out of a
-folder that came from elsewhere could do anything.
+connection, with absolute paths. It is always written from the manifest, never read from an index: SQL out
+of a folder that came from elsewhere could do anything.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,9 @@ def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = 
         _path_of_layer(place(f"{folder}/{_SITE}."), here)
         for folder in (schema.EXAMPLES_FOLDER, schema.HISTOGRAMS_FOLDER)
     ]
-    histogram = f"SELECT h.* FROM read_parquet({of_layer[1]}) AS h WHERE h.unit = unit ORDER BY h.lower, h.upper"
+    histogram = (
+        f"SELECT h.* FROM read_parquet({of_layer[1]}) AS h WHERE h.unit = unit ORDER BY h.lower, h.upper"
+    )
     return [
         _view("units", schema.UNITS.names, [place(schema.UNITS_FILE)]),
         "CREATE OR REPLACE VIEW examples AS " + _examples(_files(examples), vocabulary, spaced),

@@ -1,10 +1,11 @@
 """Token strings by id, and the text of a run of tokens.
 
-A token has two spellings. Its *token* is what people read and search for: `' the'`, `'##ing'`. Its *piece* is what
+A token has two spellings. Its *token* is what people read and search for: `' the'`, `'##ing'`. Its *piece*
+is what
 it adds to a text: `' the'`, `'ing'`. The text of a window is its pieces joined, in SQL and in Python alike.
-A character may be split over several tokens, so a piece writes bytes that are no character by themselves as %E2, and
-a percent sign as %25; the joined pieces are then URL-decoded, which DuckDB can do too. A character cut by the
-window's edge becomes one U+FFFD.
+A character may be split over several tokens, so a piece writes bytes that are no character by themselves as
+%E2, and a percent sign as %25; the joined pieces are then URL-decoded, which DuckDB can do too. A character
+cut by the window's edge becomes one U+FFFD.
 """
 
 import json
@@ -23,9 +24,7 @@ from indexer.index import schema
 REPLACEMENT = "\ufffd"
 # On joined pieces: bytes before the first whole character, and the start of a character that never ends.
 CUT_AT_START = r"^(?:%[89AB][0-9A-F])+"
-CUT_AT_END = (
-    r"(?:%[CD][0-9A-F]|%E[0-9A-F](?:%[89AB][0-9A-F])?|%F[0-9A-F](?:%[89AB][0-9A-F]){0,2})$"
-)
+CUT_AT_END = r"(?:%[CD][0-9A-F]|%E[0-9A-F](?:%[89AB][0-9A-F])?|%F[0-9A-F](?:%[89AB][0-9A-F]){0,2})$"
 # What is left of split bytes where they do not make up characters.
 BROKEN = r"(?:%[89A-F][0-9A-F])+"
 
@@ -40,9 +39,13 @@ class Vocabulary:
     spaced: whether pieces begin with the space between words, so that a text loses the first one.
     """
 
-    def __init__(self, tokens: Iterable[str], pieces: Iterable[str] | None = None, spaced: bool = False) -> None:
+    def __init__(
+        self, tokens: Iterable[str], pieces: Iterable[str] | None = None, spaced: bool = False
+    ) -> None:
         self.tokens = pa.array(tokens, pa.string())
-        self.pieces = pc.replace_substring(self.tokens, "%", "%25") if pieces is None else pa.array(pieces, pa.string())
+        self.pieces = (
+            pc.replace_substring(self.tokens, "%", "%25") if pieces is None else pa.array(pieces, pa.string())
+        )
         self.spaced = spaced
         if len(self.tokens) != len(self.pieces):
             raise IndexerError(f"vocabulary: {len(self.tokens)} tokens but {len(self.pieces)} pieces")
@@ -86,21 +89,28 @@ class Vocabulary:
         return pa.Table.from_arrays([pa.array([self.spaced]), tokens, pieces], schema=schema.VOCABULARY)
 
     def token_strings(self, token_ids: np.ndarray | pa.Array) -> pa.Array:
-        """The tokens of int32 ids [n] as a string array [n]. Raises IndexerError for an id that is not a token's."""
+        """The tokens of int32 ids [n] as a string array [n].
+
+        Raises IndexerError for an id that is not a token's.
+        """
         return self._take(self.tokens, token_ids)
 
     def texts(self, token_ids: np.ndarray | pa.Array, offsets: np.ndarray | Sequence[int]) -> pa.Array:
         """The texts of runs of tokens: a string array [runs].
 
-        token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where each run begins and ends.
-        Cost: a take and a copy; only texts that hold a percent sign or a split character are looked at one by one.
+        token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where each run begins
+        and ends.
+        Cost: a take and a copy; only texts that hold a percent sign or a split character are looked at one
+        by one.
         """
         flat = self._take(self.pieces, token_ids)
         starts = np.frombuffer(flat.buffers()[1], np.int32)[flat.offset : flat.offset + len(flat) + 1]
         ends = np.ascontiguousarray(starts[np.asarray(offsets)])
         joined = pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), flat.buffers()[2])
         if pc.any(pc.match_substring(joined, "%")).as_py():
-            joined = pa.array([decode_pieces(text) if "%" in text else text for text in joined.to_pylist()], pa.string())
+            joined = pa.array(
+                [decode_pieces(text) if "%" in text else text for text in joined.to_pylist()], pa.string()
+            )
         return pc.utf8_ltrim(joined, " ") if self.spaced else joined
 
     def text(self, token_ids: Sequence[int] | np.ndarray) -> str:
@@ -173,7 +183,8 @@ def _spelling(steps: list[dict[str, Any]]) -> tuple[Any, bool]:
     return lambda token: (token, " " + _escape(token)), True
 
 
-# GPT-2 writes every byte as a printable character: itself where it is one, else the next free one from U+0100.
+# GPT-2 writes every byte as a printable character: itself where it is one, else the next free one from
+# U+0100.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTE_OF = {byte: byte for byte in _PRINTABLE} | {
     0x100 + place: byte for place, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))

@@ -1,8 +1,9 @@
 """Writing an index: whole, or not at all.
 
-Everything is written into a folder beside the output, flushed to the disk, and the manifest last; then that folder
-is renamed to the output. A crash at any moment leaves either what was there before or the finished index, and at
-worst a folder `.NAME.*.partial` beside it. With `overwrite` the old index is exchanged for the new one in one step.
+Everything is written into a folder beside the output, flushed to the disk, and the manifest last; then that
+folder is renamed to the output. A crash at any moment leaves either what was there before or the finished
+index, and at worst a folder `.NAME.*.partial` beside it. With `overwrite` the old index is exchanged for
+the new one in one step.
 """
 
 import ctypes
@@ -38,15 +39,15 @@ _MOST_THREADS = 4
 class IndexWriter:
     """Takes the layers of an index one by one and publishes it.
 
-    Layers are written in the background by up to four threads; their arrays must not change until `publish` or the
-    end of the `with` block. Memory: the records of as many layers as there are threads.
+    Layers are written in the background by up to four threads; their arrays must not change until `publish`
+    or the end of the `with` block. Memory: the records of as many layers as there are threads.
     """
 
     def __init__(self, output: Path | str, vocabulary: Vocabulary, *, overwrite: bool = False) -> None:
         """Check that `output` can be written; nothing is created before the `with` block is entered.
 
-        Raises IndexerError if it exists and `overwrite` is off, if it exists and is not an index, or if its folder
-        is missing or not writable.
+        Raises IndexerError if it exists and `overwrite` is off, if it exists and is not an index, or if its
+        folder is missing or not writable.
         """
         self.output = Path(output)
         self.vocabulary = vocabulary
@@ -115,7 +116,8 @@ class IndexWriter:
         """Finish the index and put it in place; returns the path of the output.
 
         manifest: the sections model, tokenizer, corpus, configuration, totals, software, as JSON values.
-        documents: columns document, source, row, characters of at least `self.documents`; others are left out.
+        documents: columns document, source, row, characters of at least `self.documents`; others are left
+        out.
         Raises IndexerError where something is missing or the disk fails; then the output is as it was.
         """
         self._settle(wait=True)
@@ -123,7 +125,9 @@ class IndexWriter:
         self._layers.sort(key=lambda entry: (entry.site, entry.layer))
         keys = [(entry.site, entry.layer) for entry in self._layers]
         with self._told():
-            self._write_parquet(schema.UNITS_FILE, schema.UNITS, _unit_groups([self._units[key] for key in keys]))
+            self._write_parquet(
+                schema.UNITS_FILE, schema.UNITS, _unit_groups([self._units[key] for key in keys])
+            )
             self._write_parquet(schema.DOCUMENTS_FILE, schema.DOCUMENTS, [self._pointed_to(documents)])
             self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [self.vocabulary.to_table()])
             self._write_text(schema.VIEWS, views_file(keys, self.vocabulary.spaced))
@@ -141,7 +145,9 @@ class IndexWriter:
             tables = example_tables(record, self.vocabulary, schema.EXAMPLE_ROWS)
             self._write_parquet(examples, schema.EXAMPLES_STORED, tables)
             histograms = schema.histograms_file(record.site, record.layer)
-            self._write_parquet(histograms, schema.HISTOGRAMS, histogram_tables(record, schema.HISTOGRAM_ROWS))
+            self._write_parquet(
+                histograms, schema.HISTOGRAMS, histogram_tables(record, schema.HISTOGRAM_ROWS)
+            )
         finally:
             self._room.release()
 
@@ -196,8 +202,10 @@ class IndexWriter:
     def _complete(self, sections: Mapping[str, Any]) -> Manifest:
         wrong = set(SECTIONS) ^ set(sections)
         if wrong:
-            raise IndexerError(f"index {self.output}: the manifest's sections are {', '.join(SECTIONS)}; "
-                               f"missing or unknown: {', '.join(sorted(wrong))}")
+            raise IndexerError(
+                f"index {self.output}: the manifest's sections are {', '.join(SECTIONS)}; "
+                f"missing or unknown: {', '.join(sorted(wrong))}"
+            )
         return Manifest(
             format=schema.FORMAT,
             version=schema.VERSION,
@@ -227,7 +235,10 @@ class IndexWriter:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Turn what the disk says into one line. Arrow raises OSError too, with its own words in place of strerror."""
+        """Turn what the disk says into one line.
+
+        Arrow raises OSError too, with its own words in place of strerror.
+        """
         try:
             yield
         except OSError as error:
@@ -242,12 +253,18 @@ def _check_output(output: Path, overwrite: bool) -> None:
     """Raise IndexerError unless an index may be put at `output`."""
     parent = Path(os.path.realpath(output)).parent
     if not parent.is_dir():
-        raise IndexerError(f"output {output}: the folder {parent} does not exist; create it or choose another --output")
+        raise IndexerError(
+            f"output {output}: the folder {parent} does not exist; create it or choose another --output"
+        )
     if os.path.lexists(output):
         if not overwrite:
-            raise IndexerError(f"output {output}: already exists; choose another --output, or replace it with --overwrite")
+            raise IndexerError(
+                f"output {output}: already exists; choose another --output, or replace it with --overwrite"
+            )
         if not (output / schema.MANIFEST).is_file() and not _is_empty_folder(output):
-            raise IndexerError(f"output {output}: exists and is not an index, so it is not replaced; choose another --output")
+            raise IndexerError(
+                f"output {output}: exists and is not an index, so it is not replaced; choose another --output"
+            )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise IndexerError(f"output {output}: the folder {parent} is not writable; choose another --output")
 
@@ -277,7 +294,9 @@ def _exchange(first: Path, second: Path) -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     at_working_folder, exchange = -100, 2
-    return rename(at_working_folder, os.fsencode(first), at_working_folder, os.fsencode(second), exchange) == 0
+    return (
+        rename(at_working_folder, os.fsencode(first), at_working_folder, os.fsencode(second), exchange) == 0
+    )
 
 
 def _flush(path: Path) -> None:
@@ -306,12 +325,27 @@ def _unit_groups(layers: list[pa.Table]) -> Iterator[pa.Table]:
 def _parquet_options(wanted: pa.Schema) -> dict[str, Any]:
     """How a file is encoded.
 
-    Dictionaries for what repeats, byte streams for floats (sign and exponent bytes compress, mantissas do not),
-    statistics for what queries compare with, and a bloom filter that lets a search skip groups without the token.
+    Dictionaries for what repeats, byte streams for floats (sign and exponent bytes compress, mantissas do
+    not), statistics for what queries compare with, and a bloom filter that lets a search skip groups
+    without the token.
     """
-    names = {field.name: f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in wanted}
+    names = {
+        field.name: f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in wanted
+    }
     floats = ("value", "activations", "minimum", "maximum", "mean", "variance", "skewness", "kurtosis")
-    repeating = ("site", "layer", "unit", "extreme", "rank", "document", "token_id", "token", "token_ids", "source")
+    repeating = (
+        "site",
+        "layer",
+        "unit",
+        "extreme",
+        "rank",
+        "document",
+        "token_id",
+        "token",
+        "token_ids",
+        "source",
+    )
     repeating += ("lower", "upper", "count") if wanted is schema.HISTOGRAMS else ()
     flat = [field.name for field in wanted if not pa.types.is_list(field.type)]
     return {
@@ -322,5 +356,7 @@ def _parquet_options(wanted: pa.Schema) -> dict[str, Any]:
         "write_statistics": flat,
         "write_page_checksum": True,
         "store_schema": False,
-        "bloom_filter_options": {"token": True} if "token" in names else None,
+        # Without a bound the filter is built for a million tokens, which costs more than writing all the
+        # rest.
+        "bloom_filter_options": {"token": {"ndv": 8_192, "fpp": 0.05}} if "token" in names else None,
     }

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from indexer.models.plan import FusedPlan
+from indexer.models.matmul import linear
+from indexer.models.plan import Affine, FusedPlan
 
 if TYPE_CHECKING:
     from indexer_kernels.sequences import Sequences
@@ -61,11 +62,14 @@ class FusedForward:
     all groups are made. Cost over the plain forward: none, for it allocates less.
     """
 
-    def __init__(self, plan: FusedPlan, activate: Activate, workspace: Workspace, last: bool = False) -> None:
+    def __init__(
+        self, plan: FusedPlan, activate: Activate, workspace: Workspace, last: bool = False, onednn: bool = False
+    ) -> None:
         self.plan = plan
         self.activate = activate
         self.workspace = workspace
         self.last = last
+        self.onednn = onednn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         (x,) = args or kwargs.values()
@@ -74,32 +78,44 @@ class FusedForward:
         for group in self.workspace.groups:
             activations = self._activations(rows[group.first_row : group.last_row], group.sequences)
             if out is not None:
-                self.plan.projection.into(activations, out[group.first_row : group.last_row])
+                self._project(activations, out[group.first_row : group.last_row])
         if out is None:
             raise LastLayerDone
         return out.view(*x.shape[:-1], -1)
 
     def _activations(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [rows, hidden]; returns [rows, units] in scratch memory."""
-        plan, count = self.plan, x.shape[0]
-        gate = plan.gate.into(x, self.workspace.take(0, count, plan.gate.outputs, x))
+        plan = self.plan
+        gate = self._wide(plan.gate, x, slot=0)
         up = None
         if plan.packing == "gate first":
             gate, up = gate.chunk(2, dim=-1)
         elif plan.packing == "up first":
             up, gate = gate.chunk(2, dim=-1)
         elif plan.up is not None:
-            up = plan.up.into(x, self.workspace.take(1, count, plan.up.outputs, x))
+            up = self._wide(plan.up, x, slot=1)
         return self.activate(plan.function, gate, up, sequences, gate)
+
+    def _wide(self, affine: Affine, x: Tensor, slot: int) -> Tensor:
+        if self.onednn:
+            return linear(x, affine.weight.t(), affine.bias)
+        return affine.into(x, self.workspace.take(slot, x.shape[0], affine.outputs, x))
+
+    def _project(self, activations: Tensor, out: Tensor) -> None:
+        affine = self.plan.projection
+        if self.onednn:
+            out.copy_(linear(activations, affine.weight.t(), affine.bias))
+        else:
+            affine.into(activations, out)
 
 
 @contextmanager
 def installed(plan: FusedPlan, forward: FusedForward) -> Iterator[None]:
     """Within the block, calls of the model's MLP go to `forward`; afterwards the model is as it was."""
     with ExitStack() as replaced:
-        replaced.enter_context(_forward_of(plan.replaced, forward))
+        replaced.enter_context(forward_of(plan.replaced, forward))
         for module in plan.bypassed:
-            replaced.enter_context(_forward_of(module, _hand_on))
+            replaced.enter_context(forward_of(module, _hand_on))
         yield
 
 
@@ -108,7 +124,7 @@ def _hand_on(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _forward_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def forward_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Replaces `module.forward` on this one instance."""
     own = module.__dict__.get("forward")
     module.forward = forward  # type: ignore[method-assign]

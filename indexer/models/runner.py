@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from indexer.errors import IndexerError
 from indexer.models.forward import call_model, embedding_rows
-from indexer.models.fused import Activate, FusedForward, Group, LastLayerDone, Workspace, installed
+from indexer.models.fused import Activate, FusedForward, Group, LastLayerDone, Workspace, forward_of, installed
 from indexer.models.loading import LoadedModel, quiet_transformers
+from indexer.models.matmul import Matmul, OnednnForward, is_plain_linear, uses_onednn
 from indexer.models.plan import MlpLayer
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Runner:
     chunk_tokens: rows that an MLP takes at a time, in whole sequences, so that its activations stay in cache; 0 for all.
     force_hooks: read activations after the model computed them, also where they could be computed together with their
         statistics.
+    matmul: "torch" for the linear layers as torch computes them, "onednn" for the float32 ones on the CPU through
+        oneDNN, "auto" for oneDNN where it can be; see indexer.models.matmul.
     Raises IndexerError for a layer that the model does not have.
     """
 
@@ -74,12 +77,14 @@ class Runner:
         observer: Observer,
         chunk_tokens: int = 0,
         force_hooks: bool = False,
+        matmul: Matmul = "auto",
     ) -> None:
         self.loaded = loaded
         self.layers = loaded.select(layers)
         self.observer = observer
         self.chunk_tokens = chunk_tokens
         self.force_hooks = force_hooks
+        self.onednn = uses_onednn(matmul, loaded.dtype, loaded.device)
         self._vocabulary = embedding_rows(loaded.model)
         self._workspace = Workspace()
         self._sequences: Sequences | None = None
@@ -89,6 +94,9 @@ class Runner:
         with ExitStack() as stack:
             # transformers advises masks for padding, where we know that none is needed
             stack.enter_context(quiet_transformers())
+            if self.onednn:
+                for module in filter(is_plain_linear, self.loaded.model.modules()):
+                    stack.enter_context(forward_of(module, OnednnForward(module)))
             for layer in self.layers:
                 self._install(layer, stack, last=layer is self.layers[-1])
             self._stack = stack.pop_all()
@@ -137,7 +145,7 @@ class Runner:
 
     def _install(self, layer: MlpLayer, stack: ExitStack, last: bool) -> None:
         if layer.plan is not None and not self.force_hooks:
-            forward = FusedForward(layer.plan, self._activate(layer.layer), self._workspace, last)
+            forward = FusedForward(layer.plan, self._activate(layer.layer), self._workspace, last, self.onednn)
             stack.enter_context(installed(layer.plan, forward))
             return
         handle = layer.module.register_forward_pre_hook(self._hook(layer, last), with_kwargs=True)

@@ -1,7 +1,8 @@
 """Statistics of neuron activations as mergeable states, with compiled kernels that gather them in one read.
 
-Knows arrays; not models, files or SQL. Each state (`Moments`, `Histogram`, `TopK`) has `empty`, `update` and `merge`:
-their NumPy code is the definition, csrc/ the fast form. `Statistics` holds all of one layer and chooses the kernel.
+Knows arrays; not models, files or SQL. Each state (`Moments`, `Histogram`, `TopK`) has `empty`, `update` and
+`merge`: their NumPy code is the definition, csrc/ the fast form. `Statistics` holds all of one layer and
+chooses the kernel.
 """
 
 from indexer_kernels.activations import FUNCTIONS, activate

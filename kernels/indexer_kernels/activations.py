@@ -1,7 +1,8 @@
 """The activation functions that a kernel can apply while it gathers statistics: their definitions.
 
 Sources: GELU, Hendrycks and Gimpel 2016 (arXiv 1606.08415), exact and tanh form; SiLU, Elfwing et al. 2017
-(arXiv 1702.03118); squared ReLU, So et al. 2021 (arXiv 2109.08668); gated units, Shazeer 2020 (arXiv 2002.05202).
+(arXiv 1702.03118); squared ReLU, So et al. 2021 (arXiv 2109.08668); gated units, Shazeer 2020 (arXiv
+2002.05202).
 """
 
 from __future__ import annotations

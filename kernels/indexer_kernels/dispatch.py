@@ -30,8 +30,8 @@ def choose(name: str, device: str = "cpu") -> str:
 def instruction_set() -> str:
     """The instruction set that the compiled kernels use: baseline, avx2 or avx512.
 
-    The environment variable NEURON_INDEXER_ISA forces one. Raises KernelInputError where the extension is not built
-    or that instruction set cannot run here.
+    The environment variable NEURON_INDEXER_ISA forces one. Raises KernelInputError where the extension is
+    not built or that instruction set cannot run here.
     """
     try:
         from indexer_kernels import _cpp

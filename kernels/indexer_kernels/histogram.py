@@ -1,9 +1,9 @@
 """Activation histogram of every unit, free of calibration.
 
-The bin of a value is read off its float32 bits: sign, exponent and top 3 mantissa bits. That gives 8 bins per octave
-over magnitudes [2^-10, 2^14), one bin below and one above per sign, and exact zero: 389 bins, ascending by value.
-Any quantile inside the range is known within 1/16 relative; merging is adding int64 counts, exact in any order.
-NaN and infinities are in no bin: sum of bins + nan + inf = counted tokens.
+The bin of a value is read off its float32 bits: sign, exponent and top 3 mantissa bits. That gives 8 bins
+per octave over magnitudes [2^-10, 2^14), one bin below and one above per sign, and exact zero: 389 bins,
+ascending by value. Any quantile inside the range is known within 1/16 relative; merging is adding int64
+counts, exact in any order. NaN and infinities are in no bin: sum of bins + nan + inf = counted tokens.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Non-finite counts, range, mean, variance, skewness and kurtosis of every unit.
 
-Sums of x, x^2, x^3, x^4 are formed in float32 over at most 256 positions of a sequence, token by token, and these
-partial sums are added exactly (integers, see `add_exactly`). So the result is the same bits for any order of
-sequences, any batches, threads, shards and instruction sets, and each sum of n tokens is within
-256 * 2^-24 * sum |x|^p = 1.6e-5 * sum |x|^p of the true one (in practice some 1e-7 of it). A partial sum that leaves float32 (magnitudes
-above 4e9 for x^4) makes its moment undefined: NaN.
+Sums of x, x^2, x^3, x^4 are formed in float32 over at most 256 positions of a sequence, token by token, and
+these partial sums are added exactly (integers, see `add_exactly`). So the result is the same bits for any
+order of sequences, any batches, threads, shards and instruction sets, and each sum of n tokens is within
+256 * 2^-24 * sum |x|^p = 1.6e-5 * sum |x|^p of the true one (in practice some 1e-7 of it). A partial sum
+that leaves float32 (magnitudes above 4e9 for x^4) makes its moment undefined: NaN.
 """
 
 from __future__ import annotations
@@ -141,9 +141,10 @@ class Moments:
 
 
 def add_exactly(limbs: NDArray[np.int64], addends: NDArray[np.float32]) -> None:
-    """Add a float32 to each row of limbs without rounding; limbs: int64 [units, 17], addends: float32 [units].
+    """Add a float32 to each row of limbs without rounding; limbs: int64 [units, 17], addends [units].
 
-    A float32 is m * 2^(e - 150): limb e // 16 takes the integer m * 2^(e % 16). Non-finite addends are counted.
+    A float32 is m * 2^(e - 150): limb e // 16 takes the integer m * 2^(e % 16). Non-finite addends are
+    counted.
     """
     bits = addends.view(np.uint32).astype(np.int64)
     exponent, mantissa = (bits >> 23) & 0xFF, bits & 0x7FFFFF

@@ -1,7 +1,7 @@
 """Where each sequence of a batch lies in the rows of an activation matrix, and which of its tokens count.
 
-Every kernel takes activations as [tokens, units]; a `Sequences` says what the rows are. Rows that belong to no
-sequence (padding) may lie between sequences: they are activated, but enter no statistic and no window.
+Every kernel takes activations as [tokens, units]; a `Sequences` says what the rows are. Rows that belong to
+no sequence (padding) may lie between sequences: they are activated, but enter no statistic and no window.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ class Sequences:
         if len(shapes) != 1:
             raise KernelInputError(
                 "sequences: start, length, document and ordinal have "
-                f"{len(self.start)}, {len(self.length)}, {len(self.document)} and {len(self.ordinal)} entries; "
+                f"{len(self.start)}, {len(self.length)}, {len(self.document)}, {len(self.ordinal)} entries; "
                 "they take one per sequence"
             )
         if len(self.token_ids) != len(self.counted):
             raise KernelInputError(
-                f"sequences: {len(self.token_ids)} token ids but {len(self.counted)} counted flags; they take one per row"
+                f"sequences: {len(self.token_ids)} token ids but {len(self.counted)} counted flags; "
+                "they take one of each per row"
             )
         end = self.start + self.length
         inside = (self.start >= 0) & (self.length >= 0) & (end <= len(self.counted))
@@ -76,7 +77,7 @@ class Sequences:
         token_ids: NDArray[np.int32],
         counted: NDArray[np.bool_] | None = None,
     ) -> Sequences:
-        """Sequences packed without padding; offsets: int64 [sequences + 1], rows where each begins and ends."""
+        """Sequences without padding; offsets: int64 [sequences + 1], rows where they begin and end."""
         offsets = np.asarray(offsets, dtype=np.int64)
         if counted is None:
             counted = np.ones(len(token_ids), dtype=np.bool_)

@@ -1,7 +1,8 @@
 """All statistics of one layer's units, gathered in one pass: moments, histogram, top-k and bottom-k.
 
-`update` reads activations that exist; `activate` applies the model's activation function and gathers in the same read,
-writing what the model needs next. Compiled kernel: csrc/statistics.hpp. Reference: the `update` of each state.
+`update` reads activations that exist; `activate` applies the model's activation function and gathers in the
+same read, writing what the model needs next. Compiled kernel: csrc/statistics.hpp. Reference: the `update`
+of each state.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ class Statistics:
         """Write f(gate), or f(gate) * up, to `out` and take it in; all rows are written, padding too.
 
         function: one of activations.FUNCTIONS.
-        gate, up, out: [tokens, units] of one dtype, any row strides; `out` may be `gate`, and is made where not given.
-        Returns out. Raises KernelInputError where shapes or dtypes disagree.
+        gate, up, out: [tokens, units] of one dtype, any row strides; `out` may be `gate`, and is made where
+        not given. Returns out. Raises KernelInputError where shapes or dtypes disagree.
         """
         if function not in functions.FUNCTIONS:
             functions.apply(function, gate[:0])
@@ -119,7 +120,7 @@ class Statistics:
         return out
 
     def merge(self, other: Statistics) -> None:
-        """Take in the tokens of `other`, which are others than ours. Raises KernelInputError where units differ."""
+        """Take in the tokens of `other`, others than ours. Raises KernelInputError where units differ."""
         if other.units != self.units:
             raise KernelInputError(
                 f"statistics of {other.units} units do not merge into those of {self.units}"

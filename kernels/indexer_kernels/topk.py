@@ -1,8 +1,9 @@
 """The k best examples of every unit, each with the window of tokens and activations around its peak.
 
-A competitor is a sequence (with its extreme value, at the first position that reaches it), a token, or a document.
-Competitors are ranked by a total order - value, then document, sequence and position ascending; -0.0 is 0.0 - so the
-k winners do not depend on the order in which they come. Non-finite values do not compete.
+A competitor is a sequence (with its extreme value, at the first position that reaches it), a token, or a
+document. Competitors are ranked by a total order - value, then document, sequence and position ascending;
+-0.0 is 0.0 - so the k winners do not depend on the order in which they come. Non-finite values do not
+compete.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class TopK:
     def empty(
         cls, units: int, k: int, *, largest: bool, by: str = "sequence", window: tuple[int, int] = (48, 15)
     ) -> TopK:
-        """No examples yet. Raises KernelInputError for k below 1, a negative window or an unknown competitor."""
+        """No examples yet. Raises KernelInputError for k below 1 and unknown competitors."""
         before, after = window
         if k < 1 or before < 0 or after < 0:
             raise KernelInputError(
@@ -93,7 +94,8 @@ class TopK:
                 window = slice(start + first, start + last + 1)
                 self._offer(
                     unit,
-                    (activations[row, unit] + np.float32(0), sequences.document[index], sequences.ordinal[index],
+                    (activations[row, unit] + np.float32(0), sequences.document[index],
+                    sequences.ordinal[index],
                      position, first, last + 1 - first),
                     sequences.token_ids[window],
                     activations[window, unit] + np.float32(0),

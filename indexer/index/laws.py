@@ -1,0 +1,191 @@
+"""The laws that hold between the columns of an index, whatever wrote it.
+
+Each check takes whole columns and raises IndexerError for the first unit that breaks a law.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from indexer.errors import IndexerError
+from indexer.index.manifest import LayerEntry
+from indexer.index.quantiles import bin_edges, bins_of, quantiles
+from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN
+from indexer.index.tables import EXTREMES
+from indexer.index.vocabulary import Vocabulary
+
+
+class LayerLaws:
+    """The laws of one layer.
+
+    units: the layer's rows of units.parquet. documents: int64, ascending, the ids in documents.parquet.
+    """
+
+    def __init__(
+        self, index: Path, entry: LayerEntry, units: pa.Table, vocabulary: Vocabulary, documents: np.ndarray
+    ) -> None:
+        self._where = f"index {index}: {entry.site}.{entry.layer}"
+        self._entry = entry
+        self._units = units
+        self._vocabulary = vocabulary
+        self._documents = documents
+        self._last = (-1, -1, -1)
+        self._minimum, self._maximum = (
+            units[name].to_numpy(zero_copy_only=False).astype(np.float32) for name in ("minimum", "maximum")
+        )
+
+    def check_units(self) -> None:
+        """The layer's rows are its units in order, with its count."""
+        numbers = self._units["unit"].to_numpy()
+        if not np.array_equal(numbers, np.arange(self._entry.units)):
+            raise IndexerError(
+                f"{self._where}: units.parquet does not have units 0-{self._entry.units - 1} in order"
+            )
+        place = pc.all(
+            pc.and_(
+                pc.equal(self._units["site"], self._entry.site),
+                pc.equal(self._units["layer"], self._entry.layer),
+            )
+        ).as_py()
+        if place is False:
+            raise IndexerError(f"{self._where}: units.parquet has other layers in its place")
+        self._require(
+            self._units["count"].to_numpy() == self._entry.count, numbers, "its count is not the layer's"
+        )
+
+    def check_histograms(self, table: pa.Table) -> None:
+        """Bins are those of the format, in order, and agree with counts, extremes and quantiles.
+
+        table: the whole histograms file of the layer.
+        """
+        histogram = self._dense(table)
+        number = np.arange(self._entry.units)
+        column = {name: self._units[name].to_numpy() for name in ("count", "active", "nan", "inf")}
+        finite = histogram.sum(axis=1)
+        total = finite + column["nan"] + column["inf"]
+        self._require(total == column["count"], number, "bins, nan and inf do not add up to count")
+        active = histogram[:, ZERO_BIN + 1 :].sum(axis=1)
+        self._require(active == column["active"], number, "active is not the sum of the bins above zero")
+        seen = finite > 0
+        lowest = (histogram > 0).argmax(axis=1)
+        highest = HISTOGRAM_BINS - 1 - (histogram[:, ::-1] > 0).argmax(axis=1)
+        for name, extreme, filled in (
+            ("minimum", self._minimum, lowest),
+            ("maximum", self._maximum, highest),
+        ):
+            self._require(
+                np.isnan(extreme) == ~seen, number, f"{name} is known without a value or the other way round"
+            )
+            self._require(
+                ~seen | (bins_of(extreme) == filled), number, f"{name} is not in the outermost filled bin"
+            )
+        for name, wanted in quantiles(histogram, self._minimum, self._maximum).items():
+            found = self._units[name].to_numpy(zero_copy_only=False).astype(np.float32)
+            self._require(
+                (found == wanted) | (np.isnan(found) & np.isnan(wanted)),
+                number,
+                f"{name} is not that of the bins",
+            )
+
+    def check_examples(self, table: pa.Table) -> None:
+        """Examples are ranked by the total order, lie within the extremes, and their windows hold the peaks.
+
+        table: one row group of the layer's examples file, which are to be given in order.
+        """
+        columns = {
+            name: table[name].to_numpy()
+            for name in (
+                "unit",
+                "rank",
+                "value",
+                "document",
+                "sequence",
+                "position",
+                "token_id",
+                "window_start",
+            )
+        }
+        unit = columns["unit"]
+        if len(unit) and (unit.min() < 0 or unit.max() >= self._entry.units):
+            raise IndexerError(f"{self._where}: examples of a unit the layer has not")
+        extreme = pc.index_in(table["extreme"], pa.array(EXTREMES)).to_numpy(zero_copy_only=False)
+        self._check_order(columns, extreme)
+        value, first = columns["value"], columns["rank"] == 1
+        self._require(np.isfinite(value), unit, "an example's value is not finite")
+        best = np.where(extreme == EXTREMES.index("top"), self._maximum[unit], self._minimum[unit])
+        self._require(~first | (value == best), unit, "its first example is not its minimum or maximum")
+        known = np.isin(columns["document"], self._documents)
+        self._require(known, unit, "an example points to a document that documents.parquet has not")
+        self._check_windows(table, columns)
+
+    def _check_order(self, columns: dict[str, np.ndarray], extreme: np.ndarray) -> None:
+        """Rows ascend by unit, extreme, rank; ranks count from 1; places ascend by the total order."""
+        unit, rank = columns["unit"], columns["rank"]
+        if not len(unit):
+            return
+        before = [
+            np.concatenate([[last], now[:-1]])
+            for last, now in zip(self._last, (unit, extreme, rank), strict=True)
+        ]
+        same = (unit == before[0]) & (extreme == before[1])
+        ascends = (unit > before[0]) | ((unit == before[0]) & (extreme > before[1])) | same
+        self._require(ascends, unit, "examples are not sorted by unit and extreme")
+        self._require(rank == np.where(same, before[2] + 1, 1), unit, "ranks do not count from 1")
+        self._last = (int(unit[-1]), int(extreme[-1]), int(rank[-1]))
+        value = np.where(extreme == EXTREMES.index("top"), -columns["value"], columns["value"])
+        later = np.zeros(len(unit) - 1, bool)
+        # From the last key to the first: a key decides where it differs, and leaves ties to those after it.
+        for key in (columns["position"], columns["sequence"], columns["document"], value):
+            later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
+        self._require(
+            np.concatenate([[True], later | ~same[1:]]), unit, "examples are not in the total order"
+        )
+
+    def _check_windows(self, table: pa.Table, columns: dict[str, np.ndarray]) -> None:
+        ids, activations = (table[name].combine_chunks() for name in ("token_ids", "activations"))
+        length = pc.list_value_length(ids).to_numpy()
+        unit = columns["unit"]
+        self._require(
+            length == pc.list_value_length(activations).to_numpy(), unit, "windows of unequal length"
+        )
+        inside = columns["position"] - columns["window_start"]
+        self._require((inside >= 0) & (inside < length), unit, "a window does not hold its peak")
+        peak = np.cumsum(length) - length + inside
+        at_peak = ids.flatten().to_numpy()[peak]
+        self._require(at_peak == columns["token_id"], unit, "a window has another token at its peak")
+        self._require(
+            activations.flatten().to_numpy()[peak] == columns["value"],
+            unit,
+            "a window has another value at its peak",
+        )
+        spelled = pc.equal(self._vocabulary.token_strings(at_peak), table["token"].combine_chunks())
+        self._require(spelled.to_numpy(zero_copy_only=False), unit, "a token is not that of its id")
+
+    def _dense(self, table: pa.Table) -> np.ndarray:
+        """int64 [units, HISTOGRAM_BINS] from rows, which must be bins of the format in ascending order."""
+        lower, upper = bin_edges()
+        middle = (lower + upper) / 2
+        columns: dict[str, Any] = {
+            name: table[name].to_numpy() for name in ("unit", "lower", "upper", "count")
+        }
+        unit = columns["unit"]
+        if len(unit) and (unit.min() < 0 or unit.max() >= self._entry.units):
+            raise IndexerError(f"{self._where}: bins of a unit the layer has not")
+        number = np.minimum(
+            np.searchsorted(middle, (columns["lower"] + columns["upper"]) / 2), HISTOGRAM_BINS - 1
+        )
+        same = (lower[number] == columns["lower"]) & (upper[number] == columns["upper"])
+        self._require(same, unit, "a bin has edges that are not the format's")
+        key = unit.astype(np.int64) * HISTOGRAM_BINS + number
+        self._require(np.concatenate([[True], np.diff(key) > 0])[: len(key)], unit, "bins are not in order")
+        self._require(columns["count"] > 0, unit, "an empty bin")
+        histogram = np.zeros(self._entry.units * HISTOGRAM_BINS, np.int64)
+        histogram[key] = columns["count"]
+        return histogram.reshape(self._entry.units, HISTOGRAM_BINS)
+
+    def _require(self, holds: np.ndarray, unit: np.ndarray, broken: str) -> None:
+        if not np.all(holds):
+            raise IndexerError(f"{self._where}.{int(unit[np.argmin(holds)])}: {broken}")
