@@ -287,7 +287,7 @@ def verify(index: INDEX, full: DEEP = False, form: FORMAT = Format.TABLE) -> Non
 
 @app.command(epilog=_examples("demo", "demo --max-tokens 1000000 --output /tmp/minilm.index"))
 def demo(
-    output: LOCATION = Path("demo/minilm.index"), max_tokens: TOKENS = 400_000, overwrite: ANEW = False
+    output: LOCATION = Path("demo/minilm.index"), max_tokens: TOKENS = 320_000, overwrite: ANEW = False
 ) -> None:
     """Index all neurons of MiniLM over Python's own documentation and source, then look at some of them."""
     from indexer.demo import run_demo
@@ -321,4 +321,4 @@ def _print_facts(facts: dict[str, Any], form: Format) -> None:
     elif form is Format.JSON:
         print(display_data.json_text(facts))
     else:
-        raise IndexerError("csv: nested facts are no table; ask for --format json or table")
+        display_data.write_facts_csv(facts, sys.stdout)

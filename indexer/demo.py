@@ -10,11 +10,12 @@ import tokenize
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from indexer.display import console, print_examples, print_title, sources
 from indexer.display_data import print_table, rows
 from indexer.display_histogram import print_bars
+from indexer.display_text import one_line
 from indexer.errors import IndexerError
 from indexer.program import tell
 
@@ -32,20 +33,21 @@ _CHARACTERS_PER_TOKEN = 4
 _LONGEST_FILE = 100_000
 # Multiples of it, modulo 1, spread evenly over any list, however many are taken.
 _GOLDEN = 0.6180339887498949
+_SHOWN = 3
 
-# Neurons whose strongest examples agree on a token and which are silent on nearly all others.
+# Kurtosis is high where a neuron is silent on nearly all tokens and loud on a few; the maximum leaves out
+# those that are silent on all.
 SELECTIVE = """
 WITH peaks AS (
-  SELECT layer, unit, token, count(*) AS hits FROM examples WHERE extreme = 'top' GROUP BY ALL
-), agreed AS (
-  SELECT layer, unit, arg_max(token, hits) AS token, max(hits) AS hits, sum(hits) AS places
-  FROM peaks GROUP BY ALL
+  SELECT layer, unit, token, count(*) AS places FROM examples WHERE extreme = 'top' GROUP BY ALL
+), tokens AS (
+  SELECT layer, unit, list(token ORDER BY places DESC, token) AS fires_on FROM peaks GROUP BY ALL
 )
-SELECT unit_name('mlp', layer, unit) AS neuron, token, hits, places, maximum, p99, kurtosis
-FROM agreed JOIN units USING (layer, unit)
-WHERE hits > 0.6 * places AND length(token) > 3 AND p99 > 0
-QUALIFY row_number() OVER (PARTITION BY token ORDER BY kurtosis DESC) = 1
-ORDER BY kurtosis DESC LIMIT {limit}
+SELECT unit_name(site, layer, unit) AS neuron, kurtosis, maximum, fires_on
+FROM units JOIN tokens USING (layer, unit)
+WHERE maximum > 1
+QUALIFY row_number() OVER (PARTITION BY layer ORDER BY kurtosis DESC) = 1
+ORDER BY layer
 """
 
 FIRES_ON = """
@@ -151,27 +153,26 @@ def _library() -> Iterator[tuple[str, str]]:
 
 
 def _show(index: "Index", output: Path, out: "Console") -> None:
-    _print_question("Which neurons are most selective?", SELECTIVE.format(limit=6), out)
-    chosen = index.sql(SELECTIVE.format(limit=6))
+    chosen = index.sql(SELECTIVE)
+    _print_question("The most selective neuron of each layer, and the tokens it fires on", SELECTIVE, out)
     print_table(chosen, out, tell)
-    neurons = list(rows(chosen))
+    # The deeper, the less a neuron is about one word.
+    neurons = list(rows(chosen))[-_SHOWN:]
     if not neurons:
-        raise IndexerError(
-            f"demo index {output}: no neuron is selective on so few tokens; raise --max-tokens"
-        )
-    for neuron in neurons[:3]:
+        raise IndexerError(f"demo index {output}: no neuron fires on so few tokens; raise --max-tokens")
+    for neuron in neurons:
         out.print()
         print_title(f"{neuron['neuron']}  top 5", out)
         examples = list(rows(index.top(neuron["neuron"], 5)))
         print_examples(examples, sources(index, examples), out)
-    first = neurons[0]
+    name, token = neurons[-1]["neuron"], neurons[-1]["fires_on"][0]
     out.print()
-    print_title(f"{first['neuron']}  histogram", out)
-    print_bars(list(rows(index.histogram(first["neuron"]))), out)
-    question = FIRES_ON.format(token=_quoted(first["token"]))
-    _print_question(f"Which neurons fire on the token {first['token']!r}?", question, out)
+    print_title(f"{name}  histogram", out)
+    print_bars(list(rows(index.histogram(name))), out)
+    question = FIRES_ON.format(token=_quoted(token))
+    _print_question(f"Which neurons fire on the token {one_line(token)}?", question, out)
     print_table(index.sql(question), out, tell)
-    tell(f"Look further: neuron-indexer unit {output} {first['neuron']}")
+    tell(f"Look further: neuron-indexer unit {output} {name}")
 
 
 def _print_question(title: str, query: str, out: "Console") -> None:
@@ -180,5 +181,5 @@ def _print_question(title: str, query: str, out: "Console") -> None:
     out.print(query.strip(), style="dim")
 
 
-def _quoted(text: Any) -> str:
-    return str(text).replace("'", "''")
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from indexer.display_data import number
 from indexer.display_histogram import chart
-from indexer.display_text import CUT, Window, marked, one_line, spell
+from indexer.display_text import CUT, Window, concordance, marked, one_line, spell
 
 if TYPE_CHECKING:
     from indexer.index.read import Index
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # The width of a page that goes to a file or a pipe.
 PAGE = 120
 _QUANTILES = ("p01", "p10", "p50", "p90", "p99", "p999", "p9999")
-_SOURCE_WIDEST = 28
+_SOURCE_WIDEST = 26
+_FILES_SHOWN = 5
 
 
 class _Page(Console):
@@ -74,8 +75,8 @@ def print_examples(
     ):
         grid.add_column(width=width, justify=side, no_wrap=True)  # type: ignore[arg-type]
     colour = out.color_system is not None
-    for example, value, name in zip(examples, values, names, strict=True):
-        text = marked(window(example), text_width, colour)
+    texts = concordance([window(example) for example in examples], text_width, colour)
+    for example, value, text, name in zip(examples, values, texts, names, strict=True):
         grid.add_row(str(example["rank"]), Text(value, "bold"), text, Text(name, "dim"))
     out.print(grid)
 
@@ -89,7 +90,7 @@ def _print_whole(examples: list[dict[str, Any]], sources: Mapping[int, str], out
                 f"{example['rank']:>3}  ", (number(example["value"]), "bold"), f"  {source}, {place}"
             )
         )
-        out.print(Padding(marked(window(example), None, out.color_system is not None), (0, 0, 1, 5)))
+        out.print(Padding(marked(window(example), out.color_system is not None), (0, 0, 1, 5)))
 
 
 def _end_of(source: str, width: int) -> str:
@@ -162,17 +163,32 @@ def _fields(fields: Mapping[str, str]) -> Table:
 
 
 def print_facts(facts: Mapping[str, Any], out: Console, indent: int = 0) -> None:
-    """Print nested facts, one to a line; lists of plain values on one line, of tables as one line each."""
-    plain = {key: value for key, value in facts.items() if not isinstance(value, Mapping)}
-    width = max((len(str(key)) for key in plain), default=0)
+    """Print nested facts, one to a line. Of the corpus' files the first are shown, of other lists all."""
+    width = max((len(str(key)) for key, value in facts.items() if not _is_nested(value)), default=0)
     for key, value in facts.items():
         label = one_line(str(key)).replace("_", " ")
+        if not _is_nested(value):
+            _print_fact(Text.assemble(" " * indent, (f"{label:<{width}}", "dim"), "  ", _fact(value)), out)
+            continue
+        out.print(Text(" " * indent + label, "bold"))
         if isinstance(value, Mapping):
-            out.print(Text(" " * indent + label, "bold"))
             print_facts(value, out, indent + 2)
-        else:
-            line = Text.assemble(" " * indent, (f"{label:<{width}}", "dim"), "  ", _fact(value))
-            out.print(line, no_wrap=True, overflow="ellipsis" if out.is_terminal else "ignore", crop=False)
+            continue
+        shown = value[:_FILES_SHOWN] if key == "files" else value
+        for item in shown:
+            _print_fact(Text(" " * (indent + 2) + _fact(item)), out)
+        if len(shown) < len(value):
+            out.print(
+                Text(f"{' ' * (indent + 2)}{CUT} {len(value) - len(shown):,} more (--format json)", "dim")
+            )
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(map(_is_nested, value)))
+
+
+def _print_fact(line: Text, out: Console) -> None:
+    out.print(line, no_wrap=True, overflow="ellipsis" if out.is_terminal else "ignore", crop=False)
 
 
 def _fact(value: Any) -> str:
@@ -183,7 +199,8 @@ def _fact(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_fact, value)) or "none"
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={_fact(item)}" for key, item in value.items())
+        told = {key: item for key, item in value.items() if item not in (None, "") and item is not False}
+        return "  ".join(f"{key} {_fact(item)}" for key, item in told.items())
     return "-" if value is None else one_line(str(value))
 
 

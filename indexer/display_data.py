@@ -7,7 +7,7 @@ CSV as JSON within the cell), and nothing is cut. The table for people is cut to
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, TextIO
 
@@ -37,6 +37,22 @@ def write_csv(table: pa.Table, out: TextIO) -> None:
     writer.writerow(table.column_names)
     for row in rows(table):
         writer.writerow([_csv_cell(value) for value in row.values()])
+
+
+def write_facts_csv(facts: Mapping[str, Any], out: TextIO) -> None:
+    """Write nested facts as the two columns key and value; a key is the path to its value, with dots."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["key", "value"])
+    writer.writerows(_flat(facts, ""))
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, _plain(value)
 
 
 def json_text(value: Any) -> str:

@@ -65,7 +65,8 @@ def _place(lower: float, upper: float, per_octave: int) -> int:
     sign, magnitude = (1, lower) if lower >= 0 else (-1, -upper)
     if magnitude <= 0:
         return sign
-    mantissa, exponent = math.frexp(magnitude)
+    # An edge printed with few digits may lie a little below itself; bins are an eighth wide.
+    mantissa, exponent = math.frexp(magnitude * (1 + 2**-10))
     within = int((2 * mantissa - 1) * per_octave)
     return sign * (2 + (exponent - 1 - LOWEST_EXPONENT) * per_octave + within)
 
@@ -158,7 +159,7 @@ def _axis(shown: list[Bar], cells: int) -> str:
         key=lambda mark: (mark[1].lower != mark[1].upper, _fineness(mark[1])),
     )
     for start, bar in marks:
-        label = f"{bar.lower:.4g}"
+        label = f"{bar.lower:.3g}"
         start = start + (cells - 1) // 2 if bar.lower == bar.upper else start
         near = line[max(start - 1, 0) : start + len(label) + 1]
         if start + len(label) <= width and not "".join(near).strip() and _fineness(bar) < 3:

@@ -22,7 +22,7 @@ _SUSPECT = re.compile(r"[^\x20-\x7e]")
 
 # Middle tones, readable on a dark and on a light background alike; weakest first.
 _RISING = tuple(Style(color=color) for color in ("#af8700", "#d75f00", "#d70000"))
-_FALLING = tuple(Style(color=color) for color in ("#0087af", "#005fd7", "#5f00d7"))
+_FALLING = tuple(Style(color=color) for color in ("#0087af", "#0087ff", "#875fff"))
 _SHADES_FROM = (0.15, 0.4, 0.7)
 _PEAK = Style(bold=True, reverse=True)
 
@@ -101,41 +101,48 @@ def _next_found(tokens: Sequence[str], text: str, cursor: int) -> int:
     return len(text) if not tokens else cursor
 
 
-def marked(window: Window, width: int | None = None, colour: bool = True) -> Text:
-    """The window on one line of at most `width` cells (None: whole), the peak between « and ».
+Spans = list[tuple[str, Style]]
+
+
+def marked(window: Window, colour: bool = True) -> Text:
+    """The whole window on one line, the peak between « and ».
 
     With colour, each token is shaded by its activation's share of the peak's; the marks stay in any case.
     """
+    before, peak, after = _parts(window, colour)
+    return Text.assemble(*before, peak, *after)
+
+
+def concordance(windows: Sequence[Window], width: int, colour: bool = True) -> list[Text]:
+    """The windows as lines of at most `width` cells: their peaks below each other, their ends cut."""
+    parts = [_parts(window, colour) for window in windows]
+    column = min(max((_cells(before) for before, _, _ in parts), default=0), width // 2)
+    lines = []
+    for before, peak, after in parts:
+        before = _last_cells(before, column)
+        peak.truncate(width - column, overflow="ellipsis")
+        after = _first_cells(after, width - column - peak.cell_len)
+        lines.append(Text.assemble(" " * (column - _cells(before)), *before, peak, *after))
+    return lines
+
+
+def _parts(window: Window, colour: bool) -> tuple[Spans, Text, Spans]:
+    """What comes before the peak, the marked peak, what comes after it; all harmless."""
     styles = _shades(window) if colour else [Style()] * len(window.pieces)
-    before, peak, after = _around_peak(window)
-    spans = [(visible(piece), style) for piece, style in zip(before, styles[: window.peak], strict=True)]
-    word = peak.lstrip(" ") or peak
-    left = [*spans, (peak.removesuffix(word), Style())]
-    right = [(visible(piece), style) for piece, style in zip(after, styles[window.peak + 1 :], strict=True)]
-    middle = Text(OPEN + visible(word) + CLOSE, _PEAK if colour else Style())
-    if width is None:
-        return Text.assemble(*left, middle, *right)
-    if middle.cell_len > width:
-        middle.truncate(max(width - 1, 1), overflow="ellipsis")
-    room = max(width - middle.cell_len, 0)
-    right_cells = sum(cell_len(piece) for piece, _ in right)
-    left_cells = sum(cell_len(piece) for piece, _ in left)
-    # What came before explains a peak better than what came after: it gets three fifths, and what is left.
-    left_room = max(room * 3 // 5, room - right_cells)
-    right_room = room - min(left_room, left_cells)
-    return Text.assemble(*_last_cells(left, left_room), middle, *_first_cells(right, right_room))
+    spans = [(visible(piece), style) for piece, style in zip(window.pieces, styles, strict=True)]
+    word = window.pieces[window.peak]
+    bare = word.lstrip(" ") or word
+    before = [*spans[: window.peak], (word.removesuffix(bare), Style())]
+    return before, Text(OPEN + visible(bare) + CLOSE, _PEAK if colour else Style()), spans[window.peak + 1 :]
 
 
-def _around_peak(window: Window) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
-    return window.pieces[: window.peak], window.pieces[window.peak], window.pieces[window.peak + 1 :]
-
-
-Spans = list[tuple[str, Style]]
+def _cells(spans: Spans) -> int:
+    return sum(cell_len(piece) for piece, _ in spans)
 
 
 def _first_cells(spans: Spans, room: int) -> Spans:
     """The beginning of the line of spans, ending in an ellipsis where it is cut."""
-    if sum(cell_len(piece) for piece, _ in spans) <= room:
+    if _cells(spans) <= room:
         return spans
     kept: Spans = []
     for piece, style in spans:

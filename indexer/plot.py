@@ -101,22 +101,24 @@ def _decades(minimum: float, maximum: float) -> list[float]:
 
 
 def _draw_quantiles(axes: "Axes", unit: Mapping[str, Any]) -> None:
+    labels: dict[float, list[str]] = {}
     for column, label in _QUANTILES.items():
-        value = unit[column]
-        if value is None:
-            continue
+        if unit[column] is not None:
+            labels.setdefault(unit[column], []).append(label)
+    for value, names in labels.items():
         axes.axvline(value, color=_INK, linewidth=0.7, linestyle=(0, (3, 2)))
         axes.annotate(
-            label,
+            ", ".join(names),
             (value, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(2, -2),
+            xytext=(3, -3),
             textcoords="offset points",
             rotation=90,
             va="top",
             ha="left",
             fontsize=7,
             color=_INK,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8},
         )
 
 

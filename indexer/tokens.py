@@ -62,8 +62,11 @@ class Batches:
         if threads < 1:
             raise IndexerError(f"threads {threads}: must be at least 1.")
         encoder = Encoder(tokenizer)
+        self._special = len(encoder.prefix) + len(encoder.suffix)
         self.totals = TokenTotals()
         self.waited = 0.0  # seconds
+        # bytes on disk of the text handed out, about; the corpus itself counts what was read ahead too
+        self.bytes_done = 0
         self._background = _Background(corpus, encoder, layout, threads)
         # stops the thread when this object is forgotten, and at exit before the interpreter goes
         self._stop = weakref.finalize(self, self._background.stop)
@@ -87,6 +90,7 @@ class Batches:
         totals.padding += batch.token_ids.size - tokens
         totals.counted_tokens += int(batch.counted.sum())
         totals.forced_cuts = self._background.forced
+        self.bytes_done = self._background.bytes_behind(tokens - self._special * len(batch.length))
         return batch
 
     def finished_documents(self) -> list[tuple[int, int]]:
@@ -117,6 +121,11 @@ class _Background:
         self._packer = Packer(encoder, layout)
         self._ready: deque[Batch] = deque()
         self._finished: list[tuple[int, int]] = []
+        # (tokens not yet handed out, bytes on disk read when they had been encoded), in the order of reading
+        self._behind: deque[tuple[int, int]] = deque()
+        self._handed_out = 0
+        self._bytes_behind = 0
+        self._corpus = corpus
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._ended = False
@@ -159,6 +168,15 @@ class _Background:
             documents, self._finished = self._finished, []
         return documents
 
+    def bytes_behind(self, tokens: int) -> int:
+        """Bytes on disk of the text handed out, with these further tokens of it."""
+        with self._changed:
+            self._handed_out += tokens
+            while self._behind and self._behind[0][0] <= self._handed_out:
+                count, self._bytes_behind = self._behind.popleft()
+                self._handed_out -= count
+        return self._bytes_behind
+
     def _run(self) -> None:
         try:
             empty = True
@@ -185,6 +203,7 @@ class _Background:
                 if self._stopped:
                     return
                 self._finished += encoded.finished
+                self._behind.append((len(encoded.token_ids), self._corpus.counts.bytes_read))
             yield encoded
 
     def _put(self, batch: Batch) -> bool:

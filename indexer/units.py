@@ -59,7 +59,8 @@ def parse_layers(text: str, layers: int) -> tuple[int, ...]:
         ends = [end.strip() for end in part.split("-")]
         if len(ends) > 2 or not all(_NUMBER.fullmatch(end) for end in ends):
             raise IndexerError(
-                f'layers "{text}": cannot read "{part.strip()}"; expected numbers and ranges, for example 0-5,7'
+                f'layers "{text}": cannot read "{part.strip()}"; '
+                "expected numbers and ranges, for example 0-5,7"
             )
         first, last = int(ends[0]), int(ends[-1])
         if first > last:

@@ -56,6 +56,13 @@ def test_the_finest_bars_are_the_bins() -> None:
     assert shown == [Bar(row["lower"], row["upper"], row["count"]) for row in BINS]
 
 
+def test_an_edge_of_few_digits_is_the_same_bin() -> None:
+    edges = ("lower", "upper")
+    short = [row | {edge: float(f"{row[edge]:.8g}") for edge in edges} for row in BINS]
+    assert short != BINS
+    assert bars(short) == bars(BINS)
+
+
 def test_no_bin_no_bar() -> None:
     assert bars([]) == []
     assert chart([], 80)[0].plain == "no finite value"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from indexer.display_text import Window, marked, one_line, spell, visible
+from indexer.display_text import Window, concordance, marked, one_line, spell, visible
 
 DANGEROUS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -69,26 +69,29 @@ PIECES = ("The", " first", " word", " and", " the", " last", " one")
 def test_marked_whole() -> None:
     window = Window(PIECES, (0.0, 0.1, 0.2, 3.0, 0.0, 0.0, 0.0), 3)
     assert marked(window).plain == "The first word «and» the last one"
-    assert marked(window, 80, colour=False).plain == "The first word «and» the last one"
+    assert marked(window, colour=False).plain == "The first word «and» the last one"
 
 
-def test_marked_keeps_the_peak_in_sight() -> None:
-    window = Window(PIECES, (0.0,) * 7, 3)
-    assert marked(window, 21, colour=False).plain == "…st word «and» the l…"
-    assert marked(Window(PIECES, (0.0,) * 7, 6), 14, colour=False).plain.endswith("«one»")
-    assert marked(Window(PIECES, (0.0,) * 7, 0), 14, colour=False).plain.startswith("«The» first")
+def test_concordance_puts_the_peaks_below_each_other() -> None:
+    windows = [Window(PIECES, (0.0,) * 7, peak) for peak in (3, 6, 0)]
+    assert [line.plain for line in concordance(windows, 20, colour=False)] == [
+        "…rst word «and» the…",
+        "…the last «one»",
+        "          «The» fir…",
+    ]
+    assert [line.plain for line in concordance(windows[2:], 20, colour=False)] == ["«The» first word an…"]
+    assert concordance([], 20) == []
 
 
-@given(
-    st.lists(st.text(st.characters(categories=None), max_size=8), min_size=1, max_size=12),
-    st.integers(0, 11),
-    st.integers(1, 60),
-)
-def test_marked_fits_whatever_the_text(pieces: list[str], peak: int, width: int) -> None:
-    window = Window(tuple(pieces), (1.0,) * len(pieces), peak % len(pieces))
-    plain = marked(window, width).plain
-    assert cell_len(plain) <= width
-    assert not [c for c in plain if unicodedata.category(c) in DANGEROUS]
+TEXTS = st.text(st.characters(categories=None), max_size=8)
+
+
+@given(st.lists(st.lists(TEXTS, min_size=1, max_size=12), max_size=4), st.integers(0, 11), st.integers(1, 60))
+def test_concordance_fits_whatever_the_text(texts: list[list[str]], peak: int, width: int) -> None:
+    windows = [Window(tuple(pieces), (1.0,) * len(pieces), peak % len(pieces)) for pieces in texts]
+    for line in concordance(windows, width):
+        assert cell_len(line.plain) <= width
+        assert not [c for c in line.plain if unicodedata.category(c) in DANGEROUS]
 
 
 def test_shades_follow_the_activation() -> None:

@@ -91,7 +91,11 @@ def test_sharded_weights(tmp_path: Path) -> None:
     files = weight_files("m", tmp_path)
     assert len(files) > 2
     lines = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-    assert load(str(tmp_path)).provenance["digest"] == digest(files) == hashlib.sha256(lines.encode()).hexdigest()
+    assert (
+        load(str(tmp_path)).provenance["digest"]
+        == digest(files)
+        == hashlib.sha256(lines.encode()).hexdigest()
+    )
     files[1].unlink()
     assert f"model.safetensors.index.json lists {files[1].name}, which is not in" in refused(tmp_path)
 
@@ -120,7 +124,9 @@ def test_dtypes(tmp_path: Path, stored: torch.dtype, asked: str, got: torch.dtyp
 
 
 def test_options_that_name_nothing(llama: Path) -> None:
-    assert refused(llama, dtype="float8").startswith("dtype float8: not one that activations are indexed in; choose among")
+    assert refused(llama, dtype="float8").startswith(
+        "dtype float8: not one that activations are indexed in; choose among"
+    )
     assert refused(llama, device="tpu") == "device tpu: choose among auto, cpu, cuda"
     assert "device cuda:99: this machine has" in refused(llama, device="cuda:99")
     assert refused(llama, layers=[1, 9]).startswith("layer 9: the model has layers 0 to 2")
@@ -136,7 +142,9 @@ def test_projection_by_hand(llama: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path, llama: Path) -> None:
-    assert refused(tmp_path / "nothing").endswith("no such folder (and no name of the hub, which look like owner/model)")
+    assert refused(tmp_path / "nothing").endswith(
+        "no such folder (and no name of the hub, which look like owner/model)"
+    )
     assert "this is a file; give the folder" in refused(llama / "config.json")
     assert "no config.json in" in refused(tmp_path)
 
@@ -153,19 +161,45 @@ def test_weights_that_could_run_code(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "settings", "complaint"),
     [
-        ("config.json", {"auto_map": {"AutoModel": "modeling.Model"}}, "config.json asks to run code that comes with"),
-        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["t.T", None]}}, "tokenizer_config.json asks to run code"),
-        ("config.json", {"_attn_implementation_internal": "owner/kernel"}, "sets _attn_implementation_internal"),
-        ("config.json", {"text_config": {"_attn_implementation": "owner/kernel"}}, "to 'owner/kernel'; only these"),
+        (
+            "config.json",
+            {"auto_map": {"AutoModel": "modeling.Model"}},
+            "config.json asks to run code that comes with",
+        ),
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["t.T", None]}},
+            "tokenizer_config.json asks to run code",
+        ),
+        (
+            "config.json",
+            {"_attn_implementation_internal": "owner/kernel"},
+            "sets _attn_implementation_internal",
+        ),
+        (
+            "config.json",
+            {"text_config": {"_attn_implementation": "owner/kernel"}},
+            "to 'owner/kernel'; only these",
+        ),
         ("config.json", {"attn_implementation": {"": "owner/kernel@v1"}}, "to 'owner/kernel@v1'; only these"),
-        ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "quantised weights (fp8) are not supported"),
+        (
+            "config.json",
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantised weights (fp8) are not supported",
+        ),
         ("config.json", {"model_type": "nonesuch"}, "config.json is none that transformers understands"),
-        ("config.json", {"vocab_size": 90}, "embed_tokens.weight is stored as [97, 32], but config.json makes it [90, 32]"),
+        (
+            "config.json",
+            {"vocab_size": 90},
+            "embed_tokens.weight is stored as [97, 32], but config.json makes it [90, 32]",
+        ),
         ("config.json", {"num_hidden_layers": 4}, "lack 9 of the weights of LlamaModel, layers.3."),
         ("config.json", {"num_attention_heads": "four"}, "config.json is none that transformers understands"),
     ],
 )
-def test_configurations_that_are_refused(copy: Path, file: str, settings: dict[str, Any], complaint: str) -> None:
+def test_configurations_that_are_refused(
+    copy: Path, file: str, settings: dict[str, Any], complaint: str
+) -> None:
     change(copy, file, **settings)
     message = refused(copy)
     assert complaint in message
@@ -175,13 +209,25 @@ def test_configurations_that_are_refused(copy: Path, file: str, settings: dict[s
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read (Expecting property name"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "config.json cannot be read (Expecting property name",
+        ),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds list, not an object"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json cannot be read ('utf-8' codec"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "model.safetensors is damaged"),
+        (
+            lambda folder: (folder / "config.json").write_bytes(b"\xff"),
+            "config.json cannot be read ('utf-8' codec",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100),
+            "model.safetensors is damaged",
+        ),
         (lambda folder: _truncate(folder / "model.safetensors"), "model.safetensors is damaged"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "its tokenizer cannot be loaded"),
-        (lambda folder: _index(folder, {"a": "../other.safetensors"}), "no weight_map that names safetensors files"),
+        (
+            lambda folder: _index(folder, {"a": "../other.safetensors"}),
+            "no weight_map that names safetensors files",
+        ),
         (lambda folder: _index(folder, {}), "no weight_map that names safetensors files"),
     ],
 )
@@ -235,7 +281,9 @@ def test_a_model_that_the_hub_cannot_give(hub: Path) -> None:
     assert "at revision v2" in refused("owner/other", revision="v2")
 
 
-def test_weights_are_fetched_after_the_configuration_passed(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_fetched_after_the_configuration_passed(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
 
     def snapshot_download(name: str, **options: Any) -> str:
@@ -263,9 +311,15 @@ def minilm() -> Path:
 
 def test_a_real_model() -> None:
     loaded = load(str(minilm()), device="cpu")
-    assert [(layer.units, layer.path, layer.function) for layer in loaded.layers] == [(1536, "fused", "gelu")] * 6
+    assert [(layer.units, layer.path, layer.function) for layer in loaded.layers] == [
+        (1536, "fused", "gelu")
+    ] * 6
     assert (loaded.context, loaded.causal, loaded.dtype) == (512, False, torch.float32)
-    texts = ["The cat sat on the mat.", "A much longer sentence, which pads the other one by a good deal.", "Hm"]
+    texts = [
+        "The cat sat on the mat.",
+        "A much longer sentence, which pads the other one by a good deal.",
+        "Hm",
+    ]
     encoded = loaded.tokenizer(texts, padding=True, return_tensors="np")
     batch = tiny_batch(*encoded["attention_mask"].sum(1).tolist())
     batch.token_ids = encoded["input_ids"].astype("int64")

@@ -1,4 +1,4 @@
-"""MLPs are found by what they compute, on every architecture; what is not recognised is told, never guessed."""
+"""MLPs are found by what they compute; what is not recognised is told, never guessed."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from tests.tiny_models import (
 )
 
 FUNCTION = {
-    "bert": "gelu", "roberta": "gelu", "gpt2": "gelu_tanh", "gpt_neox": "gelu", "gptj": "gelu_tanh", "opt": "relu",
-    "opt_post_norm": "relu", "bloom": "gelu_tanh", "falcon": "gelu", "falcon_alibi": "gelu", "llama": "silu",
-    "mistral": "silu", "qwen2": "silu", "qwen3": "silu", "olmo2": "silu", "gemma2": "gelu_tanh", "gemma3": "gelu_tanh",
-    "phi3": "silu", "modernbert": "gelu", "nemotron": "relu2", "gpt_neo": "gelu_tanh",
+    "bert": "gelu", "roberta": "gelu", "gpt2": "gelu_tanh", "gpt_neox": "gelu", "gptj": "gelu_tanh",
+    "opt": "relu", "opt_post_norm": "relu", "bloom": "gelu_tanh", "falcon": "gelu", "falcon_alibi": "gelu",
+    "llama": "silu",
+    "mistral": "silu", "qwen2": "silu", "qwen3": "silu", "olmo2": "silu", "gemma2": "gelu_tanh",
+    "gemma3": "gelu_tanh", "phi3": "silu", "modernbert": "gelu", "nemotron": "relu2", "gpt_neo": "gelu_tanh",
 }  # fmt: skip
 GATED = {"llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3", "phi3", "modernbert"}
 PROJECTION = {
-    "bert": "encoder.layer.1.output.dense", "gpt2": "h.1.mlp.c_proj", "gpt_neox": "layers.1.mlp.dense_4h_to_h",
-    "gptj": "h.1.mlp.fc_out", "opt": "decoder.layers.1.fc2", "bloom": "h.1.mlp.dense_4h_to_h",
+    "bert": "encoder.layer.1.output.dense", "gpt2": "h.1.mlp.c_proj",
+    "gpt_neox": "layers.1.mlp.dense_4h_to_h", "gptj": "h.1.mlp.fc_out", "opt": "decoder.layers.1.fc2",
+    "bloom": "h.1.mlp.dense_4h_to_h",
     "llama": "layers.1.mlp.down_proj", "phi3": "layers.1.mlp.down_proj", "modernbert": "layers.1.mlp.Wo",
 }  # fmt: skip
 UNBOUNDED = {"bloom", "falcon_alibi"}
@@ -62,7 +64,9 @@ def test_other_activations_are_read_by_hook_and_say_why(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNRECOGNISED)
 def test_unrecognised_structure_tells_what_was_found(name: str) -> None:
-    with pytest.raises(IndexerError, match=r"layers\.0 \(MixtralDecoderLayer\): mlp\.experts\.\w+ .*--output-projection"):
+    with pytest.raises(
+        IndexerError, match=r"layers\.0 \(MixtralDecoderLayer\): mlp\.experts\.\w+ .*--output-projection"
+    ):
         adapt(tiny(name), name=name)
 
 
@@ -71,9 +75,9 @@ def test_activation_functions_are_told_apart() -> None:
 
     names = {
         "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu",
-        "relu2": "relu2", "gelu_10": None, "quick_gelu": None, "relu6": None, "mish": None, "leaky_relu": None,
-        "prelu": None, "tanh": None, "linear": None,
+        "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "silu": "silu", "swish": "silu",
+        "relu": "relu", "relu2": "relu2", "gelu_10": None, "quick_gelu": None, "relu6": None, "mish": None,
+        "leaky_relu": None, "prelu": None, "tanh": None, "linear": None,
     }  # fmt: skip
     assert {name: recognise(ACT2FN[name]) for name in names} == names
 
@@ -150,11 +154,16 @@ class Reused(nn.Module):
 
 
 class Normed(nn.Module):
-    """A norm between activation and projection: the neurons are its outputs, and no form that is recognised."""
+    """A norm between activation and projection: no form that is recognised."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.norm, self.down, self.act = nn.Linear(16, 24), nn.LayerNorm(24), nn.Linear(24, 16), nn.ReLU()
+        self.up, self.norm, self.down, self.act = (
+            nn.Linear(16, 24),
+            nn.LayerNorm(24),
+            nn.Linear(24, 16),
+            nn.ReLU(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.norm(self.act(self.up(x))))
@@ -180,6 +189,17 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.left(x) + self.right(x)
+
+
+class Spread(nn.Module):
+    """A block whose MLP is no module of its own."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(16, 24), act, nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.act(self.up(x)))
 
 
 def body(*mlps: nn.Module) -> Body:
@@ -209,8 +229,20 @@ def test_fused_path_is_dropped_where_it_changes_the_output() -> None:
     assert "differs by" in layer.reason
 
 
+def test_an_activation_module_that_layers_share_is_not_bypassed() -> None:
+    shared, model = nn.ReLU(), body()
+    model.blocks.extend([Spread(shared), Spread(shared), Spread(nn.ReLU())])
+    layers = find(model).layers
+    assert [layer.path for layer in layers] == ["hook", "hook", "fused"]
+    assert layers[0].reason == "the activation module is shared between layers"
+
+
 def test_layers_may_differ_in_path() -> None:
-    assert [layer.path for layer in find(body(Packed(), Inline(), Packed())).layers] == ["fused", "hook", "fused"]
+    assert [layer.path for layer in find(body(Packed(), Inline(), Packed())).layers] == [
+        "fused",
+        "hook",
+        "fused",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +290,10 @@ def test_projection_by_hand_of_some_layers_only() -> None:
 @pytest.mark.parametrize(
     ("pattern", "complaint"),
     [
-        ("blocks.*.mlp.nothing", r"no module of Body fits \(there is: blocks\.\*\.mix, blocks\.\*\.mlp\.both"),
+        (
+            "blocks.*.mlp.nothing",
+            r"no module of Body fits \(there is: blocks\.\*\.mix, blocks\.\*\.mlp\.both",
+        ),
         ("blocks.*", "no module of Body fits"),
         ("mlp.down", r"exactly one \*"),
         ("*.*.down", r"exactly one \*"),
@@ -283,7 +318,9 @@ def test_encoder_decoder_models_are_refused() -> None:
 
 
 def test_weights_in_a_dtype_that_is_not_indexed() -> None:
-    with pytest.raises(IndexerError, match=r"torch\.float64; activations are indexed in float32, bfloat16, float16"):
+    with pytest.raises(
+        IndexerError, match=r"torch\.float64; activations are indexed in float32, bfloat16, float16"
+    ):
         adapt(fresh("gpt2").double())
 
 

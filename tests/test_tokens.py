@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from indexer.corpus import Corpus, Document
+from indexer.corpus.policy import Reading
 from indexer.errors import IndexerError
 from indexer.tokens import Batch, Batches
 from tests.tiny_tokenizers import KINDS, library_text, mini_lm_tokenizer, tiny_tokenizer
@@ -29,6 +30,7 @@ class Texts(Corpus):
     """A corpus of given texts, each in pieces of some characters."""
 
     def __init__(self, texts: list[str], piece: int = 10_000, error: BaseException | None = None) -> None:
+        self._reading = Reading("text", "error")
         self.texts = texts
         self.piece = piece
         self.error = error
@@ -113,6 +115,18 @@ def test_batch_order_is_reproducible() -> None:
     for one, other in zip(first, second, strict=True):
         for name in ("token_ids", "length", "document", "ordinal", "counted"):
             assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_bytes_done_follows_what_was_handed_out(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES * 10))
+    corpus = Corpus([str(tmp_path / "corpus.jsonl")])
+    with Batches(corpus, tiny_tokenizer("wordpiece"), context=32, batch_tokens=256) as batches:
+        done = [batches.bytes_done for _ in batches]
+    assert done == sorted(done)
+    assert done[-1] == corpus.bytes
+    # the reader is far ahead at first, the share done is not
+    middle = len(done) // 2
+    assert 0.3 < done[middle] / done[-1] < 0.6
 
 
 def test_batches_are_within_bounds_and_dense() -> None:

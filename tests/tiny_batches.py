@@ -35,7 +35,7 @@ class TinyBatch:
 
 
 def tiny_batch(*lengths: int, seed: int = 0) -> TinyBatch:
-    """Random token ids, in the padding too: what stands there must not matter. None is a padding token (0 or 1)."""
+    """Random token ids, in the padding too: what stands there must not matter. None is 0 or 1."""
     generator = np.random.default_rng(seed)
     ids = generator.integers(2, VOCABULARY, size=(len(lengths), max(lengths)))
     return TinyBatch(ids, np.array(lengths))

@@ -1,7 +1,7 @@
 """Small models with random weights, one of each architecture that has to be recognised.
 
-Their weights are large enough that activations spread over both sides of the activation function, and that a wrong
-order of factors, a wrong mask or a wrong position shows in the first digits.
+Their weights are large enough that activations spread over both sides of the activation function, and that a
+wrong order of factors, a wrong mask or a wrong position shows in the first digits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "OPTConfig",
         {**COMMON, "ffn_dim": UNITS, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     ),
-    "bloom": ("BloomConfig", {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}),
+    "bloom": (
+        "BloomConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS},
+    ),
     "falcon": ("FalconConfig", {**COMMON, "ffn_hidden_size": UNITS, "alibi": False}),
     "falcon_alibi": (
         "FalconConfig",
@@ -54,9 +57,13 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**GROUPED, "head_dim": 32}),
     "olmo2": ("Olmo2Config", GROUPED),
     "gemma2": ("Gemma2Config", GEMMA),
-    "gemma3": ("Gemma3TextConfig", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"] + ["sliding_attention"]}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "phi3": ("Phi3Config", GROUPED),
-    # beyond the required ones: packed with the value first, functions without a fused kernel, the squared ReLU
+    # beyond the required ones: packed with the value first, functions without a fused kernel, the squared
+    # ReLU
     "modernbert": ("ModernBertConfig", {**COMMON, "local_attention": 8, "global_attn_every_n_layers": 2}),
     "nemotron": ("NemotronConfig", GROUPED),
     "gpt_neo": (
@@ -69,13 +76,16 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bert_quick_gelu": ("BertConfig", {**COMMON, "hidden_act": "quick_gelu"}),
     "llama_mish": ("LlamaConfig", {**GROUPED, "hidden_act": "mish"}),
-    "esm": ("EsmConfig", {**COMMON, "mask_token_id": 3, "position_embedding_type": "rotary", "token_dropout": False}),
+    "esm": (
+        "EsmConfig",
+        {**COMMON, "mask_token_id": 3, "position_embedding_type": "rotary", "token_dropout": False},
+    ),
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }  # fmt: skip
 
 REQUIRED = [
-    "bert", "roberta", "gpt2", "gpt_neox", "gptj", "opt", "opt_post_norm", "bloom", "falcon", "falcon_alibi", "llama",
-    "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3", "phi3",
+    "bert", "roberta", "gpt2", "gpt_neox", "gptj", "opt", "opt_post_norm", "bloom", "falcon", "falcon_alibi",
+    "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3", "phi3",
 ]  # fmt: skip
 FUSED = [*REQUIRED, "modernbert", "nemotron", "gpt_neo"]
 HOOKED = ["bert_quick_gelu", "llama_mish", "esm"]
@@ -124,13 +134,17 @@ def tokenizer(size: int = VOCABULARY) -> Any:
     ids = {word: number for number, word in enumerate(words(size))}
     backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing("[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)])
+    backend.post_processor = processors.TemplateProcessing(
+        "[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
     )
 
 
-def saved(folder: Path, name: str = "llama", change: Callable[[nn.Module], None] | None = None, **settings: Any) -> Path:
+def saved(
+    folder: Path, name: str = "llama", change: Callable[[nn.Module], None] | None = None, **settings: Any
+) -> Path:
     """A model and a tokenizer saved as transformers saves them; returns the folder."""
     model = fresh(name, **settings)
     if change is not None:

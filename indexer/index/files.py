@@ -41,7 +41,7 @@ class GroupedFile:
         self._file.close()
 
     def reader(self) -> pq.ParquetFile:
-        """A reader of its own for each use, as it keeps the settings of its last call; the footer is shared."""
+        """A reader for one use, as readers keep the settings of their last call; the footer is shared."""
         return pq.ParquetFile(
             self._file,
             metadata=self.metadata,

@@ -110,7 +110,7 @@ def read_manifest(index: Path) -> Manifest:
 
 
 def check_sizes(index: Path, manifest: Manifest) -> None:
-    """Raise IndexerError naming the first file that is missing, not a plain file, or of another size than listed."""
+    """Raise IndexerError naming the first file that is missing, no plain file, or of another size."""
     for file in manifest.files:
         problem = size_problem(index, file)
         if problem:

@@ -45,7 +45,7 @@ def bin_edges() -> tuple[np.ndarray, np.ndarray]:
 
 
 def bins_of(values: np.ndarray) -> np.ndarray:
-    """The bin of each finite float32 value, from sign, exponent and top 3 mantissa bits; int64, same shape."""
+    """The bin of each float32 value, from sign, exponent and top 3 mantissa bits; int64, same shape."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.int64)
     magnitude = np.clip(((bits & 0x7FFFFFFF) >> 20) - _FIRST_KEY + 1, 0, MAGNITUDE_BINS - 1)
     signed = np.where(bits >> 31, ZERO_BIN - 1 - magnitude, ZERO_BIN + 1 + magnitude)

@@ -1,9 +1,9 @@
 """SQL on an index: a DuckDB connection that can read the index's files and do nothing else.
 
-What holds the lock, each part tested: no access to files but those listed, no extensions, no settings, no
-Python variables as tables. Access to a file that is listed includes writing to it, and a SELECT can hold a
-COPY (as the body of WITH, inside query('...')), so every plan is searched for operators that write before
-it runs.
+The settings keep a query from other files, extensions, settings and Python's variables. They do not keep
+it from writing to the files it may read, and a SELECT can write: by COPY as the body of WITH, or in a string
+that a table function runs. So a query has to be one SELECT by its type, its syntax tree must hold nothing
+but SELECTs and table functions known to be harmless, and its plan no operator that writes.
 """
 
 import json
@@ -32,8 +32,14 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     # Nothing is written anywhere, not even what does not fit in memory.
     "temp_directory": "",
 }
+_TABLE_FUNCTIONS = {
+    *("top", "bottom", "histogram", "histogram_values"),
+    *("range", "generate_series", "repeat", "unnest", "json_each", "json_tree"),
+    *("read_parquet", "parquet_scan", "parquet_schema", "parquet_metadata", "parquet_file_metadata"),
+    *("duckdb_columns", "duckdb_functions", "duckdb_settings", "duckdb_views", "pragma_table_info"),
+}
 _WRITES = re.compile(
-    r"COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|DROP|ALTER|ATTACH|EXPORT|LOAD|VACUUM|TRANSACTION"
+    "COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|DROP|ALTER|ATTACH|EXPORT|LOAD|VACUUM|TRANSACTION"
 )
 
 
@@ -44,8 +50,8 @@ class Queries:
         """index: absolute path. spaced: as in Vocabulary."""
         files = [str(index / file.path) for file in manifest.files if file.path != schema.VIEWS]
         layers = [(layer.site, layer.layer) for layer in manifest.layers]
-        self._connection = duckdb.connect(":memory:", config=_SETTINGS)
         with _told():
+            self._connection = duckdb.connect(":memory:", config=_SETTINGS)
             self._connection.execute("SET parquet_metadata_cache = true")
             self._connection.execute("SET allowed_paths = ?", [files])
             self._connection.execute("SET enable_external_access = false")
@@ -58,12 +64,11 @@ class Queries:
         self._connection.close()
 
     def run(self, query: str, parameters: Parameters = None) -> pa.Table:
-        """The result of one SELECT.
-
-        Raises IndexerError, one line, for a mistake in it or anything else than it.
-        """
+        """The result of one SELECT. Raises IndexerError, one line, for a mistake or for anything else."""
         with _told(), self._connection.cursor() as cursor:
             _check_statement(cursor, query)
+            tree = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
+            _check_tree(json.loads(tree[0][0]))
             plan = cursor.execute(f"EXPLAIN (FORMAT json) {query}", parameters).fetchall()
             _check_plan(json.loads(plan[0][1]))
             return cursor.sql(query, params=parameters).to_arrow_table()
@@ -79,11 +84,31 @@ def _check_statement(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
         )
 
 
+def _check_tree(node: Any) -> None:
+    """Raise IndexerError where a syntax tree holds a statement that is no SELECT, or an unknown table function.
+
+    node: the tree as JSON.
+    """
+    if isinstance(node, list):
+        for part in node:
+            _check_tree(part)
+    elif isinstance(node, dict):
+        if node.get("error"):
+            raise IndexerError(f"SQL: {node.get('error_message')}")
+        kind = str(node.get("type"))
+        if kind.endswith("_QUERY_NODE"):
+            raise IndexerError(f"SQL: {kind.split('_')[0]} is not allowed; an index can only be read")
+        function = node.get("function") if kind == "TABLE_FUNCTION" else None
+        if isinstance(function, dict) and function.get("function_name") not in _TABLE_FUNCTIONS:
+            raise IndexerError(f"SQL: the table function {function.get('function_name')} is not allowed here")
+        for part in node.values():
+            _check_tree(part)
+
+
 def _check_plan(nodes: Any) -> None:
-    """Raise IndexerError where an operator of a plan writes. nodes: operators, each with a name and children."""
+    """Raise IndexerError where an operator of a plan writes; each node has a name and children."""
     for node in nodes:
-        # Scans are called after their table function, which is the reader's concern and never writes.
-        if _WRITES.search(node["name"].upper()) and "SCAN" not in node["name"].upper():
+        if _WRITES.search(node["name"].upper()):
             raise IndexerError(f"SQL: {node['name'].strip()} is not allowed; an index can only be read")
         _check_plan(node.get("children", []))
 
@@ -96,3 +121,5 @@ def _told() -> Iterator[None]:
     except duckdb.Error as error:
         message = str(error).split("\n\nLINE ")[0]
         raise IndexerError("SQL: " + " ".join(message.split())) from None
+    except RecursionError:
+        raise IndexerError("SQL: the query is nested too deeply") from None

@@ -233,7 +233,7 @@ def _first(examples: pa.Table, extreme: str, k: int | None) -> pa.Table:
 
 
 def _with_names(unit: Unit, columns: dict[str, Any], wanted: pa.Schema) -> pa.Table:
-    """A table in the order of `wanted`, with the columns that name the unit, which are the same in every row."""
+    """A table in the order of `wanted`, with the columns that name the unit."""
     rows = len(next(iter(columns.values())))
     columns |= {
         "site": pa.repeat(unit.site, rows),

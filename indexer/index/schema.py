@@ -6,10 +6,11 @@ footer of every file they touch at some 25 us per row group.
 """
 
 from pathlib import PurePosixPath
+from typing import Final
 
 import pyarrow as pa
 
-FORMAT = "neuron activation index"
+FORMAT: Final = "neuron activation index"
 VERSION = 1
 
 MANIFEST = "manifest.json"

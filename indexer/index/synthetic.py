@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ def write_synthetic(
     with IndexWriter(output, synthetic_vocabulary(size.vocabulary), overwrite=overwrite) as writer:
         for record in synthetic_records(size, seed):
             writer.add_layer(record)
-        sections = {name: {"name": "synthetic"} for name in ("model", "tokenizer", "corpus")}
+        sections: dict[str, Any] = {name: {"name": "synthetic"} for name in ("model", "tokenizer", "corpus")}
         sections |= {
             "configuration": {"seed": seed},
             "totals": {"counted_tokens": size.count},
@@ -126,7 +127,7 @@ def _examples(random: np.random.Generator, size: Size, places: int, sign: int) -
 def _histogram(
     random: np.random.Generator, size: Size, minimum: np.ndarray, maximum: np.ndarray
 ) -> np.ndarray:
-    """int64 [units, HISTOGRAM_BINS]: some 150 filled bins between those of the extremes, the rest in zero's."""
+    """int64 [units, HISTOGRAM_BINS]: some 150 bins and those of the extremes; what is left is zeros."""
     histogram = np.zeros((size.units, HISTOGRAM_BINS), np.int64)
     middle = slice(ZERO_BIN - 75, ZERO_BIN + 76)
     highest = max(size.count // 400, 1)

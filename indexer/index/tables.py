@@ -49,7 +49,7 @@ def example_tables(record: LayerRecord, vocabulary: Vocabulary, group_rows: int)
 
 
 def histogram_tables(record: LayerRecord, group_rows: int) -> Iterator[pa.Table]:
-    """The layer's rows of its histograms file, bins with a count only, as one table of whole units per row group."""
+    """The layer's rows of its histograms file, filled bins only: one table of whole units per row group."""
     filled = (record.histogram > 0).sum(axis=1)
     # Rows before each unit; a group ends with the unit that fills it.
     before = np.concatenate([[0], np.cumsum(filled)])

@@ -85,7 +85,8 @@ def _examples(files: str, vocabulary: str, spaced: bool) -> str:
     whole = f"regexp_replace(j.pieces, {_string(CUT_AT_START)}, {mark})"
     whole = f"regexp_replace({whole}, {_string(CUT_AT_END)}, {mark})"
     broken = f"url_decode(regexp_replace({whole}, {_string(BROKEN)}, {mark}, 'g'))"
-    text = f"CASE WHEN contains(j.pieces, '%') THEN coalesce(TRY(url_decode({whole})), {broken}) ELSE j.pieces END"
+    decoded = f"coalesce(TRY(url_decode({whole})), {broken})"
+    text = f"CASE WHEN contains(j.pieces, '%') THEN {decoded} ELSE j.pieces END"
     if spaced:
         text = f"ltrim({text}, ' ')"
     stored = [name for name in schema.EXAMPLES.names if name != "text"]
@@ -100,7 +101,8 @@ def _examples(files: str, vocabulary: str, spaced: bool) -> str:
 def _path_of_layer(start: str, layers: Sequence[int]) -> str:
     known = ", ".join(map(str, layers)) or "NULL"
     path = f"{_string(start)} || layer || '.parquet'"
-    return f"CASE WHEN layer IN ({known}) THEN {path} ELSE error('layer ' || layer || ' is not in this index') END"
+    unknown = "error('layer ' || layer || ' is not in this index')"
+    return f"CASE WHEN layer IN ({known}) THEN {path} ELSE {unknown} END"
 
 
 def _files(files: Sequence[str]) -> str:

@@ -69,8 +69,9 @@ class Vocabulary:
             tokens[number], pieces[number] = spell(token)
         # Added tokens are written as they are, whatever the spelling of the others.
         for number, token in added.items():
-            tokens[number] = token.content
-            pieces[number] = (" " if spaced else "") + _escape(token.content)
+            if not _BYTE_TOKEN.fullmatch(token.content):
+                tokens[number] = token.content
+                pieces[number] = (" " if spaced else "") + _escape(token.content)
         return cls(tokens, pieces, spaced)
 
     @classmethod
@@ -123,7 +124,8 @@ class Vocabulary:
         except (pa.ArrowIndexError, IndexError):
             highest = int(np.max(np.abs(np.asarray(token_ids, np.int64))))
             raise IndexerError(
-                f"vocabulary: token id {highest} is outside its {len(self)} tokens; tokenizer and index do not belong together"
+                f"vocabulary: token id {highest} is outside its {len(self)} tokens; "
+                "tokenizer and index do not belong together"
             ) from None
 
 
@@ -152,15 +154,36 @@ def _escape_bytes(data: bytes) -> str:
 
 
 def _decoder_steps(backend: Any) -> list[dict[str, Any]]:
-    """The steps of a tokenizer's decoder, as its own JSON tells them; none where it has no decoder."""
-    if backend.decoder is None:
+    """The steps of a tokenizer's decoder, as its own JSON tells them.
+
+    Some are saved without one; then its other parts tell what a decoder would undo. None where nothing does.
+    """
+    if backend.decoder is not None:
+        return _steps(backend.decoder, "decoders")
+    before = _steps(backend.normalizer, "normalizers") + _steps(backend.pre_tokenizer, "pretokenizers")
+    steps = [step for step in before if step["type"] in ("ByteLevel", "Metaspace")]
+    steps += [
+        {"type": "Metaspace", "replacement": step["content"]}
+        for step in before
+        if step["type"] == "Replace" and step["pattern"] == {"String": " "}
+    ]
+    if type(backend.model).__name__ == "WordPiece":
+        steps.append({"type": "WordPiece", "prefix": backend.model.continuing_subword_prefix})
+    if getattr(backend.model, "byte_fallback", False):
+        steps.append({"type": "ByteFallback"})
+    return steps
+
+
+def _steps(part: Any, several: str) -> list[dict[str, Any]]:
+    """What a part of a tokenizer does, one entry per step; `several` is the key of a sequence's list."""
+    if part is None:
         return []
-    decoder = json.loads(backend.decoder.__getstate__())
-    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]
+    state = json.loads(part.__getstate__())
+    return list(state[several]) if state["type"] == "Sequence" else [state]
 
 
 def _spelling(steps: list[dict[str, Any]]) -> tuple[Any, bool]:
-    """How a token is spelled: a function from a token to (token, piece), and whether pieces begin with a space."""
+    """A function from the tokenizer's token to (token, piece), and whether pieces begin with a space."""
     kinds = {step["type"]: step for step in steps}
     if "ByteLevel" in kinds:
         return _spell_bytes, False

@@ -6,12 +6,11 @@ index, and at worst a folder `.NAME.*.partial` beside it. With `overwrite` the o
 the new one in one step.
 """
 
-import ctypes
 import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,7 +25,9 @@ import pyarrow.parquet as pq
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.encoding import parquet_options
 from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, sha256
+from indexer.index.output import check_output, flush, put_in_place
 from indexer.index.records import LayerRecord
 from indexer.index.tables import example_tables, histogram_tables, unit_table
 from indexer.index.views import views_file
@@ -52,7 +53,7 @@ class IndexWriter:
         self.output = Path(output)
         self.vocabulary = vocabulary
         self.overwrite = overwrite
-        _check_output(self.output, overwrite)
+        check_output(self.output, overwrite)
         # Beside what a symbolic link points to: only there can a folder be renamed to it.
         self._target = Path(os.path.realpath(self.output))
         self._folder: Path | None = None
@@ -122,6 +123,8 @@ class IndexWriter:
         """
         self._settle(wait=True)
         folder = self._open_folder()
+        if not self._layers:
+            raise IndexerError(f"index {self.output}: no layer was added")
         self._layers.sort(key=lambda entry: (entry.site, entry.layer))
         keys = [(entry.site, entry.layer) for entry in self._layers]
         with self._told():
@@ -135,8 +138,13 @@ class IndexWriter:
             self._write_text(schema.MANIFEST, self._complete(manifest).to_json())
             self._settle(wait=True)
             for part in (folder / schema.EXAMPLES_FOLDER, folder / schema.HISTOGRAMS_FOLDER, folder):
-                _flush(part)
-            self._put_in_place(folder)
+                flush(part)
+            check_output(self.output, self.overwrite)
+            old = put_in_place(folder, self._target)
+        self._folder = None
+        if old is not None:
+            # The new index is in place; what cannot be removed of the old one does no harm.
+            shutil.rmtree(old, ignore_errors=True)
         return self.output
 
     def _write_layer(self, record: LayerRecord) -> None:
@@ -169,14 +177,14 @@ class IndexWriter:
             self._pending.append(future)
 
     def _write_parquet(self, path: str, wanted: pa.Schema, groups: Iterable[pa.Table]) -> None:
-        """Write one row group per table, have the file flushed to the disk, and note its rows, bytes and digest."""
+        """Write one row group per table, have the file flushed, and note its rows, bytes and digest."""
         folder = self._open_folder()
         rows = 0
-        with pq.ParquetWriter(folder / path, wanted, **_parquet_options(wanted)) as writer:
+        with pq.ParquetWriter(folder / path, wanted, **parquet_options(wanted)) as writer:
             for group in groups:
                 writer.write_table(group.cast(wanted), row_group_size=max(group.num_rows, 1))
                 rows += group.num_rows
-        self._later(self._flushers.submit(_flush, folder / path))
+        self._later(self._flushers.submit(flush, folder / path))
         entry = _entry(folder, path, rows)
         with self._lock:
             self._files.append(entry)
@@ -184,7 +192,7 @@ class IndexWriter:
     def _write_text(self, path: str, text: str) -> None:
         file = self._open_folder() / path
         file.write_text(text, encoding="utf-8", newline="\n")
-        self._later(self._flushers.submit(_flush, file))
+        self._later(self._flushers.submit(flush, file))
 
     def _pointed_to(self, documents: pa.Table) -> pa.Table:
         missing = [name for name in schema.DOCUMENTS.names if name not in documents.column_names]
@@ -215,19 +223,6 @@ class IndexWriter:
             files=sorted(self._files, key=lambda file: file.path),
         )
 
-    def _put_in_place(self, folder: Path) -> None:
-        _check_output(self.output, self.overwrite)
-        if self._target.exists():
-            old = _replace(folder, self._target)
-            self._folder = None
-            _flush(self._target.parent)
-            # The new index is in place; that of the old one which cannot be removed does no harm.
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(folder, self._target)
-            self._folder = None
-            _flush(self._target.parent)
-
     def _open_folder(self) -> Path:
         if self._folder is None:
             raise IndexerError(f"index {self.output}: the writer is closed")
@@ -249,114 +244,15 @@ class IndexWriter:
             ) from error
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Raise IndexerError unless an index may be put at `output`."""
-    parent = Path(os.path.realpath(output)).parent
-    if not parent.is_dir():
-        raise IndexerError(
-            f"output {output}: the folder {parent} does not exist; create it or choose another --output"
-        )
-    if os.path.lexists(output):
-        if not overwrite:
-            raise IndexerError(
-                f"output {output}: already exists; choose another --output, or replace it with --overwrite"
-            )
-        if not (output / schema.MANIFEST).is_file() and not _is_empty_folder(output):
-            raise IndexerError(
-                f"output {output}: exists and is not an index, so it is not replaced; choose another --output"
-            )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise IndexerError(f"output {output}: the folder {parent} is not writable; choose another --output")
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
-def _replace(new: Path, old: Path) -> Path:
-    """Put folder `new` where folder `old` is; returns where the old one went."""
-    if _exchange(new, old):
-        return new
-    aside = old.with_name(f"{new.name}.old")
-    os.rename(old, aside)
-    try:
-        os.rename(new, old)
-    except OSError:
-        os.rename(aside, old)
-        raise
-    return aside
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two paths in one step; False where the system or the file system cannot (Linux's renameat2 can)."""
-    try:
-        rename: Callable[..., int] = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    at_working_folder, exchange = -100, 2
-    return (
-        rename(at_working_folder, os.fsencode(first), at_working_folder, os.fsencode(second), exchange) == 0
-    )
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _entry(folder: Path, path: str, rows: int | None) -> FileEntry:
     return FileEntry(path=path, rows=rows, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))
 
 
 def _unit_groups(layers: list[pa.Table]) -> Iterator[pa.Table]:
-    """Row groups of units.parquet; one unit's row is found by site, layer and unit, so they may cut a layer."""
+    """Row groups of units.parquet; its rows are found by their number, so a group may cut a layer."""
     if not layers:
         return
     table = pa.concat_tables([layer.cast(schema.UNITS) for layer in layers])
     rows = schema.rows_per_group(table.num_rows, schema.UNIT_ROWS)
     for first in range(0, table.num_rows, rows):
         yield table.slice(first, rows)
-
-
-def _parquet_options(wanted: pa.Schema) -> dict[str, Any]:
-    """How a file is encoded.
-
-    Dictionaries for what repeats, byte streams for floats (sign and exponent bytes compress, mantissas do
-    not), statistics for what queries compare with, and a bloom filter that lets a search skip groups
-    without the token.
-    """
-    names = {
-        field.name: f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
-        for field in wanted
-    }
-    floats = ("value", "activations", "minimum", "maximum", "mean", "variance", "skewness", "kurtosis")
-    repeating = (
-        "site",
-        "layer",
-        "unit",
-        "extreme",
-        "rank",
-        "document",
-        "token_id",
-        "token",
-        "token_ids",
-        "source",
-    )
-    repeating += ("lower", "upper", "count") if wanted is schema.HISTOGRAMS else ()
-    flat = [field.name for field in wanted if not pa.types.is_list(field.type)]
-    return {
-        "compression": "zstd",
-        "compression_level": 1,
-        "use_dictionary": [names[name] for name in repeating if name in names],
-        "column_encoding": {names[name]: "BYTE_STREAM_SPLIT" for name in floats if name in names},
-        "write_statistics": flat,
-        "write_page_checksum": True,
-        "store_schema": False,
-        # Without a bound the filter is built for a million tokens, which costs more than writing all the
-        # rest.
-        "bloom_filter_options": {"token": {"ndv": 8_192, "fpp": 0.05}} if "token" in names else None,
-    }

@@ -1,9 +1,8 @@
-"""Calling a transformers model for its activations alone: no cache, no head, no attention maps, no hidden states."""
+"""Calling a transformers model for its activations alone: no cache, no head, no attention maps."""
 
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The last hidden state, [sequences, width, hidden]; token_ids: int64 [sequences, width].
 
-    attention_mask: int64 [sequences, width], 1 for tokens and 0 for padding; None where nothing has to be masked.
+    attention_mask: int64 [sequences, width], 1 for tokens and 0 for padding; None where nothing has to be
+    masked.
     """
     arguments: dict[str, Any] = {"input_ids": token_ids}
     if attention_mask is not None:
         arguments["attention_mask"] = attention_mask
-    if "use_cache" in _parameters(type(model)):
+    if "use_cache" in inspect.signature(model.forward).parameters:
         arguments["use_cache"] = False
     output = model(**arguments)
     if isinstance(output, Tensor):
@@ -27,10 +27,5 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
 
 def embedding_rows(model: nn.Module) -> int:
     """How many token ids the model has embeddings for."""
-    embedding = model.get_input_embeddings()                # type: ignore[operator]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
     return int(embedding.weight.shape[0])
-
-
-@cache
-def _parameters(model_class: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)

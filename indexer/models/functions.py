@@ -1,7 +1,8 @@
 """The activation functions that the kernels compute, and how one is told from another.
 
-The names are those of the kernels' `activate`. Transformers has several modules for the same mathematics (three for the
-tanh form of GELU alone), so a module is recognised by what it returns, never by its class or name.
+The names are those of the kernels' `activate`. Transformers has several modules for the same mathematics
+(three for the tanh form of GELU alone), so a module is recognised by what it returns, never by its class or
+name.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ TOLERANCE = 1e-5
 def recognise(module: nn.Module) -> str | None:
     """The name in FUNCTIONS of what an activation module computes, or None.
 
-    The module is asked for its values on a float32 grid over [-64, 64]; every one has to be within 1e-5, absolute and
-    relative, of the function's. Its forward is called directly, so that hooks on it do not see the grid.
+    The module is asked for its values on a float32 grid over [-64, 64]; every one has to be within 1e-5,
+    absolute and relative, of the function's. Its forward is called directly, so that hooks on it do not see
+    the grid.
     """
     # a module with weights of its own is not a fixed function of its input
     if any(True for _ in module.parameters()):
@@ -59,7 +61,7 @@ def recognise(module: nn.Module) -> str | None:
 
 
 def evaluate(function: str, gate: Tensor, up: Tensor | None, out: Tensor) -> Tensor:
-    """f(gate), or f(gate) * up, into `out` (which may be `gate`), rounded once to its dtype; any matching shapes."""
+    """f(gate), or f(gate) * up, into `out` (which may be `gate`), rounded once; all of one shape."""
     value = FUNCTIONS[function](gate.float())
     if up is not None:
         value = value * up.float()

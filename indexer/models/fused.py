@@ -1,8 +1,10 @@
-"""The fused path: an MLP's forward, in place of the model's, with the statistics taken where activations are made.
+"""The fused path: an MLP's forward, in place of the model's, with the statistics taken where activations are
+made.
 
-Input linear layer, activation with statistics, output projection; over groups of whole sequences, so that the wide
-activations of one group are still in cache when they are projected. They live in scratch memory that all layers and
-batches share, and the activation function works in place, so nothing as wide as the MLP is ever allocated or copied.
+Input linear layer, activation with statistics, output projection; over groups of whole sequences, so that the
+wide activations of one group are still in cache when they are projected. They live in scratch memory that all
+layers and batches share, and the activation function works in place, so nothing as wide as the MLP is ever
+allocated or copied.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 Activate = Callable[[str, Tensor, Tensor | None, "Sequences", Tensor], Tensor]
 
 
-class LastLayerDone(Exception):
+class LastLayerDone(Exception):  # noqa: N818 - a signal, no error
     """Raised out of the model's forward once the last layer asked for has its activations."""
 
 
@@ -46,10 +48,15 @@ class Workspace:
     scratch: dict[int, Tensor] = field(default_factory=dict)
 
     def take(self, slot: int, rows: int, width: int, like: Tensor) -> Tensor:
-        """Uninitialised [rows, width] of the dtype and device of `like`; valid until the slot is taken again."""
+        """Uninitialised [rows, width], dtype and device as `like`; valid until the slot is taken again."""
         memory = self.scratch.get(slot)
         wanted = rows * width
-        if memory is None or memory.numel() < wanted or memory.dtype != like.dtype or memory.device != like.device:
+        if (
+            memory is None
+            or memory.numel() < wanted
+            or memory.dtype != like.dtype
+            or memory.device != like.device
+        ):
             memory = torch.empty(wanted, dtype=like.dtype, device=like.device)
             self.scratch[slot] = memory
         return memory[:wanted].view(rows, width)
@@ -58,12 +65,17 @@ class Workspace:
 class FusedForward:
     """The forward of one MLP, to stand in for `plan.replaced.forward`.
 
-    Called with x: [..., hidden] it returns [..., hidden]; with `last` it raises LastLayerDone once the activations of
-    all groups are made. Cost over the plain forward: none, for it allocates less.
+    Called with x: [..., hidden] it returns [..., hidden]; with `last` it raises LastLayerDone once the
+    activations of all groups are made. Cost over the plain forward: none, for it allocates less.
     """
 
     def __init__(
-        self, plan: FusedPlan, activate: Activate, workspace: Workspace, last: bool = False, onednn: bool = False
+        self,
+        plan: FusedPlan,
+        activate: Activate,
+        workspace: Workspace,
+        last: bool = False,
+        onednn: bool = False,
     ) -> None:
         self.plan = plan
         self.activate = activate
@@ -73,7 +85,7 @@ class FusedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         (x,) = args or kwargs.values()
-        rows = x.reshape(-1, x.shape[-1])                          # [tokens, hidden]
+        rows = x.reshape(-1, x.shape[-1])  # [tokens, hidden]
         out = None if self.last else rows.new_empty(rows.shape[0], self.plan.projection.outputs)
         for group in self.workspace.groups:
             activations = self._activations(rows[group.first_row : group.last_row], group.sequences)
@@ -127,7 +139,7 @@ def _hand_on(x: Tensor) -> Tensor:
 def forward_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Replaces `module.forward` on this one instance."""
     own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

@@ -24,7 +24,8 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_s
 class LoadedModel:
     """A model ready to be run, without its head.
 
-    model: in evaluation mode, without gradients; tokenizer: a fast one of transformers, None if there is none.
+    model: in evaluation mode, without gradients; tokenizer: a fast one of transformers, None if there is
+    none.
     context: the longest sequence the model allows, special tokens included; None where it sets no bound.
     layers: all its MLPs, in order. causal: whether a token's activations depend on no later token.
     provenance: name, revision, digest, architecture, dtype, activation and versions, for the manifest.
@@ -40,14 +41,16 @@ class LoadedModel:
     provenance: dict[str, Any]
 
     def select(self, layers: Sequence[int] | None) -> list[MlpLayer]:
-        """The MLPs of the given layers, in order; all of them for None. Raises IndexerError for one that is not there."""
+        """The MLPs of the given layers, in order; all for None. IndexerError for one that is not there."""
         by_number = {layer.layer: layer for layer in self.layers}
         if layers is None:
             return list(self.layers)
         missing = [number for number in layers if number not in by_number]
         if missing:
             first, last = min(by_number), max(by_number)
-            raise IndexerError(f"layer {missing[0]}: the model has layers {first} to {last}; choose among them with --layers")
+            raise IndexerError(
+                f"layer {missing[0]}: the model has layers {first} to {last}; choose among them with --layers"
+            )
         if not layers:
             raise IndexerError("no layer chosen; give at least one with --layers")
         return [by_number[number] for number in sorted(set(layers))]
@@ -64,17 +67,19 @@ def load(
 ) -> LoadedModel:
     """Load a model from a local folder or the hub: no head, safetensors only, no code of the model's own.
 
-    dtype: "auto" takes the checkpoint's, with two exceptions: float64 becomes float32, and so does float16 on the CPU,
-        which has no fast arithmetic for it. device: "auto" takes the GPU where there is one.
-    output_projection: path of the MLPs' output projections with * for the layer number, for models whose structure is
-        not recognised. layers: those that will be indexed; they are only checked here.
-    Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast tokenizer,
-    or has a structure that is not recognised.
+    dtype: "auto" takes the checkpoint's, with two exceptions: float64 becomes float32, and so does float16 on
+        the CPU, which has no fast arithmetic for it. device: "auto" takes the GPU where there is one.
+    output_projection: path of the MLPs' output projections with * for the layer number, for models whose
+        structure is not recognised. layers: those that will be indexed; they are only checked here.
+    Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast
+    tokenizer, or has a structure that is not recognised.
     Cost: reading the weights twice (once for their SHA-256), and three forward passes over 16 tokens.
     """
     where = _device(device)
     if dtype != "auto" and dtype not in DTYPES:
-        raise IndexerError(f"dtype {dtype}: not one that activations are indexed in; choose among auto, {', '.join(DTYPES)}")
+        raise IndexerError(
+            f"dtype {dtype}: not one that activations are indexed in; choose among auto, {', '.join(DTYPES)}"
+        )
     source = sources.resolve(name, revision)
     files = sources.weight_files(name, source.folder)
     chosen = _dtype(name, dtype, sources.checkpoint_dtype(name, files), where)
@@ -97,11 +102,15 @@ def adapt(
     """
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
-        raise IndexerError(f"model {name} ({type(model).__name__}): models with an encoder and a decoder are not supported")
+        raise IndexerError(
+            f"model {name} ({type(model).__name__}): models with an encoder and a decoder are not supported"
+        )
     model.eval().requires_grad_(False)
     parameter = next(model.parameters())
     if parameter.dtype not in DTYPES.values():
-        raise IndexerError(f"model {name}: weights in {parameter.dtype}; activations are indexed in {', '.join(DTYPES)}")
+        raise IndexerError(
+            f"model {name}: weights in {parameter.dtype}; activations are indexed in {', '.join(DTYPES)}"
+        )
     found = structure.find(model, output_projection)
     layers = list(found.layers)
     return LoadedModel(
@@ -130,14 +139,18 @@ def context_length(model: nn.Module) -> int | None:
         return None
     # RoBERTa counts positions from one past the padding token's id, which has a row of its own in the table
     for path, table in model.named_modules():
-        if isinstance(table, nn.Embedding) and path.endswith("position_embeddings") and table.padding_idx is not None:
+        if (
+            isinstance(table, nn.Embedding)
+            and path.endswith("position_embeddings")
+            and table.padding_idx is not None
+        ):
             return table.num_embeddings - table.padding_idx - 1
     return positions
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within the block transformers shows no progress bars and no advice, which would run into our own output."""
+    """Within the block transformers shows no progress bars or advice, which would run into our output."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -160,13 +173,17 @@ def _device(device: str) -> torch.device:
         raise IndexerError(f"device {device}: choose among auto, cpu, cuda")
     number = int(device[5:] or 0)
     if number >= torch.cuda.device_count():
-        raise IndexerError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs for torch; take --device cpu")
+        raise IndexerError(
+            f"device {device}: this machine has {torch.cuda.device_count()} GPUs for torch; take --device cpu"
+        )
     return torch.device("cuda", number)
 
 
 def _dtype(name: str, asked: str, stored: str, device: torch.device) -> torch.dtype:
     if stored not in STORED:
-        raise IndexerError(f"model {name}: weights stored as {stored}; those that can be run are {', '.join(STORED)}")
+        raise IndexerError(
+            f"model {name}: weights stored as {stored}; those that can be run are {', '.join(STORED)}"
+        )
     if asked != "auto":
         return DTYPES[asked]
     if stored == "F16" and device.type == "cpu":
@@ -212,22 +229,22 @@ def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype) -> nn
     if report["mismatched_keys"]:
         weight, stored, wanted = min(report["mismatched_keys"])
         raise IndexerError(
-            f"model {source.name}: {weight} is stored as {list(stored)}, but config.json makes it {list(wanted)}; "
-            "weights and configuration do not belong together"
+            f"model {source.name}: {weight} is stored as {list(stored)}, but config.json makes it "
+            f"{list(wanted)}; weights and configuration do not belong together"
         )
     # the pooler sits behind the last MLP and is never run; anything else missing would be random numbers
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
         raise IndexerError(
-            f"model {source.name}: its weight files lack {len(missing)} of the weights of {type(model).__name__}, "
-            f"{missing[0]} among them; they do not belong to this configuration"
+            f"model {source.name}: its weight files lack {len(missing)} of the weights of "
+            f"{type(model).__name__}, {missing[0]} among them; they do not belong to this configuration"
         )
     return model
 
 
 @contextmanager
 def _blamed_on(source: sources.Source, what: str) -> Iterator[None]:
-    """Whatever a library raises while it reads the model's files is told as a fault of those files, in one line."""
+    """Whatever a library raises while it reads the model's files is told as their fault, in one line."""
     try:
         yield
     # these libraries read many formats, each with errors of its own, and share no base class for them

@@ -1,9 +1,10 @@
 """Linear layers on the CPU through oneDNN instead of the BLAS that torch was built with.
 
-That BLAS is MKL as a rule, which keeps to AVX2 on processors that are not Intel's. oneDNN uses what the processor has:
-on one Zen 5 core, float32, 512 x 384 by 384 x 1,536, it takes 2.5 ms where MKL takes 5.6 ms (244 and 108 GFLOP/s), and
-a whole MiniLM forward takes 0.58 of the time. Weights are used as they are, without a packed copy. Sums are in another
-order, so results differ from MKL's by rounding; how rows are grouped into calls changes nothing in either.
+That BLAS is MKL as a rule, which keeps to AVX2 on processors that are not Intel's. oneDNN uses what the
+processor has: on one Zen 5 core, float32, 512 x 384 by 384 x 1,536, it takes 2.5 ms where MKL takes 5.6 ms
+(244 and 108 GFLOP/s), and a whole MiniLM forward takes 0.58 of the time. Weights are used as they are,
+without a packed copy. Sums are in another order, so results differ from MKL's by rounding; how rows are
+grouped into calls changes nothing in either.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ CHOICES = ("auto", "torch", "onednn")
 
 
 def uses_onednn(choice: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a model's linear layers go through oneDNN: with "auto", in float32 on a CPU that torch has it for.
+    """Whether a model's linear layers go through oneDNN: with "auto", in float32 on a CPU that torch has it
+    for.
 
     In bfloat16 and float16 torch uses it by itself. Raises IndexerError for "onednn" where that cannot be.
     """
@@ -29,12 +31,14 @@ def uses_onednn(choice: str, dtype: torch.dtype, device: torch.device) -> bool:
         raise IndexerError(f"matmul {choice}: choose among {', '.join(CHOICES)}")
     possible = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if choice == "onednn" and not possible:
-        raise IndexerError(f"matmul onednn: it is for float32 on the CPU, and this is {dtype} on {device.type}; take auto")
+        raise IndexerError(
+            f"matmul onednn: it is for float32 on the CPU, and this is {dtype} on {device.type}; take auto"
+        )
     return choice != "torch" and possible
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias, newly allocated; x: [..., inputs], weight: [outputs, inputs], of any strides, float32."""
+    """x @ weight.T + bias, newly allocated; x: [..., inputs], weight: [outputs, inputs], any strides."""
     # the operator that torch.compile emits for linear layers, here without a function fused behind it
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -48,9 +52,9 @@ class OnednnForward:
     """The forward of a linear layer, to stand in for `module.forward`."""
 
     def __init__(self, module: nn.Module) -> None:
-        weight: Tensor = module.weight                             # type: ignore[assignment]
+        weight: Tensor = module.weight  # type: ignore[assignment]
         self.weight = weight.detach() if isinstance(module, nn.Linear) else weight.detach().t()
         self.bias = module.bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)                   # type: ignore[arg-type]
+        return linear(x, self.weight, self.bias)  # type: ignore[arg-type]

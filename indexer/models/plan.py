@@ -25,8 +25,8 @@ class Affine:
 
     @classmethod
     def of(cls, module: nn.Module) -> Affine | None:
-        """The affine form of a linear layer with plain floating-point weights, or None for any other module."""
-        if not is_linear(module) or not module.weight.is_floating_point():
+        """The affine form of a linear layer with floating-point weights, or None for any other module."""
+        if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
             return None
         weight = module.weight.detach()
         bias = None if module.bias is None else module.bias.detach()
@@ -52,12 +52,13 @@ def is_linear(module: nn.Module) -> bool:
 class FusedPlan:
     """An MLP as projection(f(gate(x))) or projection(f(gate(x)) * up(x)), to be computed by us.
 
-    gate: the linear layer that feeds the activation function; with packing other than "separate" its outputs hold gate
-        and up side by side, [tokens, 2 * units].
+    gate: the linear layer that feeds the activation function; with packing other than "separate" its outputs
+        hold gate and up side by side, [tokens, 2 * units].
     up: the other factor's linear layer; None in an MLP that is not gated, or packed.
     replaced: the module whose forward becomes ours; it is called with x and returns the projection's output.
-    bypassed: modules that hand on their input, because their work is done in `replaced`. Where an MLP is no module of
-        its own (BERT, OPT), x reaches the projection through its linear layer and activation, and all work is done there.
+    bypassed: modules that hand on their input, because their work is done in `replaced`. Where an MLP is no
+        module of its own (BERT, OPT), x reaches the projection through its linear layer and activation, and
+        all work is done there.
     """
 
     function: str
@@ -78,10 +79,10 @@ class MlpLayer:
     """One MLP of a model: its neurons are the input channels of its output projection.
 
     layer: number of the block; units: neurons in it; projection: path of the output projection in the model.
-    path: "fused" where the activation is computed together with its statistics, "hook" where it is read after the model
-        computed it; both give the same numbers.
-    function: the activation, by the kernels' name, None where it has none; gated: whether it is multiplied by a second
-        linear layer's output. reason: why the path is "hook", empty for "fused".
+    path: "fused" where the activation is computed together with its statistics, "hook" where it is read after
+        the model computed it; both give the same numbers.
+    function: the activation, by the kernels' name, None where it has none; gated: whether it is multiplied by
+        a second linear layer's output. reason: why the path is "hook", empty for "fused".
     """
 
     layer: int

@@ -1,8 +1,8 @@
 """Recognising an MLP in a trace of its block, by values: what is projected equals f(gate) or f(gate) * up.
 
-No names are consulted. A linear layer is an MLP's output projection if what it was given is, bit for bit, the output of
-an activation module that was given the output of another linear layer (or half of it), alone or times the output of a
-linear layer (or the other half). Attention's output projection is never fed like that.
+No names are consulted. A linear layer is an MLP's output projection if what it was given is, bit for bit, the
+output of an activation module that was given the output of another linear layer (or half of it), alone or
+times the output of a linear layer (or the other half). Attention's output projection is never fed like that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from indexer.models.trace import BlockTrace
 class Match:
     """One MLP within a block, by paths of modules within the block.
 
-    activation: the module of the activation function, None if it is a plain function call inside the model's code.
+    activation: the module of the activation function, None if it is a plain function call inside the model's
+    code.
     function: its name in FUNCTIONS, None if it is none of them.
     gate, up: linear layers; up is None if there is none, or if gate's output holds both (packing).
     """
@@ -54,7 +55,7 @@ def linear_paths(trace: BlockTrace) -> list[str]:
 
 
 def matches(trace: BlockTrace, tokens: int, only: str | None = None) -> list[Match]:
-    """All MLPs of a block, or the one that ends in the projection `only`; tokens: how many the trace was run with."""
+    """All MLPs of a block, or the one with the projection `only`; tokens: how many the trace was run with."""
     block = trace.once("")
     if block is None or block.output is None:
         return []
@@ -86,7 +87,12 @@ def plan(trace: BlockTrace, match: Match, shared: set[int]) -> FusedPlan | str:
     up = None if match.up is None else Affine.of(modules[match.up])
     if gate is None or projection is None or (match.up is not None and up is None):
         return "a linear layer of the MLP has no plain floating-point weights"
-    if len({gate.weight.dtype, projection.weight.dtype, gate.weight.dtype if up is None else up.weight.dtype}) > 1:
+    if (
+        len(
+            {gate.weight.dtype, projection.weight.dtype, gate.weight.dtype if up is None else up.weight.dtype}
+        )
+        > 1
+    ):
         return "the linear layers of the MLP differ in dtype"
     whole = _whole_module(trace, match)
     if whole is not None:
@@ -100,14 +106,20 @@ def plan(trace: BlockTrace, match: Match, shared: set[int]) -> FusedPlan | str:
 
 
 def _whole_module(trace: BlockTrace, match: Match) -> str | None:
-    """The module that is the MLP and nothing else: given what gate is given, returning what the projection returns."""
+    """The module that is the MLP and no more: given what gate is given, returning what projection returns."""
     parents = [set(_ancestors(path)) for path in (match.gate, match.projection, match.up) if path is not None]
     common = set.intersection(*parents)
     if not common:
         return None
     path = max(common, key=len)
     whole, gate, projection = trace.once(path), trace.once(match.gate), trace.once(match.projection)
-    if whole is None or gate is None or projection is None or whole.output is None or projection.output is None:
+    if (
+        whole is None
+        or gate is None
+        or projection is None
+        or whole.output is None
+        or projection.output is None
+    ):
         return None
     if whole.other_arguments or len(whole.inputs) != 1 or whole.inputs[0].dtype != projection.output.dtype:
         return None
@@ -133,14 +145,18 @@ def _fed_by_activation(trace: BlockTrace, projection: str, x: Tensor) -> Match |
         if made.shape != x.shape or same(given, made):
             continue
         gate = next((source for source in sources if same(source.value, given)), None)
-        match = None if gate is None else _closed(projection, x, gate, made, sources, path, functions.recognise(module))
+        match = (
+            None
+            if gate is None
+            else _closed(projection, x, gate, made, sources, path, functions.recognise(module))
+        )
         if match is not None:
             return match
     return _fed_by_function(projection, x, sources)
 
 
 def _fed_by_function(projection: str, x: Tensor, sources: list[_Source]) -> Match | None:
-    """As _fed_by_activation, where the model's code calls the function itself; its name is not told from others."""
+    """As _fed_by_activation, where the model's code calls the function itself, whose name stays unknown."""
     if not x.any():
         return None
     for gate in sources:
@@ -155,7 +171,7 @@ def _closed(
     projection: str, x: Tensor, gate: _Source, made: Tensor, sources: list[_Source], activation: str | None,
     function: str | None,
 ) -> Match | None:  # fmt: skip
-    """The match that makes x out of `made` = f(gate), alone or times another source; made: [tokens, units]."""
+    """The match that makes x of `made` = f(gate), alone or times another source; made: [tokens, units]."""
     equal = same if activation is not None else near
     units = x.shape[-1]
     if gate.half is None and equal(made, x):

@@ -1,7 +1,8 @@
 """Running batches through a model for the sake of its MLPs' activations.
 
-Batches are padded on the right. A causal model needs no mask for that, since what comes after a token has no part in
-its activations; other models are given one, unless nothing is padded. Either way every sequence is run as if alone.
+Batches are padded on the right. A causal model needs no mask for that, since what comes after a token has no
+part in its activations; other models are given one, unless nothing is padded. Either way every sequence is
+run as if alone.
 The forward stops at the last layer asked for, as soon as its activations are made: no projection, no head.
 """
 
@@ -18,7 +19,15 @@ from torch import Tensor, nn
 
 from indexer.errors import IndexerError
 from indexer.models.forward import call_model, embedding_rows
-from indexer.models.fused import Activate, FusedForward, Group, LastLayerDone, Workspace, forward_of, installed
+from indexer.models.fused import (
+    Activate,
+    FusedForward,
+    Group,
+    LastLayerDone,
+    Workspace,
+    forward_of,
+    installed,
+)
 from indexer.models.loading import LoadedModel, quiet_transformers
 from indexer.models.matmul import Matmul, OnednnForward, is_plain_linear, uses_onednn
 from indexer.models.plan import MlpLayer
@@ -31,7 +40,8 @@ class Observer(Protocol):
     """Who takes the activations of a layer; called in order of layers, within one thread."""
 
     def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        """activations: [tokens, units] as the model computed them, any row stride; valid during the call, not to be
+        """activations: [tokens, units] as the model computed them, any row stride; valid during the call, not
+        to be
         written to."""
 
     def activate(
@@ -62,11 +72,12 @@ class Runner:
     """Runs batches and hands the activations of the chosen layers to an observer.
 
     The model's MLPs are replaced while the runner is used as a context manager, and as they were afterwards.
-    chunk_tokens: rows that an MLP takes at a time, in whole sequences, so that its activations stay in cache; 0 for all.
-    force_hooks: read activations after the model computed them, also where they could be computed together with their
-        statistics.
-    matmul: "torch" for the linear layers as torch computes them, "onednn" for the float32 ones on the CPU through
-        oneDNN, "auto" for oneDNN where it can be; see indexer.models.matmul.
+    chunk_tokens: rows that an MLP takes at a time, in whole sequences, so that its activations stay in cache;
+    0 for all.
+    force_hooks: read activations after the model computed them, also where they could be computed together
+        with their statistics.
+    matmul: "torch" for the linear layers as torch computes them, "onednn" for the float32 ones on the CPU
+        through oneDNN, "auto" for oneDNN where it can be; see indexer.models.matmul.
     Raises IndexerError for a layer that the model does not have.
     """
 
@@ -145,14 +156,18 @@ class Runner:
 
     def _install(self, layer: MlpLayer, stack: ExitStack, last: bool) -> None:
         if layer.plan is not None and not self.force_hooks:
-            forward = FusedForward(layer.plan, self._activate(layer.layer), self._workspace, last, self.onednn)
+            forward = FusedForward(
+                layer.plan, self._activate(layer.layer), self._workspace, last, self.onednn
+            )
             stack.enter_context(installed(layer.plan, forward))
             return
         handle = layer.module.register_forward_pre_hook(self._hook(layer, last), with_kwargs=True)
         stack.callback(handle.remove)
 
     def _activate(self, layer: int) -> Activate:
-        def activate(function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor) -> Tensor:
+        def activate(
+            function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
+        ) -> Tensor:
             return self.observer.activate(layer, function, gate, up, sequences, out)
 
         return activate

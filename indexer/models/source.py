@@ -1,7 +1,8 @@
-"""Where a model's files come from, and what is refused before any of them is opened by a library that trusts them.
+"""Where a model's files come from, and what is refused before any of them is opened by a library that trusts
+them.
 
-Weights are read from safetensors only: other formats are pickles, which run code. A configuration may name code to
-import or kernels to download; both are refused, whatever the versions installed would do with them.
+Weights are read from safetensors only: other formats are pickles, which run code. A configuration may name
+code to import or kernels to download; both are refused, whatever the versions installed would do with them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ IMPLEMENTATIONS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A model's folder on this machine. name: as asked for; revision: commit of the hub it came from, or None."""
+    """A model's folder on this machine. name: as asked for; revision: its commit on the hub, or None."""
 
     name: str
     folder: Path
@@ -38,20 +39,27 @@ class Source:
 
 
 def resolve(name: str, revision: str | None = None) -> Source:
-    """The folder of a model: `name` itself if it is one, else the hub's model of that name, downloaded or cached.
+    """The folder of a model: `name` itself if it is one, else the hub's model of that name, downloaded or
+    cached.
 
     Raises IndexerError where there is neither, or where its configuration is refused.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise IndexerError(f"model {name}: --revision {revision} is for models of the hub; this is a local folder")
+            raise IndexerError(
+                f"model {name}: --revision {revision} is for models of the hub; this is a local folder"
+            )
         check_configuration(name, folder)
         return Source(name, folder, None)
     if folder.exists():
-        raise IndexerError(f"model {name}: this is a file; give the folder that holds config.json and model.safetensors")
+        raise IndexerError(
+            f"model {name}: this is a file; give the folder that holds config.json and model.safetensors"
+        )
     if HUB_NAME.fullmatch(name) is None:
-        raise IndexerError(f"model {name}: no such folder (and no name of the hub, which look like owner/model)")
+        raise IndexerError(
+            f"model {name}: no such folder (and no name of the hub, which look like owner/model)"
+        )
     return _downloaded(name, revision)
 
 
@@ -59,7 +67,10 @@ def check_configuration(name: str, folder: Path) -> dict[str, Any]:
     """config.json as a dict, after refusing what could run code or needs what we do not support."""
     config = _read_json(name, folder / "config.json")
     tokenizer = folder / "tokenizer_config.json"
-    for file, content in (("config.json", config), ("tokenizer_config.json", _read_json(name, tokenizer, {}))):
+    for file, content in (
+        ("config.json", config),
+        ("tokenizer_config.json", _read_json(name, tokenizer, {})),
+    ):
         for key, value in _entries(content):
             _refuse(name, file, key, value)
     return config
@@ -70,9 +81,13 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        pickles = sorted(
+            path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+        )
         if not pickles:
-            raise IndexerError(f"model {name}: no {SINGLE} in {folder}, nor weights in any other form; download it again")
+            raise IndexerError(
+                f"model {name}: no {SINGLE} in {folder}, nor weights in any other form; download it again"
+            )
         raise IndexerError(
             f"model {name}: no {SINGLE} in {folder}, only {', '.join(pickles[:3])}, which could run code. "
             "Convert it once with model.save_pretrained(folder), or take a model that has safetensors"
@@ -80,12 +95,14 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     names = _shards(name, folder)
     missing = [file for file in names if not (folder / file).is_file()]
     if missing:
-        raise IndexerError(f"model {name}: {INDEX} lists {missing[0]}, which is not in {folder}; download it again")
+        raise IndexerError(
+            f"model {name}: {INDEX} lists {missing[0]}, which is not in {folder}; download it again"
+        )
     return [folder / file for file in names]
 
 
 def checkpoint_dtype(name: str, files: Sequence[Path]) -> str:
-    """The dtype that most weights are stored in, as safetensors calls it: "F32", "BF16", "F16", "F8_E4M3" ..."""
+    """The dtype that most weights are stored in, as safetensors calls it: "F32", "BF16", "F8_E4M3" ..."""
     from safetensors import SafetensorError, safe_open
 
     elements: Counter[str] = Counter()
@@ -96,7 +113,9 @@ def checkpoint_dtype(name: str, files: Sequence[Path]) -> str:
                     tensor = tensors.get_slice(key)
                     elements[tensor.get_dtype()] += prod(tensor.get_shape())
         except (SafetensorError, OSError) as error:
-            raise IndexerError(f"model {name}: {file.name} is damaged ({error}); download it again") from error
+            raise IndexerError(
+                f"model {name}: {file.name} is damaged ({error}); download it again"
+            ) from error
     floating = {dtype: count for dtype, count in elements.items() if dtype.startswith(("F", "BF"))}
     if not floating:
         raise IndexerError(f"model {name}: {files[0].name} holds no floating-point weights")
@@ -104,7 +123,7 @@ def checkpoint_dtype(name: str, files: Sequence[Path]) -> str:
 
 
 def digest(files: Sequence[Path]) -> str:
-    """SHA-256 over the weight files: of the file itself if it is one, else of the lines "sha256  name" of all."""
+    """SHA-256 of the weights: of the file itself if it is one, else of the lines "sha256  name" of all."""
 
     def of_file(path: Path) -> str:
         with path.open("rb") as file:
@@ -134,11 +153,16 @@ def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files, ignore_patterns=["*/*"]))
     except errors.GatedRepoError as error:
-        raise IndexerError(f"model {name}: the hub gives it only to those who were let in; log in with `hf auth login`") from error
+        raise IndexerError(
+            f"model {name}: the hub gives it only to those who were let in; log in with `hf auth login`"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise IndexerError(f"model {name}: the hub has no revision {revision} of it") from error
     except errors.RepositoryNotFoundError as error:
-        raise IndexerError(f"model {name}: no such folder, and no such model on the hub (or it is private)") from error
+        raise IndexerError(
+            f"model {name}: no such folder, and no such model on the hub (or it is private)"
+        ) from error
+    # the client passes on errors of whichever HTTP library it is built on
     except Exception as error:
         raise IndexerError(
             f"model {name}: no such folder, and the hub could not be asked for it{at} "
@@ -150,7 +174,11 @@ def _shards(name: str, folder: Path) -> list[str]:
     """File names from the index, each a plain name: it must not lead out of the folder."""
     weight_map = _read_json(name, folder / INDEX).get("weight_map")
     names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    plain = [file for file in names if isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")]
+    plain = [
+        file
+        for file in names
+        if isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
+    ]
     if not names or plain != names:
         raise IndexerError(f"model {name}: {INDEX} has no weight_map that names safetensors files beside it")
     return names
@@ -165,11 +193,15 @@ def _read_json(name: str, path: Path, absent: dict[str, Any] = _REQUIRED) -> dic
     except FileNotFoundError:
         if absent is not _REQUIRED:
             return absent
-        raise IndexerError(f"model {name}: no {path.name} in {path.parent}; give the folder of a transformers model") from None
+        raise IndexerError(
+            f"model {name}: no {path.name} in {path.parent}; give the folder of a transformers model"
+        ) from None
     except (OSError, ValueError) as error:
         raise IndexerError(f"model {name}: {path.name} cannot be read ({_first_line(error)})") from error
     if not isinstance(content, dict):
-        raise IndexerError(f"model {name}: {path.name} holds {type(content).__name__}, not an object of settings")
+        raise IndexerError(
+            f"model {name}: {path.name} holds {type(content).__name__}, not an object of settings"
+        )
     return content
 
 
@@ -187,19 +219,25 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
 def _refuse(name: str, file: str, key: str, value: Any) -> None:
     if key == "auto_map" and value:
         raise IndexerError(
-            f"model {name}: {file} asks to run code that comes with the model (auto_map), which is never done. "
-            "Take a model that transformers knows by itself"
+            f"model {name}: {file} asks to run code that comes with the model (auto_map), which is never "
+            "done. Take a model that transformers knows by itself"
         )
     if key.startswith("_") and key.endswith("_internal"):
-        raise IndexerError(f"model {name}: {file} sets {key}, which is internal to transformers; remove it from the file")
+        raise IndexerError(
+            f"model {name}: {file} sets {key}, which is internal to transformers; remove it from the file"
+        )
     if key.endswith(("attn_implementation", "experts_implementation")) and isinstance(value, str | dict):
         for choice in value.values() if isinstance(value, dict) else [value]:
             if choice is not None and choice not in IMPLEMENTATIONS:
                 known = ", ".join(sorted(IMPLEMENTATIONS))
-                raise IndexerError(f"model {name}: {file} sets {key} to {choice!r}; only these are let in: {known}")
+                raise IndexerError(
+                    f"model {name}: {file} sets {key} to {choice!r}; only these are let in: {known}"
+                )
     if key == "quantization_config" and value:
         method = value.get("quant_method", "unnamed") if isinstance(value, dict) else value
-        raise IndexerError(f"model {name}: {file}: quantised weights ({method}) are not supported; take the original model")
+        raise IndexerError(
+            f"model {name}: {file}: quantised weights ({method}) are not supported; take the original model"
+        )
 
 
 def _first_line(error: Exception) -> str:

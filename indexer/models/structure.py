@@ -1,8 +1,9 @@
 """Finding a model's MLPs: one small forward pass, watched from outside, tells where the neurons are.
 
-Three passes over two sequences of eight tokens: one is traced and its blocks are searched for MLPs; one with other
-tokens at the end tells whether a token sees only those before it; one with the fused path in place of the model's own
-MLPs has to return the same. What is not recognised is never guessed at: it is an error that says what was found.
+Three passes over two sequences of eight tokens: one is traced and its blocks are searched for MLPs; one with
+other tokens at the end tells whether a token sees only those before it; one with the fused path in place of
+the model's own MLPs has to return the same. What is not recognised is never guessed at: it is an error that
+says what was found.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ BY_HAND = "name the output projection by hand: --output-projection PATTERN, * be
 
 @dataclass(frozen=True)
 class Structure:
-    """layers: the MLPs in order of their layer. causal: whether a token's activations depend on none after it."""
+    """layers: the MLPs in order. causal: whether a token's activations depend on no token after it."""
 
     layers: tuple[MlpLayer, ...]
     causal: bool
@@ -47,7 +48,8 @@ class _Finding:
 
 
 def find(model: nn.Module, output_projection: str | None = None) -> Structure:
-    """The MLPs of a model in evaluation mode, by the pattern of their output projections' paths where one is given.
+    """The MLPs of a model in evaluation mode, by the pattern of their output projections' paths where one is
+    given.
 
     Raises IndexerError where the structure is not recognised, or the pattern fits nothing.
     Cost: three forward passes over 16 tokens; memory for the activations of one block.
@@ -63,7 +65,7 @@ def find(model: nn.Module, output_projection: str | None = None) -> Structure:
 
 
 def probe_ids(model: nn.Module) -> Tensor:
-    """int64 [2, 8] token ids, the same for the same model, without the padding token, which some models treat apart."""
+    """int64 [2, 8] token ids, always the same, without the padding token, which some models treat apart."""
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     ids = torch.randint(0, embedding_rows(model), (PROBE_SEQUENCES, PROBE_TOKENS), generator=generator)
@@ -74,7 +76,7 @@ def probe_ids(model: nn.Module) -> Tensor:
 
 
 def is_causal(model: nn.Module, ids: Tensor, expected: Tensor) -> bool:
-    """Whether the first half of every sequence comes out the same, bit for bit, when the second half is changed."""
+    """Whether the first half of each sequence comes out the same, bit for bit, when the second is changed."""
     half = PROBE_TOKENS // 2
     other = ids.clone()
     other[:, half:] = ids[:, half:].flip(1).roll(1, 0)
@@ -88,11 +90,17 @@ class _Search:
         self.model = model
         self.by_hand = None if pattern is None else _fitting(model, pattern)
         self.lists = _block_lists(model)
-        self.blocks = {f"{name}.{i}": block for name, blocks in self.lists.items() for i, block in enumerate(blocks)}
+        self.blocks = {
+            f"{name}.{i}": block for name, blocks in self.lists.items() for i, block in enumerate(blocks)
+        }
         if self.by_hand is not None:
-            self.blocks = {path: model.get_submodule(path) for path in {block for block, _ in self.by_hand.values()}}
+            self.blocks = {
+                path: model.get_submodule(path) for path in {block for block, _ in self.by_hand.values()}
+            }
         elif not self.blocks:
-            raise IndexerError(f"model {type(model).__name__}: it has no list of repeated blocks to look for MLPs in")
+            raise IndexerError(
+                f"model {type(model).__name__}: it has no list of repeated blocks to look for MLPs in"
+            )
         users = Counter(id(module) for block in self.blocks.values() for module in set(block.modules()))
         self.shared = {module for module, count in users.items() if count > 1}
         self.findings = {path: _Finding() for path in self.blocks}
@@ -114,7 +122,9 @@ class _Search:
         elif only is None and stacked:
             finding.complaint = f"{stacked} holds a stack of weight matrices, as a mixture of experts does"
         elif not found:
-            finding.complaint = f"no linear layer is fed f(gate) or f(gate) * up; there is {_linear_layers(trace)}"
+            finding.complaint = (
+                f"no linear layer is fed f(gate) or f(gate) * up; there is {_linear_layers(trace)}"
+            )
         else:
             finding.layer = _layer(trace, found[0], self.shared)
 
@@ -126,7 +136,9 @@ class _Search:
             ran = {name: blocks for name, blocks in self.lists.items() if self._ran(name, len(blocks))}
             if not ran:
                 listed = ", ".join(f"{name} ({len(blocks)})" for name, blocks in self.lists.items())
-                raise self._error(f"no list of blocks runs each of them once per forward pass (lists: {listed})")
+                raise self._error(
+                    f"no list of blocks runs each of them once per forward pass (lists: {listed})"
+                )
             # a model may hold further lists, of adapters or auxiliary layers: the body is the heaviest
             name = max(ran, key=lambda name: sum(weight.numel() for weight in ran[name].parameters()))
             places = [(i, f"{name}.{i}") for i in range(len(ran[name]))]
@@ -166,14 +178,20 @@ def _layer(trace: BlockTrace, match: recognise.Match, shared: set[int]) -> MlpLa
 
 
 def _unmatched(trace: BlockTrace, path: str, tokens: int) -> tuple[MlpLayer | None, str]:
-    """A projection named by hand whose activation is not recognised: read by hook, if it sees every token once."""
+    """A projection named by hand, with an unrecognised activation: read by hook, if it sees every token."""
     call = trace.once(path)
     if call is None or len(call.inputs) != 1:
         times = len(trace.calls.get(path, []))
-        return None, f"{path} runs {times} times per forward pass with other than one tensor; it has to run once with one"
+        return (
+            None,
+            f"{path} runs {times} times per forward pass, or not with one tensor alone; it has to run once",
+        )
     rows = call.inputs[0].numel() // call.inputs[0].shape[-1]
     if rows != tokens:
-        return None, f"{path} was given {rows} rows for {tokens} tokens; only what every token passes can be indexed"
+        return (
+            None,
+            f"{path} was given {rows} rows for {tokens} tokens; only what every token passes can be indexed",
+        )
     reason = "named by hand; what feeds it was not recognised"
     units, module = call.inputs[0].shape[-1], trace.modules[path]
     return MlpLayer(0, units, path, "hook", None, False, reason, module), ""
@@ -183,15 +201,21 @@ def _block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     """The lists of modules that lie in no other list, by path."""
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and not any(name.startswith(f"{o}.") for o in lists):
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module)
+            and not any(name.startswith(f"{o}.") for o in lists)
+        ):
             lists[name] = module
     return lists
 
 
 def _fitting(model: nn.Module, pattern: str) -> dict[int, tuple[str, str]]:
-    """Layer number -> (path of the block, path within it) of the modules that a pattern names, in whole or by their end."""
+    """Layer number -> (path of the block, path within it) of the modules that a pattern names."""
     if pattern.count("*") != 1:
-        raise IndexerError(f"--output-projection {pattern}: it takes exactly one *, which stands for the layer number")
+        raise IndexerError(
+            f"--output-projection {pattern}: it takes exactly one *, which stands for the layer number"
+        )
     expression = re.compile(r"(?:.*\.)?" + re.escape(pattern).replace(r"\*", r"(?P<layer>\d+)"))
     found: dict[int, tuple[str, str]] = {}
     for name, _ in model.named_modules():
@@ -200,13 +224,17 @@ def _fitting(model: nn.Module, pattern: str) -> dict[int, tuple[str, str]]:
             continue
         number, split = int(fit["layer"]), fit.end("layer")
         if number in found:
-            raise IndexerError(f"--output-projection {pattern}: more than one module fits layer {number} ({name})")
+            raise IndexerError(
+                f"--output-projection {pattern}: more than one module fits layer {number} ({name})"
+            )
         found[number] = (name[:split], name[split + 1 :])
     if not found or any(not within for _, within in found.values()):
         linear = [name for name, module in model.named_modules() if is_linear(module)]
         kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in linear)
         there = ", ".join(list(kinds)[:12]) or "no linear layers"
-        raise IndexerError(f"--output-projection {pattern}: no module of {type(model).__name__} fits (there is: {there})")
+        raise IndexerError(
+            f"--output-projection {pattern}: no module of {type(model).__name__} fits (there is: {there})"
+        )
     return found
 
 
@@ -234,7 +262,7 @@ def _linear_layers(trace: BlockTrace) -> str:
 def _verified(
     model: nn.Module, layers: Sequence[MlpLayer], ids: Tensor, expected: Tensor
 ) -> tuple[MlpLayer, ...]:
-    """The layers as they are if the fused path leaves the model's output unchanged; read by hook otherwise."""
+    """The layers as they are if the fused path leaves the model's output as it is; read by hook otherwise."""
     workspace = Workspace(groups=[Group(0, ids.numel(), _no_sequences())])
     with ExitStack() as stack:
         for layer in layers:
@@ -249,7 +277,8 @@ def _verified(
         return tuple(layers)
     reason = f"computed in one pass, the model's output differs by {difference:.2g}"
     return tuple(
-        layer if layer.plan is None else replace(layer, path="hook", plan=None, reason=reason) for layer in layers
+        layer if layer.plan is None else replace(layer, path="hook", plan=None, reason=reason)
+        for layer in layers
     )
 
 

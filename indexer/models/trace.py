@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: its tensor arguments, whether it had any other, and the tensor it returned (or None)."""
+    """One call: its tensor arguments, whether it had others, and the tensor it returned, if any."""
 
     inputs: tuple[Tensor, ...]
     other_arguments: bool
@@ -69,7 +69,9 @@ def _recorder(trace: BlockTrace, path: str) -> Callable[..., None]:
     return hook
 
 
-def _finisher(trace: BlockTrace, name: str, finished: Callable[[str, BlockTrace], None]) -> Callable[..., None]:
+def _finisher(
+    trace: BlockTrace, name: str, finished: Callable[[str, BlockTrace], None]
+) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         trace.record("", args, kwargs, output)
         finished(name, trace)

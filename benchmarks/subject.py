@@ -1,0 +1,75 @@
+"""What the overhead case runs: a model, and batches of real text collected once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indexer.config import BuildConfig
+from indexer.corpus import Corpus
+from indexer.demo import model_folder, write_corpus
+from indexer.errors import IndexerError
+from indexer.models import LoadedModel, adapt, load
+from indexer.models.loading import DTYPES, quiet_transformers
+from indexer.tokens import Batch, Batches, TokenTotals
+
+# A token of source code has fewer: the corpus is larger than what is taken of it.
+CHARACTERS_PER_TOKEN = 5
+MODELS = ("minilm", "gpt2")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model with the configuration of its build, and the very batches that the build will make."""
+
+    loaded: LoadedModel
+    config: BuildConfig
+    batches: list[Batch]
+    totals: TokenTotals
+
+    @property
+    def units(self) -> int:
+        return sum(layer.units for layer in self.loaded.layers)
+
+
+def prepare(model: str, dtype: str, tokens: int, folder: Path, *, small: bool = False, **config: Any) -> Subject:
+    """Load the model, write a corpus into `folder` and collect its batches.
+
+    model: "minilm", the packaged one, or "gpt2", the shape of GPT-2 small with random weights of a fixed seed
+    and the packaged tokenizer, whose ids it has embeddings for. tokens: counted ones.
+    small: cut the shape down to two layers. config: further fields of BuildConfig.
+    Raises IndexerError where the text does not last for so many tokens.
+    """
+    loaded = load(str(model_folder()), dtype=dtype) if model == "minilm" else _gpt2(dtype, small)
+    corpus = write_corpus(folder / "corpus", tokens * CHARACTERS_PER_TOKEN)
+    made = BuildConfig(
+        model=model, corpus=corpus, output=folder / "benchmark.index", max_tokens=tokens, overwrite=True, **config
+    )
+    with Batches(
+        Corpus(made.corpus, text_column=made.text_column, on_bad_text=made.on_bad_text),
+        loaded.tokenizer,
+        context=made.context,
+        batch_tokens=made.batch_tokens,
+        count_special_tokens=made.count_special_tokens,
+        max_tokens=made.max_tokens,
+    ) as batches:
+        collected = list(batches)
+    # a last sequence that would pass the bound is left out whole
+    if batches.totals.counted_tokens < tokens - made.context:
+        raise IndexerError(
+            f"--tokens {tokens}: the standard library's text has {batches.totals.counted_tokens:,}; ask for fewer"
+        )
+    return Subject(loaded, made, collected, batches.totals)
+
+
+def _gpt2(dtype: str, small: bool) -> LoadedModel:
+    from transformers import AutoTokenizer, GPT2Config, GPT2Model
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(model_folder())
+        torch.manual_seed(0)
+        model = GPT2Model(GPT2Config(n_layer=2) if small else GPT2Config())
+    return adapt(model.to(DTYPES[dtype]), tokenizer, name="GPT-2 small's shape, random weights")

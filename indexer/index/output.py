@@ -1,0 +1,84 @@
+"""Putting a finished folder where it belongs, in one step and for good."""
+
+import ctypes
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from indexer.errors import IndexerError
+from indexer.index import schema
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise IndexerError unless an index may be put at `output`: only an index is ever replaced."""
+    parent = Path(os.path.realpath(output)).parent
+    if not parent.is_dir():
+        raise IndexerError(
+            f"output {output}: the folder {parent} does not exist; create it or choose another --output"
+        )
+    if os.path.lexists(output):
+        if not overwrite:
+            raise IndexerError(
+                f"output {output}: already exists; choose another --output, or replace it with --overwrite"
+            )
+        if not (_is_index(output) or _is_empty_folder(output)):
+            raise IndexerError(
+                f"output {output}: exists and is not an index, so it is not replaced; choose another --output"
+            )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise IndexerError(f"output {output}: the folder {parent} is not writable; choose another --output")
+
+
+def put_in_place(folder: Path, target: Path) -> Path | None:
+    """Rename a finished folder to `target`, which may hold an index; returns where that one went.
+
+    Both are exchanged in one step where the system can. Where it cannot, the old one is put aside first:
+    for a moment there is no index at `target`, but both are on the disk.
+    """
+    aside = None
+    if not target.exists():
+        os.rename(folder, target)
+    elif _exchange(folder, target):
+        aside = folder
+    else:
+        aside = target.with_name(f"{folder.name}.old")
+        os.rename(target, aside)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+    flush(target.parent)
+    return aside
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        content = json.loads((path / schema.MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == schema.FORMAT
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step, by Linux's renameat2; False where there is no such thing."""
+    try:
+        rename: Callable[..., int] = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2
+    return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0

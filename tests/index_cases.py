@@ -1,0 +1,109 @@
+"""Small records and indexes for tests of the index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from indexer.index.quantiles import bins_of
+from indexer.index.records import HISTOGRAM_BINS, Examples, LayerRecord
+from indexer.index.vocabulary import Vocabulary
+from indexer.index.write import IndexWriter
+
+SECTIONS: dict[str, Any] = {
+    "model": {"name": "tiny", "digest": "0" * 64},
+    "tokenizer": {"name": "tiny"},
+    "corpus": {"files": [{"source": "a.txt", "bytes": 10}]},
+    "configuration": {"top": 3, "bottom": 2},
+    "totals": {"documents": 5},
+    "software": {"python": "3"},
+}
+TOKENS = Vocabulary([" the", "##ing", "%", "Größe", "", "\n", " a'b", "100%25"])
+
+
+def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
+    """A record made from sequences of activations, some units with fewer examples than places, one with none.
+
+    Unit 0 saw NaN only; unit 1 saw infinities too; unit 2 saw zeros only, minus zero among them.
+    """
+    random = np.random.default_rng(seed)
+    sequences = [random.normal(size=(length, units)).astype(np.float32) for length in (5, 1, 9, 2)]
+    for values in sequences:
+        values[:, 0] = np.nan
+        values[:, 2] = np.where(random.random(len(values)) < 0.5, -0.0, 0.0)
+    sequences[0][1, 1], sequences[2][3, 1] = np.inf, -np.inf
+    every = np.concatenate(sequences)
+    finite = np.isfinite(every)
+    columns = [every[finite[:, unit], unit].astype(np.float64) for unit in range(units)]
+    histogram = np.zeros((units, HISTOGRAM_BINS), np.int64)
+    for unit, values in enumerate(columns):
+        np.add.at(histogram[unit], bins_of(values.astype(np.float32)), 1)
+    return LayerRecord(
+        site="mlp",
+        layer=layer,
+        count=len(every),
+        nan=np.isnan(every).sum(axis=0),
+        inf=np.isinf(every).sum(axis=0),
+        minimum=np.array([min(values, default=np.nan) for values in columns], np.float32),
+        maximum=np.array([max(values, default=np.nan) for values in columns], np.float32),
+        mean=np.array([values.mean() if len(values) else np.nan for values in columns]),
+        variance=np.array([values.var() if len(values) else np.nan for values in columns]),
+        skewness=np.full(units, np.nan),
+        kurtosis=np.full(units, np.nan),
+        histogram=histogram,
+        top=_best(sequences, units, 3, 1, random),
+        bottom=_best(sequences, units, 2, -1, random),
+    )
+
+
+def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, random: Any) -> Examples:
+    """By sequence, with windows of up to two tokens before the peak and one after."""
+    found = Examples.empty(units, places, 4)
+    # What lies beyond the filled places and lengths must not matter.
+    for array in (found.value, found.activations):
+        array[:] = np.nan
+    for array in (found.document, found.sequence, found.position, found.token_ids, found.window_start):
+        array[:] = -99
+    for unit in range(units):
+        candidates = []
+        for number, values in enumerate(sequences):
+            score = np.where(np.isfinite(values[:, unit]), sign * (values[:, unit] + 0.0), -np.inf)
+            if np.isfinite(score).any():
+                candidates.append((-score.max(), number, int(score.argmax())))
+        for place, (_, number, position) in enumerate(sorted(candidates)[:places]):
+            values = sequences[number][:, unit]
+            start, end = max(position - 2, 0), min(position + 2, len(values))
+            found.filled[unit] += 1
+            found.value[unit, place] = values[position]
+            found.document[unit, place] = number + (number > 1) * (1 << 40)
+            found.sequence[unit, place] = number
+            found.position[unit, place] = position
+            found.window_start[unit, place] = start
+            found.window_length[unit, place] = end - start
+            found.token_ids[unit, place, : end - start] = random.integers(0, len(TOKENS), end - start)
+            found.activations[unit, place, : end - start] = values[start:end]
+    return found
+
+
+def documents() -> pa.Table:
+    """More documents than the examples of `ragged_record` point to, out of order, one of unknown length."""
+    ids = [3 + (1 << 40), 1, 0, 2 + (1 << 40), 77]
+    return pa.table(
+        {
+            "document": ids,
+            "source": ["b.txt", "a.txt", "a.txt", "b.txt", "a.txt"],
+            "row": [3, 1, 0, 2, 77],
+            "characters": pa.array([5, None, 7, 8, 9], pa.int64()),
+        }
+    )
+
+
+def write_index(output: Path, records: list[LayerRecord], *, overwrite: bool = False) -> Path:
+    """Write an index of records that point to `documents`."""
+    with IndexWriter(output, TOKENS, overwrite=overwrite) as writer:
+        for record in records:
+            writer.add_layer(record)
+        return writer.publish(SECTIONS, documents())

@@ -1,0 +1,64 @@
+"""Imports point one way; see CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KERNELS = ROOT / "kernels" / "indexer_kernels"
+# what reading an index consists of
+READING = [
+    "indexer",
+    "indexer.index.read",
+    "indexer.index.verify",
+    "indexer.commands",
+    "indexer.units",
+]
+
+
+def imports(path: Path) -> set[str]:
+    """Names of the modules that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def named(modules: set[str], *packages: str) -> set[str]:
+    return {module for module in modules if module.split(".")[0] in packages}
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.name)
+def test_kernels_know_only_arrays(path: Path) -> None:
+    assert not named(imports(path), "indexer", "transformers", "pyarrow", "duckdb", "tests", "benchmarks")
+    if not path.name.endswith("_triton.py"):
+        assert not named(imports(path), "triton")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "indexer").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_nothing_imports_tests_or_benchmarks(path: Path) -> None:
+    assert not named(imports(path), "tests", "benchmarks", "triton")
+
+
+def test_headers_know_no_python() -> None:
+    for path in (ROOT / "csrc").iterdir():
+        assert ("pybind11" in path.read_text()) == (path.name == "bindings.cpp"), path.name
+
+
+def test_reading_needs_neither_torch_nor_kernels() -> None:
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'indexer_kernels', 'triton', 'datasets'):\n"
+        "    sys.modules[name] = None\n" + "".join(f"import {module}\n" for module in READING)
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)

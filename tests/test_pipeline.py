@@ -1,0 +1,214 @@
+"""Builds end to end: what may not change the index, and what ends a build early."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import torch
+
+import indexer
+from indexer.config import BuildConfig
+from indexer.errors import IndexerError
+from indexer.pipeline import Build, build
+from tests.real_model import minilm, standard_library
+
+TABLES = {
+    "units": "site, layer, unit",
+    "examples": "site, layer, unit, extreme, rank",
+    "histograms": "site, layer, unit, lower, upper",
+    "documents": "document",
+}
+
+
+def options(output: Path, corpus: list[str], **changes: Any) -> BuildConfig:
+    plain = {"top": 4, "bottom": 3, "context": 64, "max_tokens": 4000, "layers": "0-1", "batch_tokens": 1024}
+    return BuildConfig(model=str(minilm()), corpus=tuple(corpus), output=output, **{**plain, **changes})
+
+
+def tables(output: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of an index."""
+    with indexer.open_index(output) as index:
+        return {
+            name: index.sql(f"SELECT * FROM {name} ORDER BY {order}").to_pylist()
+            for name, order in TABLES.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Documents of many lengths."""
+    folder = tmp_path_factory.mktemp("corpus")
+    text = Path(standard_library("argparse.py")[0]).read_text()
+    with open(folder / "a.jsonl", "w") as file:
+        for number, size in enumerate((10, 300, 80, 2000, 45, 900, 3, 600) * 4):
+            file.write(json.dumps({"text": text[number * 50 : number * 50 + size]}) + "\n")
+    return [str(folder / "a.jsonl"), *standard_library("this.py")]
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tables(build(options(tmp_path_factory.mktemp("index") / "a.index", corpus, threads=1)))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_instruction_set_and_threads_change_no_row(
+    corpus: list[str], expected: dict[str, Any], isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from indexer_kernels.dispatch import instruction_sets
+
+    if isa not in instruction_sets():
+        pytest.skip(f"this machine has no {isa}")
+    monkeypatch.setenv("NEURON_INDEXER_ISA", isa)
+    run = Build(options(tmp_path / "a.index", corpus))
+    # the model's own products stay on one thread, so that the activations are the same bits
+    run.threads = 1
+    original = run._run_model
+
+    def on_two_threads(*arguments: Any) -> Any:
+        for statistics in run.observer.statistics.values():
+            statistics.threads = 2
+        return original(*arguments)
+
+    run._run_model = on_two_threads  # type: ignore[method-assign]
+    assert tables(run.run()) == expected
+
+
+def test_order_of_batches_changes_no_row(
+    corpus: list[str], expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from indexer import pipeline
+
+    class Reversed(pipeline.Batches):
+        def __iter__(self) -> Any:
+            batches = []
+            while (batch := next(self, None)) is not None:
+                batches.append(batch)
+            return iter(batches[::-1])
+
+    monkeypatch.setattr(pipeline, "Batches", Reversed)
+    assert tables(build(options(tmp_path / "a.index", corpus, threads=1))) == expected
+
+
+def test_hooks_and_reference_agree_with_fused(corpus: list[str], tmp_path: Path) -> None:
+    small = {"max_tokens": 600, "threads": 1, "layers": "0"}
+    compiled = tables(build(options(tmp_path / "a.index", corpus, hooks=True, **small)))
+    reference = tables(build(options(tmp_path / "b.index", corpus, hooks=True, kernels="reference", **small)))
+    assert compiled == reference
+    fused = tables(build(options(tmp_path / "c.index", corpus, **small)))
+    for left, right in zip(fused["units"], compiled["units"], strict=True):
+        assert left["maximum"] == pytest.approx(right["maximum"], rel=1e-5, abs=1e-6)
+        assert left["count"] == right["count"]
+
+
+@pytest.mark.parametrize("by", ["token", "document"])
+def test_other_competitors(corpus: list[str], by: str, tmp_path: Path) -> None:
+    output = build(options(tmp_path / "a.index", corpus, by=by))
+    with indexer.open_index(output) as index:
+        again = "document, sequence, position" if by == "token" else "document"
+        repeated = index.sql(
+            f"SELECT count(*) AS n FROM (SELECT 1 FROM examples GROUP BY layer, unit, extreme, {again} HAVING count(*) > 1)"
+        )
+        assert repeated["n"][0].as_py() == 0
+
+
+def test_bfloat16_and_special_tokens(corpus: list[str], tmp_path: Path) -> None:
+    output = build(options(tmp_path / "a.index", corpus, dtype="bfloat16", count_special_tokens=True))
+    with indexer.open_index(output) as index:
+        info = index.info()
+        assert info["model"]["dtype"] == "bfloat16"
+        values = index.sql("SELECT value FROM examples LIMIT 500")["value"].to_numpy().copy()
+    assert (torch.from_numpy(values).bfloat16().float().numpy() == values).all()
+
+
+def test_non_finite_activations_are_counted_and_placed(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from indexer import pipeline
+
+    original = pipeline.load
+
+    def poisoned(*arguments: Any, **names: Any) -> Any:
+        loaded = original(*arguments, **names)
+        loaded.model.encoder.layer[1].intermediate.dense.bias[7] = float("nan")
+        return loaded
+
+    monkeypatch.setattr(pipeline, "load", poisoned)
+    output = build(options(tmp_path / "a.index", corpus))
+    with indexer.open_index(output) as index:
+        row = index.unit("mlp.1.7").to_pylist()[0]
+        assert row["nan"] == row["count"] > 0
+        assert row["mean"] is None
+        assert index.top("mlp.1.7").num_rows == 0
+    said = capsys.readouterr().err
+    assert "warning" in said
+    assert "nan at mlp.1.7, document 0, sequence 0, position 1" in said
+
+
+def test_a_full_disk_leaves_nothing(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    def full(*arguments: Any, **names: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(IndexerError, match="No space left"):
+        build(options(tmp_path / "a.index", corpus))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_stops_cleanly(corpus: list[str], tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [
+            sys.executable, "-m", "indexer", "build", str(minilm()), *standard_library("."), "--output",
+            str(tmp_path / "a.index"), "--threads", "1",
+        ],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )  # fmt: skip
+    assert program.stderr is not None
+    # the plan is said once the model is loaded
+    first = program.stderr.readline()
+    assert "indexing 9,216 neurons" in first
+    os.killpg(program.pid, signal.SIGINT)
+    out, said = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert out == ""
+    assert "nothing was kept" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_views_serve_a_plain_duckdb(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = build(options(tmp_path / "a.index", corpus, max_tokens=500))
+    monkeypatch.chdir(output)
+    with duckdb.connect() as connection:
+        connection.execute(Path("views.sql").read_text())
+        rows = connection.execute("SELECT value FROM top(1, 5) ORDER BY rank").fetchall()
+        name = connection.execute("SELECT unit_name('mlp', 1, 5)").fetchone()
+        bins = connection.execute("SELECT sum(count) FROM histogram(1, 5)").fetchone()
+    assert rows == sorted(rows, reverse=True)
+    assert len(rows) == 4
+    assert name == ("mlp.1.5",)
+    assert bins is not None
+    assert bins[0] > 300
+
+
+def test_a_broken_file_at_the_end_leaves_nothing(corpus: list[str], tmp_path: Path) -> None:
+    bad = tmp_path / "corpus"
+    bad.mkdir()
+    (bad / "b.txt").write_bytes(b"fine " * 3000 + b"\xff")
+    with pytest.raises(IndexerError, match="15000"):
+        build(options(tmp_path / "a.index", [*corpus, str(bad / "b.txt")], max_tokens=None))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
