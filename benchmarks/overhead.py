@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from benchmarks.measure import interleaved, ratios, shown_ratio, spread, timed
 from benchmarks.options import option, settings_of
-from benchmarks.overhead_check import check_bare, check_histograms, check_index, check_top
+from benchmarks.overhead_check import check_index
 from benchmarks.peers import TopSequences, UnitHistograms
+from benchmarks.plain_check import check_bare, check_histograms, check_top
 from benchmarks.report import Report, Table, say
 from benchmarks.subject import MODELS, Subject, prepare
 from indexer.models.forward import call_model
@@ -49,12 +50,12 @@ PEER_TOP_ONCE = "peer: top sequences, all layers in a pass"
 class Options:
     model: str = option("minilm", "the packaged MiniLM, or GPT-2 small's shape", choices=MODELS)
     dtype: str = option("float32", "of weights and activations", choices=("float32", "bfloat16"))
-    tokens: int = option(100_000, "counted tokens of the corpus", quick=1_500)
+    tokens: int = option(100_000, "counted tokens of the corpus", quick=400)
     repeats: int = option(5, "measured rounds of all sides", quick=1)
     threads: int | None = option(None, "of every side; without it the machine's cores")
-    context: int = option(256, "tokens of a sequence", quick=64)
-    batch_tokens: int = option(4096, "tokens of a batch", quick=512)
-    top: int = option(20, "examples kept at either end")
+    context: int = option(256, "tokens of a sequence", quick=32)
+    batch_tokens: int = option(4096, "tokens of a batch", quick=256)
+    top: int = option(20, "examples kept at either end", quick=5)
     peers: bool = option(True, "measure the algorithms in use elsewhere too")
     small: bool = option(False, "cut gpt2 down to two layers", quick=True)
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from indexer_kernels.histogram import magnitude_edges
+from numpy.typing import NDArray
 from torch import Tensor
 
 BINS, ZERO = 389, 194
@@ -80,3 +83,9 @@ class UnitHistograms:
         bins = ZERO + values.sign().int() * (1 + magnitude)
         weight = counted.int()[:, None].expand_as(values)
         self.counts.scatter_add_(0, bins.long(), weight)
+
+
+def lower_edges() -> NDArray[np.float32]:
+    """Lower edge of every bin as an index shows it, float32 [389]; zero's is that of the bin above it too."""
+    edges = magnitude_edges().astype(np.float32)
+    return np.concatenate([-edges[:0:-1], [np.float32(0)], edges[:-1]])

@@ -8,6 +8,8 @@ import numpy as np
 from indexer_kernels import Histogram, Moments, Statistics, TopK
 from numpy.typing import NDArray
 
+from benchmarks.report import WrongResult
+
 PLACES = ("value", "document", "sequence", "position", "window_start", "window_length")
 WINDOWS = ("token_ids", "activations")
 
@@ -73,3 +75,10 @@ def differing(name: str, left: NDArray, right: NDArray) -> str | None:
         same |= np.isnan(left) & np.isnan(right)
     place = tuple(int(index) for index in np.argwhere(~same)[0])
     return f"{name}{list(place)}: {left[place]} and {right[place]}"
+
+
+def must_be_same(name: str, left: NDArray, right: NDArray) -> None:
+    """Raise WrongResult where two arrays differ."""
+    found = differing(name, left, right)
+    if found is not None:
+        raise WrongResult(found)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexer.corpus import Corpus
+from indexer.corpus.streams import BLOCK_BYTES
 from indexer.errors import IndexerError
 
 TEXTS = [
@@ -256,7 +257,7 @@ def test_bad_text_in_records(tmp_path: Path, form: str) -> None:
     assert corpus.counts.bytes_read == path.stat().st_size
 
 
-@pytest.mark.parametrize("before", [0, 1, (1 << 20) - 6, (1 << 20) - 1, LONG])
+@pytest.mark.parametrize("before", [0, 1, BLOCK_BYTES - 6, BLOCK_BYTES - 1, LONG])
 @pytest.mark.parametrize("packing", ["", ".gz"])
 def test_bad_text_in_text_files(tmp_path: Path, before: int, packing: str) -> None:
     data = b"a" * before + "é".encode() + b"\xc3 tail" + b"\xe2\x82"

@@ -162,7 +162,7 @@ from importlib.abc import MetaPathFinder
 
 class Blocked(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "indexer_kernels", "datasets", "tokenizers", "triton"}:
+        if name.split(".")[0] in {"torch", "transformers", "indexer_kernels", "datasets", "tokenizers"}:
             raise ImportError("blocked: " + name)
 
 sys.meta_path.insert(0, Blocked())

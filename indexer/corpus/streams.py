@@ -13,7 +13,7 @@ from indexer.corpus.policy import Reading
 from indexer.corpus.sources import CorpusFile
 from indexer.errors import IndexerError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 
 
 class HashedFile(io.RawIOBase):

@@ -93,11 +93,12 @@ class UnitFile(GroupedFile):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         super().__init__(path, schema)
         column = schema.get_field_index("unit")
-        groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
-        statistics = [group.column(column).statistics for group in groups]
-        if any(entry is None or not entry.has_min_max for entry in statistics):
-            raise IndexerError(f"{path}: its footer does not tell which units it holds; {DAMAGED}")
-        self._first = np.array([entry.min for entry in statistics], np.int64)
+        with told(path):
+            groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
+            statistics = [group.column(column).statistics for group in groups]
+            if any(entry is None or not entry.has_min_max for entry in statistics):
+                raise IndexerError(f"{path}: its footer does not tell which units it holds; {DAMAGED}")
+            self._first = np.array([entry.min for entry in statistics], np.int64)
 
     def rows(self, unit: int, columns: Sequence[str]) -> pa.Table:
         """The unit's rows in the order of the file; none where the file has none."""
@@ -106,10 +107,8 @@ class UnitFile(GroupedFile):
             return self.empty(columns)
         with told(self.path):
             # One column of small numbers: next to nothing beside what it saves.
-            units = (
-                self.reader().read_row_group(group, columns=["unit"], use_threads=False)["unit"].to_numpy()
-            )
-        first, last = np.searchsorted(units, [unit, unit + 1])
+            column = self.reader().read_row_group(group, columns=["unit"], use_threads=False)["unit"]
+        first, last = np.searchsorted(column.to_numpy(), [unit, unit + 1])
         return self.read(group, int(first), int(last), columns)
 
 
@@ -120,7 +119,7 @@ def told(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise IndexerError(f"{path}: no such file; {DAMAGED}") from None
-    except (pa.ArrowException, OSError, StopIteration) as error:
+    except (pa.ArrowException, OSError, StopIteration, ValueError, IndexError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
         raise IndexerError(f"{path}: cannot be read as Parquet: {reason}; {DAMAGED}") from error
 

@@ -85,7 +85,7 @@ def _check_statement(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
 
 
 def _check_tree(node: Any) -> None:
-    """Raise IndexerError where a syntax tree holds a statement that is no SELECT, or an unknown table function.
+    """Raise IndexerError where a syntax tree holds another statement or an unknown table function.
 
     node: the tree as JSON.
     """
