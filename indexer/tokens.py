@@ -44,6 +44,8 @@ class Batches:
     corpus, tokenizer: read and used by a background thread from now on.
     context, batch_tokens, count_special_tokens, max_tokens: see Layout.
     threads: how many threads encode. Neither the batches nor their order depend on it.
+    totals: what was handed out. waited: seconds spent in waiting for it. bytes_done: corpus bytes behind it.
+    Call `finished_documents` now and then: it holds an entry per document until then.
     Raises IndexerError at once for numbers that leave no room, later whatever reading the corpus raises.
     """
 

@@ -83,8 +83,10 @@ def _commit(source: HubSource) -> str | None:
 
 def _tables(source: HubSource, commit: str | None) -> Iterator[pa.Table]:
     # imported here: the library takes a second to load, and only this kind of source needs it
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, load_dataset
 
+    # bars for listing files would run into the one of the build
+    disable_progress_bars()
     options: dict[str, Any] = {"revision": commit} if commit else {}
     data = load_dataset(source.name, source.configuration, split=source.split, streaming=True, **options)
     yield from data.with_format("arrow").iter(BATCH_ROWS)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Opened = TypeVar("Opened", bound=GroupedFile)
 
-_STORED = [name for name in schema.EXAMPLES_STORED.names if name not in ("site", "layer", "unit")]
+# What a unit's examples are read from; the rest is known beforehand or cheaper to look up than to decode.
+_STORED = [name for name in schema.EXAMPLES_STORED.names if name not in ("site", "layer", "unit", "token")]
 _BINS = ["lower", "upper", "count"]
 
 
@@ -182,10 +183,11 @@ class Index:
         return verify_index(self.path, full)
 
     def _examples(self, unit: Unit) -> pa.Table:
-        """All examples of a unit, with the columns that are not stored."""
+        """All examples of a unit, with tokens and text from the vocabulary."""
         path = schema.examples_file(unit.site, unit.layer)
         rows = self._open(path, UnitFile, schema.EXAMPLES_STORED).rows(unit.unit, _STORED)
         columns = {name: rows[name] for name in _STORED}
+        columns["token"] = self.vocabulary.token_strings(rows["token_id"].combine_chunks())
         windows = rows["token_ids"].combine_chunks()
         ids = windows.flatten()
         offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(windows).to_numpy())]).astype(np.int32)

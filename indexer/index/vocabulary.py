@@ -77,6 +77,10 @@ class Vocabulary:
     @classmethod
     def from_table(cls, table: pa.Table) -> "Vocabulary":
         """Read the one row of vocabulary.parquet."""
+        if table.num_rows != 1:
+            raise IndexerError(
+                f"{schema.VOCABULARY_FILE}: {table.num_rows} rows instead of 1; build the index again"
+            )
         tokens, pieces = (table.column(name).chunk(0).flatten() for name in ("tokens", "pieces"))
         return cls(tokens, pieces, table.column("spaced")[0].as_py())
 
