@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from benchmarks.options import add_options, read_options
 from benchmarks.record import record
-from benchmarks.report import WrongResult, say
+from benchmarks.report import WrongResultError, say
 from indexer.errors import IndexerError
 
 # A case is the module of its name: a dataclass `Options`, and `run(options) -> Report`.
 CASES = {
     "overhead": "the whole build against the bare forward pass, and against two algorithms in use elsewhere",
-    "update": "ns per element and GB/s of every kernel and instruction set, against a plain read of the memory",
+    "update": "ns per element and GB/s of every kernel and instruction set, against a plain memory read",
     "query": "p50 and p95 of a unit's record, a token search and a table scan, on a large synthetic index",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
 }
@@ -41,14 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(case: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"benchmarks.{case}")
-    parser = argparse.ArgumentParser(f"python -m benchmarks {case}", description=CASES[case], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        f"python -m benchmarks {case}", description=CASES[case], allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, no tables")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, not how fast")
     add_options(parser, module.Options, quick="--quick" in arguments)
     parsed = parser.parse_args(arguments)
     try:
         report = module.run(read_options(module.Options, parsed))
-    except WrongResult as wrong:
+    except WrongResultError as wrong:
         say(f"{case}: no figures, for a result is wrong: {wrong}")
         return 1
     except IndexerError as error:

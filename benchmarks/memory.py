@@ -17,8 +17,9 @@ from typing import Any
 from benchmarks.child import ChildError, measured
 from benchmarks.measure import ratios, shown_ratio, spread
 from benchmarks.options import option, settings_of
-from benchmarks.report import Report, Table, WrongResult, say
+from benchmarks.report import Report, Table, WrongResultError, say
 from indexer import open_index
+from indexer.config import BuildConfig
 from indexer.demo import model_folder, write_corpus
 from indexer.errors import IndexerError
 
@@ -76,12 +77,12 @@ def _corpus(folder: Path, tokens: int) -> Corpus:
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if written < wanted:
         most = written // CHARACTERS_PER_TOKEN // FACTOR
-        raise IndexerError(f"the standard library's text does not last for {tokens:,} tokens; use --tokens {most}")
+        raise IndexerError(f"the standard library has less text than {tokens:,} tokens; use --tokens {most}")
     return Corpus(files, tokens)
 
 
 def _built(corpus: Corpus, output: Path, options: Options) -> Run:
-    """One build in a process of its own, and its index verified; raises WrongResult."""
+    """One build in a process of its own, and its index verified; raises WrongResultError."""
     command = [sys.executable, "-m", "indexer", "build", str(model_folder()), *corpus.files]
     command += ["--output", str(output), "--max-tokens", str(corpus.tokens), "--dtype", options.dtype]
     for name, value in (("--threads", options.threads), ("--layers", options.layers)):
@@ -89,22 +90,22 @@ def _built(corpus: Corpus, output: Path, options: Options) -> Run:
     try:
         taken = measured(command)
     except ChildError as error:
-        raise WrongResult(f"the build of {corpus.tokens:,} tokens failed: {error}") from error
+        raise WrongResultError(f"the build of {corpus.tokens:,} tokens failed: {error}") from error
     return Run(taken.peak_bytes, taken.seconds, _verified(corpus, output))
 
 
 def _verified(corpus: Corpus, output: Path) -> int:
-    """Counted tokens of an index that holds what it should; raises WrongResult."""
+    """Counted tokens of an index that holds what it should; raises WrongResultError."""
     try:
         with open_index(output) as index:
             index.verify(full=True)
             totals = index.info()["totals"]
     except IndexerError as error:
-        raise WrongResult(f"the index of {corpus.tokens:,} tokens: {error}") from error
-    tokens, context = int(totals["counted_tokens"]), 256
+        raise WrongResultError(f"the index of {corpus.tokens:,} tokens: {error}") from error
+    tokens, context = int(totals["counted_tokens"]), BuildConfig.model_fields["context"].default
     # a last sequence that would pass the bound is left out whole
     if not corpus.tokens - context < tokens <= corpus.tokens:
-        raise WrongResult(f"the index has {tokens:,} counted tokens, asked for were {corpus.tokens:,}")
+        raise WrongResultError(f"the index has {tokens:,} counted tokens, asked for were {corpus.tokens:,}")
     return tokens
 
 
@@ -134,7 +135,7 @@ def _report(options: Options, runs: dict[str, list[Run]]) -> Report:
         )
         for size, found in runs.items()
     ]
-    columns = ("corpus", "tokens", "peak MB", "lowest", "highest", "seconds", "x the smaller (lowest-highest)")
+    columns = ("corpus", "tokens", "peak MB", "lowest", "highest", "seconds", "x the smaller")
     table = Table("Peak memory of a whole build, the packaged MiniLM", columns, rows)
     checks = ["every index was verified in full: files, digests, schemas, and the laws of its content"]
     return Report(settings_of(options), checks, results, [table])

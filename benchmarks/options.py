@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 Options = TypeVar("Options")
@@ -29,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[Any], quick: bool) -
             settings["type"] = _reader(hints[field.name])
             settings["choices"] = field.metadata["choices"]
             if settings["choices"] is None:
-                settings["metavar"] = "DIR" if settings["type"] is Path else "N"
+                settings["metavar"] = "N" if settings["type"] is _count else "TEXT"
         parser.add_argument("--" + field.name.replace("_", "-"), **settings)
 
 
@@ -38,17 +37,13 @@ def read_options(kind: type[Options], parsed: argparse.Namespace) -> Options:
     return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
-def settings_of(options: Any) -> dict[str, Any]:
-    """The options as plain values, paths left out: they say nothing of what was measured."""
-    return {name: value for name, value in dataclasses.asdict(options).items() if not isinstance(value, Path)}
+def settings_of(options: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The options as plain values, but for those that say nothing of what was measured."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
 
 
 def _reader(hint: Any) -> Any:
-    if hint in (int, int | None):
-        return _count
-    if hint in (Path, Path | None):
-        return Path
-    return str
+    return _count if hint in (int, int | None) else str
 
 
 def _count(text: str) -> int:

@@ -103,7 +103,10 @@ class Sides:
     def peer_top(self) -> None:
         """Top and bottom sequences of one layer, in a pass of its own."""
         config = self.subject.config
-        self.top = [TopSequences(config.top, config.context, 1), TopSequences(config.bottom, config.context, -1)]
+        self.top = [
+            TopSequences(config.top, config.context, 1),
+            TopSequences(config.bottom, config.context, -1),
+        ]
 
         def take(layer: int, activations: Tensor, batch: Batch) -> None:
             token_ids, counted = torch.from_numpy(batch.token_ids).int(), torch.from_numpy(batch.counted)
@@ -188,7 +191,7 @@ def _measured(sides: Sides, options: Options) -> dict[str, list[float]]:
 
 
 def _checks(sides: Sides) -> list[str]:
-    """What was verified; raises WrongResult."""
+    """What was verified; raises WrongResultError."""
     checks = check_index(sides.subject, sides.last)
     loaded = sides.subject.loaded
     if uses_onednn("auto", loaded.dtype, loaded.device):
@@ -237,7 +240,7 @@ def _table(options: Options, results: dict[str, Any]) -> Table:
         f"{options.model} {options.dtype}, {results['tokens']:,} tokens, {results['units']:,} neurons of "
         f"{results['layers']} layers, medians of {options.repeats} rounds"
     )
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, row in results["sides"].items():
         same = row.get("against_bare_onednn")
         rows.append(
@@ -261,8 +264,8 @@ def _notes(results: dict[str, Any], sides: Sides) -> list[str]:
     ]
     if sides.top:
         notes.append(
-            f"top sequences were measured on layer {sides.layer} alone and scaled to {results['layers']} layers, "
-            "all of one width: with a pass per layer, as in use, and as if one pass served all"
+            f"top sequences were measured on layer {sides.layer} alone and scaled to all {results['layers']} layers, "
+            "which have one width: with a pass per layer, as in use, and as if one pass served all"
         )
     return notes
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.peers import TopSequences, UnitHistograms, lower_edges
-from benchmarks.report import WrongResult
+from benchmarks.report import WrongResultError
 from benchmarks.states import PLACES, WINDOWS, must_be_same
 from benchmarks.subject import Subject
 from indexer import open_index
@@ -59,10 +59,10 @@ class Recorder(StatisticsObserver):
 
 
 def check_index(subject: Subject, build: Build | None) -> list[str]:
-    """The index of the last build, against its batches and the reference; raises WrongResult."""
+    """The index of the last build, against its batches and the reference; raises WrongResultError."""
     assert build is not None
     if build.totals != subject.totals:
-        raise WrongResult(f"the build ran {build.totals}, but the batches hold {subject.totals}")
+        raise WrongResultError(f"the build ran {build.totals}, but the batches hold {subject.totals}")
     recorder = _recorded(subject, build)
     with open_index(subject.config.output) as index:
         for layer, shown in recorder.shown.items():
@@ -96,10 +96,13 @@ def _recorded(subject: Subject, build: Build) -> Recorder:
 def _check_peers(
     where: str, context: int, shown: list[tuple[Tensor, Sequences]], reference: Statistics
 ) -> None:
-    """The peers' algorithms on what the reference was shown; raises WrongResult."""
-    ends = [(state, sign) for state, sign in ((reference.top, 1), (reference.bottom, -1)) if state is not None]
+    """The peers' algorithms on what the reference was shown; raises WrongResultError."""
+    assert reference.top is not None
+    assert reference.bottom is not None
+    assert reference.histogram is not None
     histograms = UnitHistograms.empty(SAMPLED)
-    peers = [TopSequences(state.k, context, sign) for state, sign in ends]
+    ends = (reference.top, reference.bottom)
+    peers = [TopSequences(state.k, context, 1 if state.largest else -1) for state in ends]
     for activations, sequences in shown:
         counted = torch.from_numpy(sequences.counted)
         histograms.update(activations, counted)
@@ -108,16 +111,15 @@ def _check_peers(
         token_ids = torch.from_numpy(sequences.token_ids).view(shape)
         for peer in peers:
             peer.update(activations.view(*shape, -1), token_ids, counted.view(shape))
-    assert reference.histogram is not None
     counts = histograms.counts.T.long().numpy()
-    must_be_same(f"{where}, histograms by scatter_add against the reference", counts, reference.histogram.counts)
-    for (state, _), peer in zip(ends, peers, strict=True):
+    must_be_same(f"peer against reference, {where}, histogram", counts, reference.histogram.counts)
+    for state, peer in zip(ends, peers, strict=True):
         taken = state.ranked().value[:, : int(state.filled[0])]
-        must_be_same(f"{where}, best values by concatenation against the reference", peer.values().numpy(), taken)
+        must_be_same(f"peer against reference, {where}, best values", peer.values().numpy(), taken)
 
 
 def _check_unit(index: Index, name: str, reference: Statistics, place: int) -> None:
-    """One unit's record against one column of the reference; raises WrongResult."""
+    """One unit's record against one column of the reference; raises WrongResultError."""
     record = index.record(name)
     moments, histogram = reference.moments, reference.histogram
     assert moments is not None

@@ -23,9 +23,9 @@ HIGHEST = 193
 class TopSequences:
     """The k best whole sequences of every neuron, kept as their activations and token ids.
 
-    As Transluce's observatory does it: every batch is concatenated to what is held, torch.topk over sequences
-    picks k of each neuron, and gather moves the whole sequences of the winners, [k + batch, sequence, neurons].
-    It holds one layer, so a model of many takes a pass for each. That is the description; ours is that peaks
+    As Transluce's observatory does it: every batch is concatenated to what is held, [k + batch, sequence,
+    neurons], torch.topk over sequences picks k of each neuron, and gather moves the winners' whole sequences.
+    It holds one layer, so a model of many takes a pass for each. Cheaper here than in the description: peaks
     of sequences already held are kept, not taken again.
 
     sign: 1 for the largest, -1 for the smallest. peak: [held, neurons], times sign.

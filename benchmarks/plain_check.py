@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import TopSequences, UnitHistograms, lower_edges
-from benchmarks.report import WrongResult
+from benchmarks.report import WrongResultError
 from benchmarks.states import must_be_same
 from benchmarks.subject import Subject
 from indexer import open_index
@@ -23,15 +23,15 @@ MOVED = {torch.float32: 0.01, torch.bfloat16: 0.5}
 
 
 def check_bare(bare: Tensor, onednn: Tensor) -> str:
-    """That the bare forward gives the same either way, but for rounding; raises WrongResult."""
+    """That the bare forward gives the same either way, but for rounding; raises WrongResultError."""
     furthest = float((bare - onednn).abs().max())
     if not furthest <= ROUNDING[bare.dtype] * float(bare.abs().max()):
-        raise WrongResult(f"bare forward with oneDNN against the plain one: hidden states {furthest:.3g} apart")
+        raise WrongResultError(f"bare forward, oneDNN against plain: hidden states {furthest:.3g} apart")
     return f"the bare forward with oneDNN equals the plain one but for rounding ({furthest:.1g} at most)"
 
 
 def check_top(subject: Subject, layer: int, states: list[TopSequences]) -> str:
-    """The peer's best values of a layer against the index, within the model's rounding; raises WrongResult."""
+    """The peer's best values of a layer against the index, within rounding; raises WrongResultError."""
     furthest = 0.0
     with open_index(subject.config.output) as index:
         for extreme, state in zip(("top", "bottom"), states, strict=True):
@@ -45,16 +45,16 @@ def check_top(subject: Subject, layer: int, states: list[TopSequences]) -> str:
             worst = np.unravel_index(int(apart.argmax()), apart.shape)
             allowed = ROUNDING[subject.loaded.dtype] * float(np.abs(theirs).max())
             if not apart[worst] <= allowed:
-                raise WrongResult(
-                    f"mlp.{layer}.{worst[0]}, {extreme} rank {worst[1] + 1}: the index has {ours[worst]:.6g}, the "
-                    f"peer's algorithm {theirs[worst]:.6g}"
+                raise WrongResultError(
+                    f"mlp.{layer}.{worst[0]}, {extreme} rank {worst[1] + 1}: {ours[worst]:.6g} in the index, "
+                    f"{theirs[worst]:.6g} by the peer's algorithm"
                 )
             furthest = max(furthest, float(apart[worst]))
-    return f"the peer's top and bottom values of layer {layer} are ours but for rounding ({furthest:.1g} at most)"
+    return f"the peer's best values of layer {layer} are ours but for rounding ({furthest:.1g} at most)"
 
 
 def check_histograms(subject: Subject, states: list[UnitHistograms]) -> str:
-    """The peer's histograms against the index: counts equal, bins within rounding; raises WrongResult."""
+    """The peer's histograms against the index: counts equal, bins within rounding; raises WrongResultError."""
     lower = lower_edges()
     moved = 0.0
     with open_index(subject.config.output) as index:
@@ -70,6 +70,6 @@ def check_histograms(subject: Subject, states: list[UnitHistograms]) -> str:
             must_be_same(f"counts of layer {found.layer}, ours and the peer's", ours.sum(0), theirs.sum(0))
             share = np.abs(ours - theirs).sum() / 2 / theirs.sum()
             if share > MOVED[subject.loaded.dtype]:
-                raise WrongResult(f"histograms of layer {found.layer}: {share:.2%} of values are in other bins")
+                raise WrongResultError(f"histograms of layer {found.layer}: {share:.2%} in other bins")
             moved = max(moved, float(share))
     return f"the peer's histograms are ours but for rounding ({moved:.2%} of values in another bin)"

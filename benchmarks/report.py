@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 PAGE = 120
 
 
-class WrongResult(Exception):
+class WrongResultError(Exception):
     """A result that is not what it must be: the case reports no figures. The message says what differs."""
 
 
@@ -59,7 +59,9 @@ class Report:
         width = None if sys.stdout.isatty() else PAGE
         console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
         for table in self.tables:
-            shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+            shown = RichTable(
+                title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+            )
             for place, column in enumerate(table.columns):
                 shown.add_column(column, justify="right" if place else "left", no_wrap=place == 0)
             for row in table.rows:

@@ -8,7 +8,7 @@ import numpy as np
 from indexer_kernels import Histogram, Moments, Statistics, TopK
 from numpy.typing import NDArray
 
-from benchmarks.report import WrongResult
+from benchmarks.report import WrongResultError
 
 PLACES = ("value", "document", "sequence", "position", "window_start", "window_length")
 WINDOWS = ("token_ids", "activations")
@@ -78,7 +78,7 @@ def differing(name: str, left: NDArray, right: NDArray) -> str | None:
 
 
 def must_be_same(name: str, left: NDArray, right: NDArray) -> None:
-    """Raise WrongResult where two arrays differ."""
+    """Raise WrongResultError where two arrays differ."""
     found = differing(name, left, right)
     if found is not None:
-        raise WrongResult(found)
+        raise WrongResultError(found)

@@ -35,7 +35,9 @@ class Subject:
         return sum(layer.units for layer in self.loaded.layers)
 
 
-def prepare(model: str, dtype: str, tokens: int, folder: Path, *, small: bool = False, **config: Any) -> Subject:
+def prepare(
+    model: str, dtype: str, tokens: int, folder: Path, *, small: bool = False, **config: Any
+) -> Subject:
     """Load the model, write a corpus into `folder` and collect its batches.
 
     model: "minilm", the packaged one, or "gpt2", the shape of GPT-2 small with random weights of a fixed seed
@@ -46,7 +48,12 @@ def prepare(model: str, dtype: str, tokens: int, folder: Path, *, small: bool = 
     loaded = load(str(model_folder()), dtype=dtype) if model == "minilm" else _gpt2(dtype, small)
     corpus = write_corpus(folder / "corpus", tokens * CHARACTERS_PER_TOKEN)
     made = BuildConfig(
-        model=model, corpus=corpus, output=folder / "benchmark.index", max_tokens=tokens, overwrite=True, **config
+        model=model,
+        corpus=corpus,
+        output=folder / "benchmark.index",
+        max_tokens=tokens,
+        overwrite=True,
+        **config,
     )
     with Batches(
         Corpus(made.corpus, text_column=made.text_column, on_bad_text=made.on_bad_text),
@@ -60,7 +67,7 @@ def prepare(model: str, dtype: str, tokens: int, folder: Path, *, small: bool = 
     # a last sequence that would pass the bound is left out whole
     if batches.totals.counted_tokens < tokens - made.context:
         raise IndexerError(
-            f"--tokens {tokens}: the standard library's text has {batches.totals.counted_tokens:,}; ask for fewer"
+            f"--tokens {tokens}: the standard library has {batches.totals.counted_tokens:,} of text; ask for fewer"
         )
     return Subject(loaded, made, collected, batches.totals)
 
@@ -72,4 +79,6 @@ def _gpt2(dtype: str, small: bool) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(model_folder())
         torch.manual_seed(0)
         model = GPT2Model(GPT2Config(n_layer=2) if small else GPT2Config())
-    return adapt(model.to(DTYPES[dtype]), tokenizer, name="GPT-2 small's shape, random weights")
+    return adapt(
+        torch.nn.Module.to(model, DTYPES[dtype]), tokenizer, name="GPT-2 small's shape, random weights"
+    )

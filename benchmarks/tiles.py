@@ -1,4 +1,4 @@
-"""Tiles of made-up activations for the kernels: [tokens, units] that sit in cache, with new numbers every time."""
+"""Made-up activations for the kernels: a tile [tokens, units] that sits in cache, with new numbers every time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Tile:
         return cls(torch.empty_like(pool[0]), pool, np.random.default_rng(seed))
 
     def refill(self) -> Sequences:
-        """Put another sequence's values in place; returns what the rows are: one sequence, ends not counted."""
+        """Put another sequence's values in place; returns what the rows are. Its two ends do not count."""
         tokens, units = self.values.shape
         drawn = self.pool[self.random.integers(POOL)]
         shift = int(self.random.integers(units))
@@ -60,7 +60,7 @@ class Tile:
 
 
 def awkward(seed: int, dtype: torch.dtype) -> tuple[Tensor, Sequences]:
-    """A small batch with all that goes wrong: odd shapes, ties, signed zeros, NaN, infinity, padding, strides.
+    """A small batch with all that goes wrong: odd shapes, ties, signed zeros, NaN, infinity, padding, stride.
 
     Returns [300, 33] and its sequences; another seed gives other documents.
     """

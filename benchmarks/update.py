@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.measure import Side, interleaved, ratios, spread
 from benchmarks.options import option, settings_of
-from benchmarks.report import Report, Table, WrongResult, say
+from benchmarks.report import Report, Table, WrongResultError, say
 from benchmarks.states import first_difference
 from benchmarks.tiles import Tile, awkward
 
@@ -67,11 +67,12 @@ def run(options: Options) -> Report:
     checks.append("after the measured calls the states of all instruction sets are equal, bit for bit")
     rows = [row for dtype in results.values() for row in dtype]
     note = (
-        f"tile [{options.tokens}, {options.units}], one thread; states had seen {options.settled} sequences, k = "
-        f"{options.top} at either end; the statistics of {options.units} units take "
+        f"tile [{options.tokens}, {options.units}], one thread; states had seen {options.settled} sequences, "
+        f"{options.top} examples at either end; the statistics of {options.units} units take "
         f"{Keep(options.top, options.top).bytes_per_unit() * options.units / 1e6:.0f} MB"
     )
-    return Report(settings_of(options), checks, {"rows": rows}, [_table(*item) for item in results.items()], [note])
+    tables = [_table(dtype, found) for dtype, found in results.items()]
+    return Report(settings_of(options), checks, {"rows": rows}, tables, [note])
 
 
 def _measure(options: Options, dtype: str) -> list[dict[str, Any]]:
@@ -118,7 +119,9 @@ def _copy(statistics: Statistics, kernels: str = "cpp") -> Statistics:
     return copied
 
 
-def _calls(calls: int, tile: Tile, call: Callable[[Tensor, Sequences], object], isa: str | None = None) -> Side:
+def _calls(
+    calls: int, tile: Tile, call: Callable[[Tensor, Sequences], object], isa: str | None = None
+) -> Side:
     """A side that makes some calls, each on new values; the mean of their seconds counts."""
 
     def side() -> float:
@@ -164,17 +167,13 @@ def _row(
         "dtype": dtype,
         "operation": operation,
         "implementation": " ".join(implementation),
-        "ns_per_element": {key: _per(elements, value) for key, value in spread(seconds).items()},
+        "ns_per_element": spread([1e9 * taken / elements for taken in seconds]),
         "gb_per_second": moved / spread(seconds)["median"] / 1e9,
         "against_read": ratios(seconds, all_seconds[READ]),
     }
     if operation in TORCH:
         row["against_torch"] = ratios(seconds, all_seconds[f"{operation} torch"])
     return row
-
-
-def _per(elements: int, seconds: Any) -> Any:
-    return [_per(elements, value) for value in seconds] if isinstance(seconds, list) else 1e9 * seconds / elements
 
 
 def _table(dtype: str, rows: list[dict[str, Any]]) -> Table:
@@ -199,7 +198,7 @@ def _table(dtype: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _verify_updates() -> str:
-    """Every instruction set and dtype equals the reference on awkward batches; raises WrongResult."""
+    """Every instruction set and dtype equals the reference on awkward batches; raises WrongResultError."""
     keep = Keep(top=5, bottom=4, window=(6, 3))
     for name, dtype in DTYPES.items():
         batches = [awkward(seed, dtype) for seed in range(3)]
@@ -214,12 +213,12 @@ def _verify_updates() -> str:
                     statistics.update(values, sequences)
             found = first_difference(statistics, reference)
             if found is not None:
-                raise WrongResult(f"update, {name}, {isa} against the reference: {found}")
-    return "update: every instruction set equals the reference on awkward batches, bit for bit, in both dtypes"
+                raise WrongResultError(f"update, {name}, {isa} against the reference: {found}")
+    return "update: every instruction set equals the reference on awkward batches, bit for bit, both dtypes"
 
 
 def _verify_activations() -> str:
-    """Every fused function is right, and gathers what update would; raises WrongResult."""
+    """Every fused function is right, and gathers what update would; raises WrongResultError."""
     keep = Keep(top=5, bottom=4, window=(6, 3))
     for name, dtype in DTYPES.items():
         for function in TORCH:
@@ -232,22 +231,24 @@ def _verify_activations() -> str:
                 where = f"{function}, {name}, {isa}"
                 close = (out.double() - expected).abs() <= TOLERANCE[name] * expected.abs() + 1e-7
                 if not (close | (out == expected) | (out.isnan() & expected.isnan())).all():
-                    raise WrongResult(f"{where}: values differ from the function's by more than {TOLERANCE[name]:.1g}")
+                    raise WrongResultError(
+                        f"{where}: values are further from the function than {TOLERANCE[name]:.1g}"
+                    )
                 then = Statistics.empty(gate.shape[1], keep, kernels="reference")
                 then.update(out, sequences)
                 found = first_difference(fused, then)
                 if found is not None:
-                    raise WrongResult(f"{where} against the function, then the reference: {found}")
+                    raise WrongResultError(f"{where} against the function, then the reference: {found}")
     return "activate: values within float32 rounding of the exact functions, states equal to update on them"
 
 
 def _verify_equal(updated: dict[str, Statistics]) -> None:
-    """All states were shown the same sequences, so they must be the same; raises WrongResult."""
+    """All states were shown the same sequences, so they must be the same; raises WrongResultError."""
     (name, first), *others = updated.items()
     for other, statistics in others:
         found = first_difference(first, statistics)
         if found is not None:
-            raise WrongResult(f"{name} against {other}, after the measured calls: {found}")
+            raise WrongResultError(f"{name} against {other}, after the measured calls: {found}")
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indexer.display import console, print_examples, print_title, sources
-from indexer.display_data import print_table, rows
-from indexer.display_histogram import print_bars
-from indexer.display_text import one_line
+from indexer.commands.program import tell
+from indexer.display.data import print_table, rows
+from indexer.display.histogram import print_bars
+from indexer.display.pages import console, print_examples, print_title, sources
+from indexer.display.text import one_line
 from indexer.errors import IndexerError
-from indexer.program import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,7 +83,7 @@ def model_folder() -> Path:
 
 
 def _build(output: Path, max_tokens: int, overwrite: bool) -> None:
-    from indexer.options import build_config
+    from indexer.commands.options import build_config
     from indexer.pipeline import build
 
     options = {

@@ -36,8 +36,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
 def build(config: BuildConfig) -> Path:
     """Run the model over the corpus once and write the index; returns the output folder.
 
-    Raises IndexerError for anything wrong with the request, the model, the corpus or the disk; the output folder
-    then is as it was before. KeyboardInterrupt passes through, with a word on what was kept.
+    Raises IndexerError for anything wrong with the request, the model, the corpus or the disk; the output
+    folder then is as it was before. KeyboardInterrupt passes through, with a word on what was kept.
     """
     return Build(config).run()
 
@@ -111,19 +111,20 @@ class Build:
         runner = Runner(loaded, layers, self.observer, chunk_tokens=chunk, force_hooks=config.hooks)
         begin = time.perf_counter()
         with batches, runner:
+            self.matmul = "onednn" if runner.onednn else "torch"
             for batch in batches:
                 runner.run(batch)
                 self.documents.add(batches.finished_documents())
-                self.progress.show(self._share_done(), self.observer.count)
+                self.progress.show(self._share_done(batches), self.observer.count)
             self.documents.add(batches.finished_documents(), running=False)
             self.waited = batches.waited
         self.model_seconds = time.perf_counter() - begin
         return batches.totals
 
-    def _share_done(self) -> float | None:
+    def _share_done(self, batches: Batches) -> float | None:
         shares = []
         if self.corpus.bytes:
-            shares.append(self.corpus.counts.bytes_read / self.corpus.bytes)
+            shares.append(batches.bytes_done / self.corpus.bytes)
         if self.config.max_tokens:
             shares.append(self.observer.count / self.config.max_tokens)
         return min(1.0, max(shares)) if shares else None
@@ -165,7 +166,7 @@ class Build:
             for layer in chosen
         ]
         return {
-            "model": {**loaded.provenance, "layers": paths},
+            "model": {**loaded.provenance, "matmul": self.matmul, "layers": paths},
             "tokenizer": {
                 "class": type(loaded.tokenizer).__name__,
                 "vocabulary": len(loaded.tokenizer),
@@ -208,8 +209,8 @@ class Build:
         self.progress.say(
             f"{self.totals.counted_tokens:,} tokens in {self.totals.sequences:,} sequences, "
             f"{in_tokens(self.totals.counted_tokens / model)} tokens/s; {seconds:.1f} s in all\n"
-            f"activation functions with statistics took {self.observer.seconds / model:.1%} of the model's time, "
-            f"it waited for text {self.waited / model:.1%}, padding {_padding(self.totals):.1%}\n"
+            f"activation functions with statistics took {self.observer.seconds / model:.1%} of the model's "
+            f"time, it waited for text {self.waited / model:.1%}, padding {_padding(self.totals):.1%}\n"
             f"{output}: {in_bytes(size)}; peak memory {in_bytes(peak_memory())}"
         )
         counts = self.corpus.counts
@@ -223,8 +224,8 @@ class Build:
                 self.progress.say(f"{number:,} {what}")
         if self.observer.non_finite:
             self.progress.say(
-                f"warning: {self.observer.non_finite:,} activations are NaN or infinite; they enter nothing but "
-                f"their count; the first is {self.observer.first_non_finite}"
+                f"warning: {self.observer.non_finite:,} activations are NaN or infinite and enter nothing "
+                f"but their count; the first is {self.observer.first_non_finite}"
             )
 
     def _interrupted(self) -> str:

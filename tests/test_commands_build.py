@@ -10,8 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import indexer
-from indexer import build_choices
-from indexer.commands import app
+from indexer.commands import app, build_choices
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from indexer.display_data import number, print_table, write_csv, write_json
+from indexer.display.data import number, print_table, write_csv, write_json
 
 VALUES = np.array([0.1, np.inf, -np.inf, np.nan, 1e-45, 3.4028235e38, -0.0], np.float32)
 

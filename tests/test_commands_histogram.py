@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from indexer.display_histogram import Bar, bars, chart, print_bars
+from indexer.display.histogram import Bar, bars, chart, print_bars
+from indexer.display.plot import plot_histogram
 from indexer.errors import IndexerError
-from indexer.plot import plot_histogram
 
 
 def bins_of(values: np.ndarray) -> list[dict[str, Any]]:

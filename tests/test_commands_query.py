@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from indexer import open_index
 from indexer.commands import app
 from indexer.demo import FIRES_ON, SELECTIVE, _show
-from indexer.display import console, window
-from indexer.display_histogram import bars
+from indexer.display.histogram import bars
+from indexer.display.pages import console, window
 from indexer.index.read import Index
 from indexer.index.synthetic import Size, write_synthetic
 
@@ -183,7 +183,7 @@ def test_info_and_verify(folder: Path, index: Index) -> None:
 
 
 def test_info_shows_the_first_files_and_says_how_many_more(capsys: pytest.CaptureFixture[str]) -> None:
-    from indexer.display import print_facts
+    from indexer.display.pages import print_facts
 
     files = [{"source": f"{number}.txt", "bytes": number} for number in range(20)]
     layers = [{"layer": number, "path": "fused", "reason": ""} for number in range(20)]

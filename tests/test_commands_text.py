@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from indexer.display_text import Window, concordance, marked, one_line, spell, visible
+from indexer.display.text import Window, concordance, marked, one_line, spell, visible
 
 DANGEROUS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 

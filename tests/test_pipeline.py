@@ -114,7 +114,8 @@ def test_other_competitors(corpus: list[str], by: str, tmp_path: Path) -> None:
     with indexer.open_index(output) as index:
         again = "document, sequence, position" if by == "token" else "document"
         repeated = index.sql(
-            f"SELECT count(*) AS n FROM (SELECT 1 FROM examples GROUP BY layer, unit, extreme, {again} HAVING count(*) > 1)"
+            f"SELECT count(*) AS n FROM (SELECT 1 FROM examples GROUP BY layer, unit, extreme, {again} "
+            "HAVING count(*) > 1)"
         )
         assert repeated["n"][0].as_py() == 0
 
@@ -172,8 +173,8 @@ def test_ctrl_c_stops_cleanly(corpus: list[str], tmp_path: Path) -> None:
             sys.executable, "-m", "indexer", "build", str(minilm()), *standard_library("."), "--output",
             str(tmp_path / "a.index"), "--threads", "1",
         ],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert program.stderr is not None
     # the plan is said once the model is loaded

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from indexer.tokens_encode import Encoder
-from indexer.tokens_long import WINDOW_CHARACTERS, LongText
+from indexer.tokens.encode import Encoder
+from indexer.tokens.long import WINDOW_CHARACTERS, LongText
 from tests.tiny_tokenizers import KINDS, hard_texts, library_text, mini_lm_tokenizer, tiny_tokenizer
 
 TEXTS = hard_texts(20_000)

@@ -28,6 +28,15 @@ _STORED = [name for name in schema.EXAMPLES_STORED.names if name not in ("site",
 _BINS = ["lower", "upper", "count"]
 
 
+def _plain(wanted: pa.Schema) -> pa.Schema:
+    """The schema with nullable columns and list elements, as tables have that SQL returns."""
+    kinds = [pa.list_(kind.value_type) if pa.types.is_list(kind) else kind for kind in wanted.types]
+    return pa.schema(list(zip(wanted.names, kinds, strict=True)))
+
+
+_UNITS, _EXAMPLES, _HISTOGRAMS = map(_plain, (schema.UNITS, schema.EXAMPLES, schema.HISTOGRAMS))
+
+
 @dataclass(frozen=True)
 class UnitRecord:
     """Everything an index says about one unit, as rows of its views."""
@@ -104,14 +113,14 @@ class Index:
         row = file.row(self._first_row[found.site, found.layer] + found.unit, schema.UNITS.names)
         if row.num_rows != 1 or Unit(*(row[name][0].as_py() for name in ("site", "layer", "unit"))) != found:
             raise IndexerError(f"{file.path}: the row of {found} is not in its place; {DAMAGED}")
-        return _plain(row)
+        return pa.Table.from_arrays(row.columns, schema=_UNITS)
 
     def histogram(self, unit: str | Unit) -> pa.Table:
         """The unit's rows of `histograms`, ascending by value: bins with a count above 0."""
         found = self._find(unit)
         path = schema.histograms_file(found.site, found.layer)
         rows = self._open(path, UnitFile, schema.HISTOGRAMS).rows(found.unit, _BINS)
-        return _with_names(found, {name: rows[name] for name in _BINS}, schema.HISTOGRAMS)
+        return _with_names(found, {name: rows[name] for name in _BINS}, _HISTOGRAMS)
 
     def top(self, unit: str | Unit, k: int | None = None) -> pa.Table:
         """The unit's k strongest examples, best first; all that the index has without k."""
@@ -185,15 +194,18 @@ class Index:
     def _examples(self, unit: Unit) -> pa.Table:
         """All examples of a unit, with tokens and text from the vocabulary."""
         path = schema.examples_file(unit.site, unit.layer)
-        rows = self._open(path, UnitFile, schema.EXAMPLES_STORED).rows(unit.unit, _STORED)
+        rows = self._open(path, UnitFile, schema.EXAMPLES_STORED).rows(unit.unit, _STORED).combine_chunks()
         columns = {name: rows[name] for name in _STORED}
-        columns["token"] = self.vocabulary.token_strings(rows["token_id"].combine_chunks())
         windows = rows["token_ids"].combine_chunks()
-        ids = windows.flatten()
-        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(windows).to_numpy())]).astype(np.int32)
-        columns["tokens"] = pa.ListArray.from_arrays(pa.array(offsets), self.vocabulary.token_strings(ids))
+        ids, length = windows.flatten(), pc.list_value_length(windows).to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
+        lists = {"token_ids": ids, "tokens": self.vocabulary.token_strings(ids)}
+        lists["activations"] = rows["activations"].combine_chunks().flatten()
+        for name, values in lists.items():
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
+        columns["token"] = self.vocabulary.token_strings(rows["token_id"].combine_chunks())
         columns["text"] = self.vocabulary.texts(ids, offsets)
-        return _with_names(unit, columns, schema.EXAMPLES)
+        return _with_names(unit, columns, _EXAMPLES)
 
     def _find(self, unit: str | Unit) -> Unit:
         """The unit, if the index has it; else IndexerError saying what it has."""
@@ -242,13 +254,4 @@ def _with_names(unit: Unit, columns: dict[str, Any], wanted: pa.Schema) -> pa.Ta
         "layer": pa.repeat(pa.scalar(unit.layer, pa.int32()), rows),
         "unit": pa.repeat(pa.scalar(unit.unit, pa.int32()), rows),
     }
-    return _plain(pa.table({name: columns[name] for name in wanted.names}))
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """The table with nullable columns and list elements, as those that SQL returns."""
-    fields = []
-    for field in table.schema:
-        kind = pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type
-        fields.append(pa.field(field.name, kind))
-    return table.cast(pa.schema(fields))
+    return pa.Table.from_arrays([columns[name] for name in wanted.names], schema=wanted)

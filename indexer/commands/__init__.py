@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from indexer import __version__
-from indexer import build_choices as choices
+from indexer.commands import build_choices as choices
+from indexer.commands.program import NAME, Commands, tell
 from indexer.errors import IndexerError
-from indexer.program import NAME, Commands, tell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +108,7 @@ def build(
     threads: Annotated[str | None, choices.THREADS] = None,
 ) -> None:
     """Run a model over a corpus and write the index of its neurons."""
-    from indexer.options import build_config, read_window
+    from indexer.commands.options import build_config, read_window
 
     given = {name: value for name, value in context.params.items() if value is not None and value != ()}
     given.pop("config", None)
@@ -173,17 +173,17 @@ def bottom(index: INDEX, unit: UNIT, k: PLACES = 10, full: FULL = False, form: F
 
 
 def _print_extreme(extreme: str, path: Path, unit: str, k: int, full: bool, form: Format) -> None:
-    from indexer import display
+    from indexer.display import pages
 
     with _open(path) as index:
         table = getattr(index, extreme)(unit, k)
         if form is not Format.TABLE:
             _write(table, form)
             return
-        out = display.console()
-        display.print_title(f"{unit}  {extreme} {table.num_rows}", out)
+        out = pages.console()
+        pages.print_title(f"{unit}  {extreme} {table.num_rows}", out)
         examples = _rows(table)
-        display.print_examples(examples, display.sources(index, examples), out, full)
+        pages.print_examples(examples, pages.sources(index, examples), out, full)
 
 
 @app.command(
@@ -201,18 +201,18 @@ def histogram(
     with _open(index) as opened:
         table = opened.histogram(unit)
         if output is not None:
-            from indexer.plot import plot_histogram
+            from indexer.display.plot import plot_histogram
 
             plot_histogram(unit, _rows(opened.unit(unit))[0], _rows(table), output, linear)
             tell(f"wrote {output}")
         elif form is not Format.TABLE:
             _write(table, form)
         else:
-            from indexer import display
-            from indexer.display_histogram import print_bars
+            from indexer.display import pages
+            from indexer.display.histogram import print_bars
 
-            out = display.console()
-            display.print_title(f"{unit}  histogram", out)
+            out = pages.console()
+            pages.print_title(f"{unit}  histogram", out)
             print_bars(_rows(table), out, fine, linear)
 
 
@@ -227,8 +227,8 @@ def unit(
 
     As JSON one object with all of it; as CSV the row of its numbers.
     """
-    from indexer import display
-    from indexer.display_data import json_text
+    from indexer.display import pages
+    from indexer.display.data import json_text
 
     with _open(index) as opened:
         if form is Format.CSV:
@@ -240,8 +240,8 @@ def unit(
         if form is Format.JSON:
             print(json_text(numbers | {"histogram": bins} | extremes))
             return
-        sources = display.sources(opened, [*extremes["top"], *extremes["bottom"]])
-        display.print_card(unit, numbers, bins, extremes, sources, display.console())
+        sources = pages.sources(opened, [*extremes["top"], *extremes["bottom"]])
+        pages.print_card(unit, numbers, bins, extremes, sources, pages.console())
 
 
 @app.command(
@@ -263,8 +263,8 @@ def sql(
     if form is not Format.TABLE:
         _write(table, form)
         return
-    from indexer.display import console
-    from indexer.display_data import print_table
+    from indexer.display.data import print_table
+    from indexer.display.pages import console
 
     print_table(table.slice(0, rows), console(), tell)
     if table.num_rows > rows:
@@ -302,23 +302,23 @@ def _open(path: Path) -> "Index":
 
 
 def _rows(table: "pa.Table") -> list[dict[str, Any]]:
-    from indexer.display_data import rows
+    from indexer.display.data import rows
 
     return list(rows(table))
 
 
 def _write(table: "pa.Table", form: Format) -> None:
-    from indexer.display_data import write_csv, write_json
+    from indexer.display.data import write_csv, write_json
 
     (write_json if form is Format.JSON else write_csv)(table, sys.stdout)
 
 
 def _print_facts(facts: dict[str, Any], form: Format) -> None:
-    from indexer import display, display_data
+    from indexer.display import data, pages
 
     if form is Format.TABLE:
-        display.print_facts(facts, display.console())
+        pages.print_facts(facts, pages.console())
     elif form is Format.JSON:
-        print(display_data.json_text(facts))
+        print(data.json_text(facts))
     else:
-        display_data.write_facts_csv(facts, sys.stdout)
+        data.write_facts_csv(facts, sys.stdout)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indexer.display_data import number
-from indexer.display_histogram import Bar, bars
+from indexer.display.data import number
+from indexer.display.histogram import Bar, bars
 from indexer.errors import IndexerError
 
 if TYPE_CHECKING:

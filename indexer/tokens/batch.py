@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
-from indexer.tokens_encode import Encoder
-from indexer.tokens_stream import Encoded
+from indexer.tokens.encode import Encoder
+from indexer.tokens.stream import Encoded
 
 if TYPE_CHECKING:
     from indexer_kernels.sequences import Sequences

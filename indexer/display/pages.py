@@ -12,9 +12,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from indexer.display_data import number
-from indexer.display_histogram import chart
-from indexer.display_text import CUT, Window, concordance, marked, one_line, spell
+from indexer.display.data import number
+from indexer.display.histogram import chart
+from indexer.display.text import CUT, Window, concordance, marked, one_line, spell
 
 if TYPE_CHECKING:
     from indexer.index.read import Index

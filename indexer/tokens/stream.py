@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.corpus import Corpus, Document
-from indexer.tokens_encode import Encoder
-from indexer.tokens_long import LongText
+from indexer.tokens.encode import Encoder
+from indexer.tokens.long import LongText
 
 # a longer document is encoded in pieces
 LONG_CHARACTERS = 1 << 17

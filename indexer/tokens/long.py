@@ -22,7 +22,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.tokens_encode import Encoder
+from indexer.tokens.encode import Encoder
 
 WINDOW_CHARACTERS = 1 << 17
 SOLID_CHARACTERS = 1 << 20

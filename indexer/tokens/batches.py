@@ -13,11 +13,9 @@ from typing import Any
 
 from indexer.corpus import Corpus
 from indexer.errors import IndexerError
-from indexer.tokens_batch import Batch, Layout, Packer
-from indexer.tokens_encode import Encoder
-from indexer.tokens_stream import Encoded, TokenStream
-
-__all__ = ["Batch", "Batches", "Encoder", "Layout", "TokenTotals"]
+from indexer.tokens.batch import Batch, Layout, Packer
+from indexer.tokens.encode import Encoder
+from indexer.tokens.stream import Encoded, TokenStream
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 # batches ready ahead of the model: as many as the packer makes while it looks ahead once

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from indexer.display_data import number
+from indexer.display.data import number
 from indexer.index.records import BINS_PER_OCTAVE, LOWEST_EXPONENT, OCTAVES
 
 _ACROSS = " ▏▎▍▌▋▊▉█"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-from indexer.display_text import CUT, one_line
+from indexer.display.text import CUT, one_line
 
 # A cut column narrower than this says too little to be worth its place.
 _NARROWEST = 10

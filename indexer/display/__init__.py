@@ -1,0 +1,1 @@
+"""What people look at: pages and tables for the terminal, data for programs, pictures."""

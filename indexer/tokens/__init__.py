@@ -1,0 +1,7 @@
+"""From documents to padded batches of token ids, read and encoded in the background while the model works."""
+
+from indexer.tokens.batch import Batch, Layout
+from indexer.tokens.batches import Batches, TokenTotals
+from indexer.tokens.encode import Encoder
+
+__all__ = ["Batch", "Batches", "Encoder", "Layout", "TokenTotals"]
