@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 # Runs once and returns the seconds that count.
@@ -35,15 +36,28 @@ def interleaved(
     Within a round sides run in the order given. Garbage is collected between them, outside of what is timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            gc.collect()
-            taken = side()
-            if announce is not None:
-                announce(f"{f'round {number} of {rounds}' if number else 'warm-up'}: {name} {taken:.3g} s")
-            if number:
-                seconds[name].append(taken)
+    with _small_heap():
+        for number in range(rounds + 1):
+            for name, side in sides.items():
+                gc.collect()
+                taken = side()
+                if announce is not None:
+                    announce(
+                        f"{f'round {number} of {rounds}' if number else 'warm-up'}: {name} {taken:.3g} s"
+                    )
+                if number:
+                    seconds[name].append(taken)
     return seconds
+
+
+@contextmanager
+def _small_heap() -> Iterator[None]:
+    """Within the block the collector leaves alone what is there already; torch makes that a lot."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -264,8 +264,8 @@ def _notes(results: dict[str, Any], sides: Sides) -> list[str]:
     ]
     if sides.top:
         notes.append(
-            f"top sequences were measured on layer {sides.layer} alone and scaled to all {results['layers']} layers, "
-            "which have one width: with a pass per layer, as in use, and as if one pass served all"
+            f"top sequences: measured on layer {sides.layer}, scaled to {results['layers']} layers of one "
+            "width: with a pass per layer, as in use, and as if one pass served all"
         )
     return notes
 

@@ -54,7 +54,7 @@ def check_top(subject: Subject, layer: int, states: list[TopSequences]) -> str:
 
 
 def check_histograms(subject: Subject, states: list[UnitHistograms]) -> str:
-    """The peer's histograms against the index: counts equal, bins within rounding; raises WrongResultError."""
+    """The peer's histograms against the index: counts, and bins within rounding. Raises WrongResultError."""
     lower = lower_edges()
     moved = 0.0
     with open_index(subject.config.output) as index:

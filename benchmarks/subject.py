@@ -67,7 +67,7 @@ def prepare(
     # a last sequence that would pass the bound is left out whole
     if batches.totals.counted_tokens < tokens - made.context:
         raise IndexerError(
-            f"--tokens {tokens}: the standard library has {batches.totals.counted_tokens:,} of text; ask for fewer"
+            f"--tokens {tokens}: the standard library has {batches.totals.counted_tokens:,}; ask for fewer"
         )
     return Subject(loaded, made, collected, batches.totals)
 

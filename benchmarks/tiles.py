@@ -1,4 +1,4 @@
-"""Made-up activations for the kernels: a tile [tokens, units] that sits in cache, with new numbers every time."""
+"""Made-up activations for the kernels: a tile [tokens, units] in cache, with new numbers every time."""
 
 from __future__ import annotations
 

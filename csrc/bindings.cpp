@@ -121,6 +121,8 @@ Matrix matrix_at(std::uintptr_t address, std::int64_t row_stride, int dtype) {
 class SharedThreads {
  public:
   void run(int threads, std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
+    if (const OpenMPParallel parallel = openmp_parallel(); parallel && threads > 1 && tasks > 1)
+      return run_on_openmp(parallel, threads, tasks, task);
     std::lock_guard<std::mutex> lock(mutex_);
     if (owner_ != getpid()) (void)pool_.release();
     if (!pool_ || pool_->size() != threads) {

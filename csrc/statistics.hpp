@@ -364,7 +364,7 @@ class Block {
     Candidate candidate{extreme + 0.0f, batch.document[sequence], batch.ordinal[sequence],
                         std::numeric_limits<std::int32_t>::min()};
     // ties with the worst place are common (units that are often exactly zero): settle them before looking for the peak
-    if (place_won(state, first_ + unit, candidate) < 0) return;
+    if (!beats_worst(state, first_ + unit, candidate)) return;
     const std::int64_t start = batch.start[sequence];
     std::int32_t token = tile * kTileTokens;
     while (!batch.counted[start + token] || value_at(read_, start + token, first_ + unit) != extreme) ++token;
@@ -386,7 +386,8 @@ class Block {
 
   void offer(const TopK& state, std::int64_t sequence, int unit, const Candidate& candidate) {
     const std::int64_t index = first_ + unit;
-    const std::int64_t place = place_won(state, index, candidate);
+    if (!beats_worst(state, index, candidate)) return;
+    const std::int64_t place = place_won(state, index, candidate, false);
     if (place < 0) return;
     const Batch& batch = job_.batch;
     const std::int64_t start = batch.start[sequence], length = batch.length[sequence];

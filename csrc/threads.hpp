@@ -1,17 +1,45 @@
-// Long-lived threads that share out numbered tasks; the caller works along with them.
+// Threads that live as long as the process and share out numbered tasks; the caller works along with them.
 //
-// A worker spins for a few microseconds after its last task before it sleeps: kernels come in quick succession, and
-// waking a thread costs more than many of them take.
+// Where the process has an OpenMP runtime in view - torch brings GNU's - its threads are used: after each of torch's
+// operators they keep spinning for milliseconds in wait for the next, and threads of our own would have to take the
+// processors from them. Elsewhere the threads are ours; a worker spins for a few microseconds before it sleeps.
 #pragma once
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include <dlfcn.h>
+
 namespace indexer {
+
+// void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags), or null.
+using OpenMPParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+inline OpenMPParallel openmp_parallel() {
+  static const OpenMPParallel parallel =
+      std::getenv("NEURON_INDEXER_OWN_THREADS") ? nullptr : reinterpret_cast<OpenMPParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return parallel;
+}
+
+// Runs task(0) to task(tasks - 1), each once, on the process's OpenMP threads.
+inline void run_on_openmp(OpenMPParallel parallel, int threads, std::int64_t tasks,
+                          const std::function<void(std::int64_t)>& task) {
+  struct Shared {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t tasks;
+    const std::function<void(std::int64_t)>& task;
+  } shared{{}, tasks, task};
+  const auto body = [](void* data) {
+    Shared& work = *static_cast<Shared*>(data);
+    for (std::int64_t index; (index = work.next.fetch_add(1)) < work.tasks;) work.task(index);
+  };
+  parallel(body, &shared, static_cast<unsigned>(threads), 0);
+}
 
 class Threads {
  public:

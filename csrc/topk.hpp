@@ -44,21 +44,31 @@ inline void find_worst(const TopK& state, std::int64_t unit) {
   state.threshold[unit] = state.value[first + worst];
 }
 
-// The place that a candidate wins, or -1. Competing by document, a document's earlier place is the one to beat.
-inline std::int64_t place_won(const TopK& state, std::int64_t unit, const Candidate& candidate) {
+// Whether a candidate beats the worst place. Cheap unless it ties: the threshold lies with those of its neighbours, the
+// places of one unit are memory that was not looked at for long.
+inline bool beats_worst(const TopK& state, std::int64_t unit, const Candidate& candidate) {
+  if (state.filled[unit] < state.places) return true;
+  const float bar = state.threshold[unit];
+  if (candidate.value != bar) return state.largest ? candidate.value > bar : candidate.value < bar;
+  return ranks_before(state, candidate, place_of(state, unit * state.places + state.worst[unit]));
+}
+
+// The place of a candidate that beats the worst one, or -1 where its competitor holds a better place already. In a
+// merge (`seen`) that can be the same sequence or token; otherwise only a document comes more than once.
+inline std::int64_t place_won(const TopK& state, std::int64_t unit, const Candidate& candidate, bool seen) {
   const std::int64_t first = unit * state.places;
   const std::int32_t filled = state.filled[unit];
-  const bool full = filled == state.places;
-  if (full && !ranks_before(state, candidate, place_of(state, first + state.worst[unit]))) return -1;
-  for (std::int32_t place = 0; place < filled; ++place) {
-    if (state.document[first + place] != candidate.document) continue;
-    const Candidate held = place_of(state, first + place);
-    const bool same = held.sequence == candidate.sequence &&
-                      (state.by != Competitor::token || held.position == candidate.position);
-    if (state.by == Competitor::document || same)
-      return ranks_before(state, candidate, held) ? first + place : -1;
+  if (seen || state.by == Competitor::document) {
+    for (std::int32_t place = 0; place < filled; ++place) {
+      if (state.document[first + place] != candidate.document) continue;
+      const Candidate held = place_of(state, first + place);
+      const bool same = held.sequence == candidate.sequence &&
+                        (state.by != Competitor::token || held.position == candidate.position);
+      if (state.by == Competitor::document || same)
+        return ranks_before(state, candidate, held) ? first + place : -1;
+    }
   }
-  return full ? first + state.worst[unit] : first + filled;
+  return first + (filled == state.places ? state.worst[unit] : filled);
 }
 
 inline void take_place(const TopK& state, std::int64_t unit, std::int64_t place, const Candidate& candidate,
@@ -79,7 +89,8 @@ inline void merge_unit(const TopK& state, const TopK& other, std::int64_t unit) 
   for (std::int32_t rank = 0; rank < other.filled[unit]; ++rank) {
     const std::int64_t from = unit * other.places + rank;
     const Candidate candidate = place_of(other, from);
-    const std::int64_t place = place_won(state, unit, candidate);
+    if (!beats_worst(state, unit, candidate)) continue;
+    const std::int64_t place = place_won(state, unit, candidate, true);
     if (place < 0) continue;
     const std::size_t length = static_cast<std::size_t>(other.window_length[from]);
     std::memcpy(state.token_ids + place * width, other.token_ids + from * width, length * sizeof(std::int32_t));
