@@ -152,6 +152,7 @@ class Block {
         units_(static_cast<int>(job.units - first_unit < kBlockUnits ? job.units - first_unit : kBlockUnits)) {}
 
   void run() {
+    prefetch_counters();
     std::int64_t row = 0;
     for (std::int64_t sequence = 0; sequence < job_.batch.sequences; ++sequence) {
       activate_only(row, job_.batch.start[sequence]);
@@ -162,6 +163,13 @@ class Block {
   }
 
  private:
+  // the counters of the block were pushed out by those of other blocks and layers since they were used last
+  void prefetch_counters() const {
+    if (!job_.histogram) return;
+    const char* counters = reinterpret_cast<const char*>(job_.histogram->recent + first_ * kBins);
+    for (std::int64_t byte = 0; byte < units_ * kBins * 2; byte += 64) __builtin_prefetch(counters + byte, 1, 2);
+  }
+
   // rows of no sequence: the model still reads them
   void activate_only(std::int64_t row, std::int64_t end) {
     if (job_.function == Function::identity) return;

@@ -22,6 +22,7 @@ from indexer.documents import Documents
 from indexer.errors import IndexerError
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
+from indexer.memory import freed_memory_kept
 from indexer.models import LoadedModel, Runner, load
 from indexer.observer import StatisticsObserver, describe
 from indexer.progress import Progress, in_bytes, in_tokens, peak_memory
@@ -67,6 +68,7 @@ class Build:
         config = self.config
         kernels = _chosen_kernels(config)
         self.corpus = Corpus(config.corpus, text_column=config.text_column, on_bad_text=config.on_bad_text)
+        stack.enter_context(freed_memory_kept())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(self.threads)
         loaded = load(
