@@ -218,6 +218,7 @@ def _report(options: Options, sides: Sides, seconds: dict[str, list[float]], che
     if BARE_ONEDNN in seconds:
         for name in (LOOP, BUILD):
             rows[name]["against_bare_onednn"] = ratios(seconds[name], seconds[BARE_ONEDNN])
+    assert build.observer is not None
     writing = [whole - loop for whole, loop in zip(seconds[BUILD], seconds[LOOP], strict=True)]
     results = {
         "sides": rows,

@@ -8,6 +8,7 @@
 
 Importing the package costs nothing: each name loads what it needs when it is first used.
 """
+from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 __all__ = ["IndexerError", "__version__", "build", "open_index"]
 
 
-def open_index(path: str | Path) -> "Index":
+def open_index(path: str | Path) -> Index:
     """Open a finished index for questions; use as a context manager or call its close().
 
     Raises IndexerError where the folder is missing, unfinished, damaged or of another format version.

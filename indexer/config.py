@@ -38,5 +38,6 @@ class BuildConfig(BaseModel):
     output_projection: str | None = None
     revision: str | None = None
     hooks: bool = Field(False, description="read activations by hooks even where the fused path is possible")
-    threads: Count | None = None
+    # far more than any machine has; OpenMP runtimes end the process when asked for a million
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     overwrite: bool = False

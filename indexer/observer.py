@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from indexer_kernels import Keep, Sequences, Statistics
@@ -118,11 +118,6 @@ class StatisticsObserver:
         met = _first_non_finite(layer, activations, sequences)
         if met is not None and (self.first_non_finite is None or met < self.first_non_finite):
             self.first_non_finite = met
-
-
-def describe(met: NonFinite) -> dict[str, int | str]:
-    """As it stands in the manifest."""
-    return asdict(met)
 
 
 def _first_non_finite(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite | None:

@@ -1,4 +1,5 @@
 """Names of units, `mlp.5.1733`, and ranges of layers, `0-5,7`."""
+from __future__ import annotations
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """What `build` makes of options and config files, and what it says of mistakes in them."""
+from __future__ import annotations
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """Arrow tables as JSON, CSV and tables for people."""
+from __future__ import annotations
 
 import csv
 import io

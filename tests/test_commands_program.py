@@ -1,4 +1,5 @@
 """The program as a process: quick to start, quiet when its reader leaves, honest about how it ended."""
+from __future__ import annotations
 
 import os
 import signal

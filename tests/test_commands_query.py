@@ -1,4 +1,5 @@
 """The commands that ask an index, on a synthetic one: right data, readable pages, one line for a mistake."""
+from __future__ import annotations
 
 import csv
 import io

@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +144,30 @@ def test_powers_beyond_float32_leave_that_moment_undefined(instruction_set: str)
     np.testing.assert_allclose(summary["mean"], 5e11, rtol=1e-6)
     assert np.isfinite(summary["variance"]).all()
     assert np.isnan(summary["kurtosis"]).all()
+
+
+def test_threads_of_our_own_give_the_same_bits() -> None:
+    program = (
+        "import hashlib, sys\n"
+        "from tests.test_statistics import KEEP, gathered, some_batches\n"
+        "state = gathered(130, some_batches(300, 130), 'cpp', KEEP, threads=3)\n"
+        "state.settle()\n"
+        "arrays = (state.histogram.counts, state.moments.sums, state.top.value, state.bottom.token_ids)\n"
+        "print(hashlib.sha256(b''.join(array.tobytes() for array in arrays)).hexdigest())\n"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **environment},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for environment in ({}, {"NEURON_INDEXER_OWN_THREADS": "1"})
+    }
+    assert len(digests) == 1
 
 
 def test_moments_keep_their_bound() -> None:

@@ -2,6 +2,7 @@
 
 Nothing heavy is imported before a command needs it, so that help is there at once.
 """
+from __future__ import annotations
 
 import sys
 from enum import StrEnum
@@ -295,19 +296,19 @@ def demo(
     run_demo(output, max_tokens, overwrite)
 
 
-def _open(path: Path) -> "Index":
+def _open(path: Path) -> Index:
     from indexer.index.read import open_index
 
     return open_index(path)
 
 
-def _rows(table: "pa.Table") -> list[dict[str, Any]]:
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
     from indexer.display.data import rows
 
     return list(rows(table))
 
 
-def _write(table: "pa.Table", form: Format) -> None:
+def _write(table: pa.Table, form: Format) -> None:
     from indexer.display.data import write_csv, write_json
 
     (write_json if form is Format.JSON else write_csv)(table, sys.stdout)

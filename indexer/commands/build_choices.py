@@ -1,4 +1,5 @@
 """The options of `build` as its help tells them. One not given is None, so a config file's value holds."""
+from __future__ import annotations
 
 from typing import Any
 

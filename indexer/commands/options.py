@@ -1,4 +1,5 @@
 """From options and a TOML file to a checked BuildConfig, or to one line that says what is wrong."""
+from __future__ import annotations
 
 import difflib
 import tomllib

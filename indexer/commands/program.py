@@ -1,4 +1,5 @@
 """How the program ends: 0 done, 2 a mistake told in one line, 130 interrupted; never a traceback."""
+from __future__ import annotations
 
 import os
 import sys

@@ -1,4 +1,5 @@
 """The corpus: an ordered list of files that is read, once, as a stream of documents."""
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 Source: hf://datasets/OWNER/NAME[@REVISION][/CONFIGURATION][:SPLIT]; the split is `train` if none is named.
 The revision is resolved to a commit before reading, so that the manifest says what was read.
 """
+from __future__ import annotations
 
 import hashlib
 import os

@@ -1,4 +1,5 @@
 """What every reader shares: counters, the text column, and what becomes of text that is not valid UTF-8."""
+from __future__ import annotations
 
 import codecs
 import re

@@ -2,6 +2,7 @@
 
 Blank lines are no records. All are read as streams; what must fit in memory is one record.
 """
+from __future__ import annotations
 
 import csv
 import io

@@ -4,6 +4,7 @@ The order is the one given; a folder is walked depth first, its entries sorted b
 of a glob are sorted by path. A file named twice is read once, at its first place. So a file's ordinal,
 and with it every document id, depends on the names alone, never on what the files hold.
 """
+from __future__ import annotations
 
 import glob
 import os

@@ -1,4 +1,5 @@
 """Bytes of a corpus file: counted and hashed as they are read from disk, then decompressed."""
+from __future__ import annotations
 
 import hashlib
 import io

@@ -1,4 +1,5 @@
 """Parquet files, and columns of Arrow tables as texts, which hub data sets need too."""
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator

@@ -1,4 +1,5 @@
 """A text file is one document, read in blocks so that no file is ever held whole."""
+from __future__ import annotations
 
 import io
 from collections.abc import Iterator

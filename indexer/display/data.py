@@ -3,6 +3,7 @@
 JSON and CSV are exact: a float32 is written with the fewest digits that give it back, a list stays a list (in
 CSV as JSON within the cell), and nothing is cut. The table for people is cut to the terminal, and says so.
 """
+from __future__ import annotations
 
 import csv
 import json

@@ -3,6 +3,7 @@
 Both axes are logarithmic: the bins are (8 to an octave, merged to fewer where there is no room), and counts
 span so many powers of ten that on a linear scale the interesting tail would vanish.
 """
+from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,5 @@
 """What the commands show to people: examples with the peak marked, a unit's card, an index's facts."""
+from __future__ import annotations
 
 import os
 import sys
@@ -204,7 +205,7 @@ def _fact(value: Any) -> str:
     return "-" if value is None else one_line(str(value))
 
 
-def sources(index: "Index", examples: list[dict[str, Any]]) -> dict[int, str]:
+def sources(index: Index, examples: list[dict[str, Any]]) -> dict[int, str]:
     """What to call the documents of some examples: their file, and the row where a file has several."""
     wanted = ", ".join(sorted({str(example["document"]) for example in examples}))
     if not wanted:

@@ -1,4 +1,5 @@
 """A unit's histogram as a picture: PNG, SVG or PDF, by matplotlib."""
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ def plot_histogram(
             raise IndexerError(f"--output {output}: {error.strerror or error}") from error
 
 
-def _draw_bars(axes: "Axes", shown: Sequence[Bar], unit: Mapping[str, Any]) -> None:
+def _draw_bars(axes: Axes, shown: Sequence[Bar], unit: Mapping[str, Any]) -> None:
     for bar in shown:
         # The outermost bins are open; the largest magnitude seen closes them.
         lower = unit["minimum"] if bar.lower == -math.inf else bar.lower
@@ -75,7 +76,7 @@ def _draw_bars(axes: "Axes", shown: Sequence[Bar], unit: Mapping[str, Any]) -> N
             axes.plot([0, 0], [_FLOOR, bar.count], color=_PALE, linewidth=1.5, solid_capstyle="butt")
 
 
-def _scale(axes: "Axes", unit: Mapping[str, Any], linear: bool) -> None:
+def _scale(axes: Axes, unit: Mapping[str, Any], linear: bool) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
     axes.set_xscale("symlog", linthresh=_LINEAR_BELOW, linscale=0.5)
@@ -100,7 +101,7 @@ def _decades(minimum: float, maximum: float) -> list[float]:
     return [*(falling[::step] if minimum < 0 else []), 0.0, *(rising[::step] if maximum > 0 else [])]
 
 
-def _draw_quantiles(axes: "Axes", unit: Mapping[str, Any]) -> None:
+def _draw_quantiles(axes: Axes, unit: Mapping[str, Any]) -> None:
     labels: dict[float, list[str]] = {}
     for column, label in _QUANTILES.items():
         if unit[column] is not None:
@@ -122,7 +123,7 @@ def _draw_quantiles(axes: "Axes", unit: Mapping[str, Any]) -> None:
         )
 
 
-def _write_title(axes: "Axes", name: str, unit: Mapping[str, Any], shown: Sequence[Bar]) -> None:
+def _write_title(axes: Axes, name: str, unit: Mapping[str, Any], shown: Sequence[Bar]) -> None:
     count = unit["count"]
     share = 100 * unit["active"] / count if count else 0.0
     told = [f"{number(count)} tokens", f"active {share:.3g} %", f"maximum {number(unit['maximum'])}"]

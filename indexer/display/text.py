@@ -3,6 +3,7 @@
 The promise: whatever a corpus holds, what comes out has no control, bidirectional or other invisible
 formatting character and no line break, so it can neither drive the terminal nor reorder a line.
 """
+from __future__ import annotations
 
 import re
 import unicodedata

@@ -3,6 +3,7 @@
 The footer tells which row group holds them; of that only the rows up to the last wanted one are decoded.
 Pages are checked against their checksums on the way.
 """
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

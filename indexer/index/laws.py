@@ -2,6 +2,7 @@
 
 Each check takes whole columns and raises IndexerError for the first unit that breaks a law.
 """
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any

@@ -2,6 +2,7 @@
 
 Written last; without it there is no index.
 """
+from __future__ import annotations
 
 import hashlib
 import json

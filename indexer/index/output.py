@@ -1,4 +1,5 @@
 """Putting a finished folder where it belongs, in one step and for good."""
+from __future__ import annotations
 
 import ctypes
 import json

@@ -4,6 +4,7 @@ The guarantee: for magnitudes in [2^-10, 2^14) a quantile is within 1/16 relativ
 statistic, because a bin spans at most an eighth of its lower edge and the answer is the bin's middle. It is
 never outside [minimum, maximum]. For the two outermost bins of each sign only the latter holds.
 """
+from __future__ import annotations
 
 import numpy as np
 

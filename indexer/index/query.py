@@ -5,6 +5,7 @@ it from writing to the files it may read, and a SELECT can write: by COPY as the
 that a table function runs. So a query has to be one SELECT by its type, its syntax tree must hold nothing
 but SELECTs and table functions known to be harmless, and its plan no operator that writes.
 """
+from __future__ import annotations
 
 import json
 import re

@@ -1,4 +1,5 @@
 """Reading an index: a unit's record in a few milliseconds, and SQL. Needs neither torch nor the kernels."""
+from __future__ import annotations
 
 import threading
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class UnitRecord:
     bottom: pa.Table
 
 
-def open_index(path: Path | str) -> "Index":
+def open_index(path: Path | str) -> Index:
     """Open a finished index.
 
     Checks the manifest and the size of every file; `Index.verify` checks their content.
@@ -76,7 +77,7 @@ class Index:
         # Where each layer's rows begin in units.parquet.
         self._first_row = dict(zip(map(_key, self.manifest.layers), np.cumsum(units).tolist(), strict=False))
 
-    def __enter__(self) -> "Index":
+    def __enter__(self) -> Index:
         return self
 
     def __exit__(
@@ -142,7 +143,7 @@ class Index:
             bottom=_first(examples, "bottom", k),
         )
 
-    def sql(self, query: str, parameters: "Parameters" = None) -> pa.Table:
+    def sql(self, query: str, parameters: Parameters = None) -> pa.Table:
         """The result of one SELECT over the views units, examples, histograms, documents, vocabulary.
 
         parameters: values for ? (a list) or $name (a mapping) in the query.

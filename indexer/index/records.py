@@ -3,6 +3,7 @@
 The promise: `LayerRecord.check()` accepts a record if and only if its arrays have the shapes and dtypes
 written here, so a writer that got past it can only fail on the disk.
 """
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Examples:
         return np.arange(self.places) < self.filled[:, None]
 
     @classmethod
-    def empty(cls, units: int, places: int = 0, window: int = 1) -> "Examples":
+    def empty(cls, units: int, places: int = 0, window: int = 1) -> Examples:
         """No example at all for `units` units."""
         return cls(
             filled=np.zeros(units, np.int32),

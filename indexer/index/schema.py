@@ -4,6 +4,7 @@ Files of one row per example or bin are sorted by unit and grouped so that a row
 unit's rows are then found from the footer alone. At most 64 row groups per file, because readers parse the
 footer of every file they touch at some 25 us per row group.
 """
+from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Final

@@ -1,4 +1,5 @@
 """A synthetic index of any size, obeying every law that `verify --full` checks; for tests and benchmarks."""
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass

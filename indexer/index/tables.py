@@ -1,4 +1,5 @@
 """Arrow tables of the index from a layer's record."""
+from __future__ import annotations
 
 from collections.abc import Iterator
 

@@ -5,6 +5,7 @@ Always: every file's size and SHA-256, its schema, its number of rows, the check
 laws of the content: bins, NaN and infinities add up to the count; extremes, active values and quantiles
 agree with the bins; examples are ranked by the total order, and a window holds its peak.
 """
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any

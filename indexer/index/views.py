@@ -4,6 +4,7 @@ The same text serves `views.sql`, with paths relative to the index for the plain
 connection, with absolute paths. It is always written from the manifest, never read from an index: SQL out
 of a folder that came from elsewhere could do anything.
 """
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,6 +7,7 @@ A character may be split over several tokens, so a piece writes bytes that are n
 %E2, and a percent sign as %25; the joined pieces are then URL-decoded, which DuckDB can do too. A character
 cut by the window's edge becomes one U+FFFD.
 """
+from __future__ import annotations
 
 import json
 import re
@@ -54,7 +55,7 @@ class Vocabulary:
         return len(self.tokens)
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> "Vocabulary":
+    def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
         """Read the vocabulary of a fast tokenizer of transformers, or of a `tokenizers.Tokenizer`.
 
         The decoder that belongs to it tells how its tokens are spelled. Ids without a token read as "".
@@ -75,7 +76,7 @@ class Vocabulary:
         return cls(tokens, pieces, spaced)
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> "Vocabulary":
+    def from_table(cls, table: pa.Table) -> Vocabulary:
         """Read the one row of vocabulary.parquet."""
         if table.num_rows != 1:
             raise IndexerError(

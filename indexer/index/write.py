@@ -5,6 +5,7 @@ folder is renamed to the output. A crash at any moment leaves either what was th
 index, and at worst a folder `.NAME.*.partial` beside it. With `overwrite` the old index is exchanged for
 the new one in one step.
 """
+from __future__ import annotations
 
 import os
 import secrets
@@ -64,7 +65,7 @@ class IndexWriter:
         self._lock = threading.Lock()
         self._pending: list[Future[None]] = []
 
-    def __enter__(self) -> "IndexWriter":
+    def __enter__(self) -> IndexWriter:
         folder = self._target.parent / f".{self._target.name}.{secrets.token_hex(4)}.partial"
         with self._told():
             for part in (folder, folder / schema.EXAMPLES_FOLDER, folder / schema.HISTOGRAMS_FOLDER):
@@ -172,7 +173,7 @@ class IndexWriter:
                 for future in ended:
                     future.result()
 
-    def _later(self, future: "Future[None]") -> None:
+    def _later(self, future: Future[None]) -> None:
         with self._lock:
             self._pending.append(future)
 

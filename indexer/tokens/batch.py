@@ -1,4 +1,5 @@
 """Sequences cut from tokens, sorted by length within a bounded look-ahead, packed into padded batches."""
+from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Batch:
     ordinal: NDArray[np.int64]
     counted: NDArray[np.bool_]
 
-    def sequences(self) -> "Sequences":
+    def sequences(self) -> Sequences:
         """Where the sequences lie in activations of [sequences * width, units]."""
         from indexer_kernels.sequences import Sequences
 
@@ -95,7 +96,7 @@ class _Window:
     ordinal: NDArray[np.int64]
 
     @classmethod
-    def joined(cls, windows: "list[_Window]") -> "_Window":
+    def joined(cls, windows: list[_Window]) -> _Window:
         base = np.cumsum([0] + [len(window.token_ids) for window in windows[:-1]])
         starts = [window.start + first for window, first in zip(windows, base, strict=True)]
         return cls(
@@ -106,13 +107,13 @@ class _Window:
             np.concatenate([window.ordinal for window in windows]),
         )
 
-    def taken(self, rows: NDArray[np.int64] | slice) -> "_Window":
+    def taken(self, rows: NDArray[np.int64] | slice) -> _Window:
         """Some of the sequences, with the tokens of all."""
         return _Window(
             self.token_ids, self.start[rows], self.length[rows], self.document[rows], self.ordinal[rows]
         )
 
-    def compacted(self) -> "_Window":
+    def compacted(self) -> _Window:
         """The same sequences without the tokens of others."""
         ends = np.cumsum(self.length)
         index = np.arange(ends[-1] if len(ends) else 0) + np.repeat(

@@ -1,4 +1,5 @@
 """Batches of token ids, read and encoded in the background while the model works."""
+from __future__ import annotations
 
 import contextlib
 import os
@@ -104,7 +105,7 @@ class Batches:
         """Stop the background thread; called again, it does nothing."""
         self._stop()
 
-    def __enter__(self) -> "Batches":
+    def __enter__(self) -> Batches:
         return self
 
     def __exit__(

@@ -1,4 +1,5 @@
 """Text to token ids through the model's own fast tokenizer, without the special tokens it adds."""
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any

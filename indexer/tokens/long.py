@@ -14,6 +14,7 @@ the join every two neighbours come from one window.
 Where no join is found the earlier window grows, up to `solid` characters. Then the text is cut, and the cut
 is counted in `forced`.
 """
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class _Joint:
     """Take the earlier window's tokens before `last`, then the later window's from `first`."""
 
     last: int
-    later: "_Window"
+    later: _Window
     first: int
 
 
@@ -108,7 +109,7 @@ class LongText:
         self._waiting = text[cut:]
         return text[:cut]
 
-    def _joint(self, window: "_Window", more: str) -> _Joint | None:
+    def _joint(self, window: _Window, more: str) -> _Joint | None:
         """Where the window that reaches on into `more` may take over, or None where they agree nowhere."""
         direct = True
         for within_words, overlap in product(self._within_words, self._overlaps):
@@ -129,7 +130,7 @@ class LongText:
                 direct = False
         return None
 
-    def _cut(self, window: "_Window", more: str) -> _Joint:
+    def _cut(self, window: _Window, more: str) -> _Joint:
         token = window.cut_before(len(window) - self._overlaps[0], within_words=True)
         if token is None:
             return _Joint(len(window), _Window(self._encoder, more), 0)

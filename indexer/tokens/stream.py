@@ -1,4 +1,5 @@
 """Documents to tokens, in the order of the corpus: many short documents at once, long ones in pieces."""
+from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator

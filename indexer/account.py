@@ -1,0 +1,146 @@
+"""What a build tells of itself: its plan, its cost, and the sections of the manifest."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from indexer_kernels import Keep
+from indexer_kernels.dispatch import instruction_set
+
+from indexer import __version__
+from indexer.models import MlpLayer
+from indexer.progress import in_bytes, in_tokens, peak_memory
+from indexer.units import format_layers
+
+if TYPE_CHECKING:
+    from indexer.pipeline import Build
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+
+
+def plan(build: Build, keep: Keep) -> str:
+    """One line before the work begins."""
+    units = sum(layer.units for layer in build.layers)
+    fused = sum(_path(build, layer) == "fused" for layer in build.layers)
+    files = len(build.corpus.files)
+    return (
+        f"indexing {units:,} neurons of layers {format_layers([layer.layer for layer in build.layers])} "
+        f"({fused} fused, {len(build.layers) - fused} by hook), {build.loaded.provenance['dtype']} on "
+        f"{build.loaded.device}, {files:,} file{'s' if files != 1 else ''}, "
+        f"{in_bytes(units * keep.bytes_per_unit())} of statistics"
+    )
+
+
+def cost(build: Build, output: Path) -> Iterator[str]:
+    """Lines after it is done: tokens, speed, shares of the time, memory; then what was odd."""
+    totals, observer = build.totals, build.observer
+    assert observer is not None
+    seconds, model = time.perf_counter() - build.begin, max(build.model_seconds, 1e-9)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    padding = totals.padding / max(1, totals.padding + totals.tokens)
+    yield (
+        f"{totals.counted_tokens:,} tokens in {totals.sequences:,} sequences, "
+        f"{in_tokens(totals.counted_tokens / model)} tokens/s; {seconds:.1f} s in all"
+    )
+    yield (
+        f"activation functions with statistics took {observer.seconds / model:.1%} of the model's time, "
+        f"it waited for text {build.waited / model:.1%}, padding {padding:.1%}"
+    )
+    yield f"{output}: {in_bytes(size)}; peak memory {in_bytes(peak_memory())}"
+    counts = build.corpus.counts
+    for number, what in (
+        (counts.empty, "empty documents were left out"),
+        (counts.bad_text_skipped, "documents with invalid UTF-8 were left out"),
+        (counts.bad_text_replaced, "documents have invalid UTF-8 replaced by U+FFFD"),
+        (counts.binary_skipped, "files that are not text were left out"),
+    ):
+        if number:
+            yield f"{number:,} {what}"
+    if observer.non_finite:
+        yield (
+            f"warning: {observer.non_finite:,} activations are NaN or infinite and enter nothing but their "
+            f"count; the first is {observer.first_non_finite}"
+        )
+
+
+def interrupted(build: Build) -> str:
+    """One line after Ctrl-C."""
+    tokens = build.observer.count if build.observer is not None and build.observer.statistics else 0
+    return (
+        f"stopped after {tokens:,} tokens; nothing was kept, {build.config.output} is as it was "
+        "(an index appears only when it is whole)"
+    )
+
+
+def manifest(build: Build) -> dict[str, Any]:
+    """The sections of the manifest that the build knows; see index.manifest.SECTIONS."""
+    tokenizer = build.loaded.tokenizer
+    return {
+        "model": {
+            **build.loaded.provenance,
+            "matmul": build.matmul,
+            "layers": [_layer(build, layer) for layer in build.layers],
+        },
+        "tokenizer": {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)},
+        "corpus": _corpus(build),
+        "configuration": build.config.model_dump(mode="json"),
+        "totals": _totals(build),
+        "software": {
+            "neuron-activation-indexer": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+            "kernels": build.kernels + (f" {instruction_set()}" if build.kernels == "cpp" else ""),
+            "threads": build.threads,
+            "machine": platform.machine(),
+        },
+    }
+
+
+def _path(build: Build, layer: MlpLayer) -> str:
+    return "hook" if build.config.hooks else layer.path
+
+
+def _layer(build: Build, layer: MlpLayer) -> dict[str, Any]:
+    return {
+        "layer": layer.layer,
+        "projection": layer.projection,
+        "path": _path(build, layer),
+        "function": layer.function,
+        "gated": layer.gated,
+        "reason": "asked for" if build.config.hooks else layer.reason,
+    }
+
+
+def _corpus(build: Build) -> dict[str, Any]:
+    counts = build.corpus.counts
+    return {
+        "files": build.corpus.digests(),
+        "documents": counts.documents,
+        "empty_documents": counts.empty,
+        "bad_text_replaced": counts.bad_text_replaced,
+        "bad_text_skipped": counts.bad_text_skipped,
+        "binary_files_skipped": counts.binary_skipped,
+        "characters": counts.characters,
+    }
+
+
+def _totals(build: Build) -> dict[str, Any]:
+    observer = build.observer
+    assert observer is not None
+    met = observer.first_non_finite
+    return {
+        **asdict(build.totals),
+        "non_finite": observer.non_finite,
+        "first_non_finite": None if met is None else asdict(met),
+        "seconds": round(time.perf_counter() - build.begin, 3),
+        "model_seconds": round(build.model_seconds, 3),
+        "kernel_seconds": round(observer.seconds, 3),
+        "waited_seconds": round(build.waited, 3),
+        "peak_memory_bytes": peak_memory(),
+    }
