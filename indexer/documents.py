@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from indexer.corpus import Corpus
+from indexer.corpus.sources import ROW_BITS
 
-ROW_BITS = 40
 PRUNE_AT = 200_000
 
 
@@ -26,17 +26,20 @@ class Documents:
         self._prune_at = PRUNE_AT
 
     def add(self, finished: Iterable[tuple[int, int]], *, running: bool = True) -> None:
-        """finished: (id, characters) of documents whose sequences have all been handed out."""
+        """Take in documents that are done with; `running` is whether more are to come.
+
+        finished: (id, characters) of documents whose sequences have all been run, so that what examples point
+        to now is what they will ever point to of these.
+        """
         self._characters.update(finished)
         if running and len(self._characters) >= self._prune_at:
             self._prune()
             self._prune_at = max(PRUNE_AT, 2 * len(self._characters))
 
     def table(self, corpus: Corpus, referenced: np.ndarray) -> pa.Table:
-        """document: int64, source: string, row: int64, characters: int64; ascending.
+        """The columns document: int64, source: string, row: int64, characters: int64; in the order of ids.
 
         referenced: int64, ascending ids of the documents wanted.
-
         characters is null for a document that --max-tokens cut off before its end.
         """
         ids = referenced.tolist()

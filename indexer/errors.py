@@ -1,4 +1,5 @@
 """The one kind of error a user can cause."""
+
 from __future__ import annotations
 
 

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Parameters of glibc's mallopt, and its own largest threshold (malloc.h; DEFAULT_MMAP_THRESHOLD_MAX).
+# parameters of glibc's mallopt, and its own largest threshold (malloc.h; DEFAULT_MMAP_THRESHOLD_MAX)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_THRESHOLD = 32 << 20
 _NEVER = 2**31 - 1

@@ -1,4 +1,5 @@
 """Names of units, `mlp.5.1733`, and ranges of layers, `0-5,7`."""
+
 from __future__ import annotations
 
 import re
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 from indexer.errors import IndexerError
 
-# One spelling per number: no sign, no leading zero, and small enough for the index's int32.
+# one spelling per number: no sign, no leading zero, and small enough for the index's int32
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # `sae:NAME` is a site whose name the user chose; it becomes part of a file name.
 _SITE = re.compile(r"[a-z][a-z0-9_]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
@@ -28,7 +29,7 @@ class Unit:
 
 def parse_unit(name: str) -> Unit:
     """Read a unit's name, SITE.LAYER.UNIT. Raises IndexerError where it is not one."""
-    # From the right: the name of a site may hold dots.
+    # from the right: the name of a site may hold dots
     parts = name.strip().rsplit(".", 2)
     if len(parts) != 3:
         raise IndexerError(f'unit "{name}": expected SITE.LAYER.UNIT, for example mlp.5.1733')

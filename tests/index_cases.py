@@ -62,7 +62,7 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
 def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, random: Any) -> Examples:
     """By sequence, with windows of up to two tokens before the peak and one after."""
     found = Examples.empty(units, places, 4)
-    # What lies beyond the filled places and lengths must not matter.
+    # what lies beyond the filled places and lengths must not matter
     for array in (found.value, found.activations):
         array[:] = np.nan
     for array in (found.document, found.sequence, found.position, found.token_ids, found.window_start):

@@ -14,10 +14,12 @@ KERNELS = ROOT / "kernels" / "indexer_kernels"
 # what reading an index consists of
 READING = [
     "indexer",
-    "indexer.index.read",
-    "indexer.index.verify",
-    "indexer.commands",
     "indexer.units",
+    *(
+        f"indexer.{folder}.{path.stem}".removesuffix(".__init__")
+        for folder in ("commands", "display", "index")
+        for path in sorted((ROOT / "indexer" / folder).glob("*.py"))
+    ),
 ]
 
 

@@ -1,4 +1,5 @@
 """What `build` makes of options and config files, and what it says of mistakes in them."""
+
 from __future__ import annotations
 
 import sys
@@ -97,6 +98,8 @@ MISTAKES = [
         [*MINIMUM, "--dtype", "int8"],
         "error: --dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not int8",
     ),
+    ([*MINIMUM, "--layers", ""], "error: --layers: string should have at least 1 character, not ''"),
+    ([*MINIMUM, "--threads", "100000"], "error: --threads: should be less than or equal to 1024, not 100000"),
     ([*MINIMUM, "--tpo", "3"], "error: No such option: --tpo"),
     ([*MINIMUM, "--config", "missing.toml"], "error: config file missing.toml: No such file or directory"),
     (["biuld"], "error: No such command 'biuld'"),
@@ -127,6 +130,8 @@ def test_a_mistake_is_one_line(built: list[BuildConfig], arguments: list[str], t
         ("topp = 3", "no such key: topp; did you mean top?"),
         ('by = "word"', "--by: should be 'sequence', 'token' or 'document', not word"),
         ("[build]\ntop = 3", "no such key: build"),
+        ("\ufeffwindow = [3]", "--window: field required, not [3]"),
+        ('window = "3,4"', "--window: should be a list, not 3,4"),
         ('text_column = "\udcff"', "not UTF-8 at byte 15"),
     ],
 )
@@ -183,3 +188,8 @@ def test_from_python(built: list[BuildConfig]) -> None:
         indexer.build(model="m", corpus=["t"], output="my.index", topp=3)
     with pytest.raises(IndexerError, match="--output is missing"):
         indexer.build(model="m", corpus=["t"])
+
+
+def test_paths_from_python_are_paths(built: list[BuildConfig]) -> None:
+    indexer.build(model=Path("m"), corpus=[Path("t.txt")], output="x")
+    assert (built[0].model, built[0].corpus) == ("m", ("t.txt",))

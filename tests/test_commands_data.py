@@ -1,4 +1,5 @@
 """Arrow tables as JSON, CSV and tables for people."""
+
 from __future__ import annotations
 
 import csv
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from indexer.display.data import number, print_table, write_csv, write_json
+from indexer.errors import IndexerError
 
 VALUES = np.array([0.1, np.inf, -np.inf, np.nan, 1e-45, 3.4028235e38, -0.0], np.float32)
 
@@ -116,3 +118,9 @@ def test_table_without_rows_or_columns() -> None:
 )
 def test_numbers_for_people(value: Any, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_a_date_that_python_has_not_gets_one_line() -> None:
+    late = pa.table({"day": pa.array([40_000_000], pa.date32())})
+    with pytest.raises(IndexerError, match="outside the years 1 to 9999"):
+        write_csv(late, io.StringIO())

@@ -1,4 +1,5 @@
 """The demo's corpus and model; building it is the slow tests' affair."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The histogram in characters: bars, chart, picture."""
+
 from __future__ import annotations
 
 import io

@@ -1,4 +1,5 @@
 """The program as a process: quick to start, quiet when its reader leaves, honest about how it ended."""
+
 from __future__ import annotations
 
 import os
@@ -90,7 +91,8 @@ def test_a_reader_that_leaves_is_no_error(form: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
-def test_interrupted_is_130() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_is_130(number: signal.Signals) -> None:
     code = (
         "import sys, time, types\n"
         "slow = types.ModuleType('indexer.pipeline')\n"
@@ -110,7 +112,7 @@ def test_interrupted_is_130() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "interrupted\n")
 
@@ -127,3 +129,10 @@ def test_an_encoding_without_bars_is_no_error() -> None:
         env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("\\u2588\n", "")
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 0), ("2>&-", 0)])
+def test_a_closed_output_is_no_error(closed: str, status: int) -> None:
+    command = f'"{sys.executable}" -m indexer --version {closed}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (status, "")

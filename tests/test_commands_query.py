@@ -1,4 +1,5 @@
 """The commands that ask an index, on a synthetic one: right data, readable pages, one line for a mistake."""
+
 from __future__ import annotations
 
 import csv
@@ -162,6 +163,8 @@ def test_sql_tells_what_it_leaves_out(folder: Path) -> None:
     assert len(out.splitlines()) == 2 + 5
     assert error == "5 of 32 rows shown (--rows N for more, --format csv for all)\n"
     assert len(from_csv("sql", folder, query)) == 32
+    out, error = run("sql", folder, query, "--rows", "9" * 30)
+    assert (len(out.splitlines()), error) == (2 + 32, "")
 
 
 def test_sql_text_cannot_drive_the_terminal(folder: Path) -> None:

@@ -1,4 +1,5 @@
 """Corpus text on a terminal: harmless, cut to size, the peak marked."""
+
 from __future__ import annotations
 
 import unicodedata

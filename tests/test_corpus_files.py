@@ -175,6 +175,7 @@ def test_null_is_an_empty_document(tmp_path: Path) -> None:
     ("a.json", b'[{"text": "x"} {"text": "y"}]', "record 1: not JSON"),
     ("a.json", b'[{"text": "x"}] x', "record 1: not JSON"),
     ("a.csv", b"id,text\n1,x\n2\n", 'line 3: 1 fields, so no column "text"'),
+    ("a.csv", b'id,text\n1,"never closed\n2,x\n', r"a.csv, line 3: not CSV \(unexpected end of data\)"),
     ("a.csv.gz", b"no gzip at all", r"a.csv.gz: broken gzip data \(.*\); restore the file or leave it out"),
     ("a.txt.gz", gzip.compress(os.urandom(100_000))[:-50], "broken gzip data .*runcated"),
     ("a.jsonl.zst", b"no zstd at all", "a.jsonl.zst: broken Zstandard data"),
@@ -299,8 +300,9 @@ def test_text_with_a_nul_byte_is_read_where_it_is_named(tmp_path: Path) -> None:
     assert read(written(tmp_path, "a.txt", b"a\0b"))[0] == [(0, "a\0b")]
 
 
-def test_a_pass_that_is_broken_off_has_no_digest(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", jsonl(["x" * 1000] * 5000))
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "parquet"])
+def test_a_pass_that_is_broken_off_has_no_digest(tmp_path: Path, form: str) -> None:
+    path = written(tmp_path, f"a.{form}", FORMS[form](["x" * 1000] * 5000))
     corpus = Corpus([str(path)])
     documents = corpus.documents()
     next(documents)
@@ -358,11 +360,13 @@ def test_json_text_in_any_blocks(block: int) -> None:
     assert list(values(iter(["[", " ] "]))) == []
 
 
-def test_the_standard_library() -> None:
-    """Real text: every Python file beside each other, of which a few are not UTF-8 on purpose."""
+def test_the_standard_library(tmp_path: Path) -> None:
+    """Real text: every Python file beside each other, and one that is not UTF-8."""
     folder = Path(sysconfig.get_path("stdlib"))
-    paths = sorted(folder.glob("*.py")) + sorted(folder.glob("lib2to3/tests/data/*.py"))
-    found, corpus = read(folder / "*.py", folder / "lib2to3/tests/data/*.py", on_bad_text="replace")
+    written(tmp_path, "latin.py", (folder / "argparse.py").read_bytes() + "Größe\n".encode("latin-1"))
+    paths = [*sorted(folder.glob("*.py")), tmp_path / "latin.py"]
+    found, corpus = read(folder / "*.py", tmp_path, on_bad_text="replace")
     expected = [path.read_bytes().decode("utf-8", "replace").removeprefix("\ufeff") for path in paths]
     assert [text for _, text in found] == [text for text in expected if text]
     assert corpus.counts.documents + corpus.counts.empty == len(paths)
+    assert corpus.counts.bad_text_replaced == 1

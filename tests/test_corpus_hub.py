@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from indexer.corpus import Corpus
 from indexer.errors import IndexerError
-
-pytest.importorskip("datasets")
 
 TEXTS = [f"text number {number} é" for number in range(2500)]
 
@@ -67,7 +68,39 @@ def test_the_split_and_the_configuration_are_chosen() -> None:
 
 
 @pytest.mark.usefixtures("data_set")
+def test_a_data_set_read_in_part_is_recorded_with_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.corpus.hub._commit", lambda source: "c" * 40)
+    corpus = Corpus(["hf://datasets/owner/name"])
+    documents = corpus.documents()
+    next(documents)
+    documents.close()  # type: ignore[attr-defined]
+    expected = {"source": "hf://datasets/owner/name", "bytes": None, "sha256": None}
+    assert corpus.digests() == [expected | {"revision": "c" * 40, "rows": None}]
+
+
+def test_the_revision_is_resolved_to_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def dataset_info(api: Any, name: str, revision: str | None) -> Any:
+        asked.append((name, revision))
+        return SimpleNamespace(sha="c" * 40)
+
+    def load_dataset(name: str, configuration: str | None, **options: Any) -> Any:
+        asked.append((name, configuration, options))
+        return Dataset.from_dict({"text": ["one", "two"]}).to_iterable_dataset()
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    found, corpus = texts("far/away@v2/en:test")
+    assert found == [(0, "one"), (1, "two")]
+    assert asked[0] == ("far/away", "v2")
+    assert asked[1] == ("far/away", "en", {"split": "test", "streaming": True, "revision": "c" * 40})
+    assert corpus.digests()[0]["revision"] == "c" * 40
+
+
+@pytest.mark.usefixtures("data_set")
 @pytest.mark.parametrize(("source", "message"), [
+    ("owner/name@v1", "revision v1 is for data sets of the hub; this is the folder owner/name here"),
     ("owner/name:dev", "owner/name:dev: cannot be read .*dev"),
     ("owner/name/third", "owner/name/third: cannot be read .*third"),
     ("owner/name/other", r'no column "text" \(it has: body\)'),

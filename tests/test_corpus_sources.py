@@ -70,6 +70,16 @@ def test_links_to_files_are_followed_and_loops_are_not(folder: Path) -> None:
     (folder / "sub" / "elsewhere.txt").symlink_to(folder / "b.txt")
     found = names(Corpus([str(folder / "sub")]), folder)
     assert found == ["sub/c.py", "sub/d.jsonl", "sub/elsewhere.txt"]
+    # with two links of this kind, glob's own `**` goes on for ever
+    (folder / "sub" / "self").symlink_to(".")
+    assert names(Corpus([str(folder / "sub" / "**")]), folder) == found
+    assert names(Corpus([str(folder / "**" / "*.py")]), folder) == ["sub/c.py"]
+
+
+def test_a_glob_of_any_folders_from_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert [file.path for file in Corpus(["**/*.[pm]*"]).files] == ["a.md", "sub/c.py"]
+    assert [file.path for file in Corpus(["s*/**/c.py"]).files] == ["sub/c.py"]
 
 
 def test_what_is_no_regular_file_is_left_out_or_refused(folder: Path) -> None:
@@ -95,7 +105,8 @@ def test_a_name_that_is_not_unicode_is_shown_as_unicode(folder: Path) -> None:
     (["missing.txt"], "corpus source missing.txt: no such file or directory; name a file"),
     (["missing/*.txt"], r"corpus source missing/\*.txt: no file matches this glob"),
     (["empty"], "corpus folder empty: no file in it"),
-    (["s3://bucket/key"], "s3://bucket/key: not a scheme that is known"),
+    (["nul\0byte"], "embedded null byte; name a file"),
+    (["s3://bucket/key"], "s3://bucket/key: no scheme that is known"),
     (["hf://datasets/one/two/three/four"], "write hf://datasets/OWNER/NAME"),
     (["packed.parquet.gz"], "packed.parquet.gz: Parquet in gzip is not read"),
 ])  # fmt: skip
@@ -125,6 +136,8 @@ def test_an_unknown_policy_for_bad_text() -> None:
     ("owner/name:test", HubSource("owner/name", None, None, "test")),
     ("owner/name/en", HubSource("owner/name", None, "en", "train")),
     ("owner/name@v1.0/en.2:validation", HubSource("owner/name", "v1.0", "en.2", "validation")),
+    ("owner/name@refs/convert/parquet", HubSource("owner/name", "refs/convert/parquet", None, "train")),
+    ("owner/name@refs/pr/7/en", HubSource("owner/name", "refs/pr/7", "en", "train")),
 ])  # fmt: skip
 def test_hub_sources(source: str, expected: HubSource) -> None:
     assert parse("hf://datasets/" + source) == expected

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from indexer_kernels import histogram as kernels
 
-from indexer.index.quantiles import QUANTILES, bin_edges, bins_of, quantiles
+from indexer.index.quantiles import QUANTILES, bin_edges, bins_of, magnitude_edges, quantiles
 from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN
-from indexer.index.schema import UNITS
 
 
 def test_edges_meet_and_ascend() -> None:
@@ -45,8 +45,14 @@ def test_a_value_lies_in_its_bin() -> None:
     assert (values[negative] <= upper[number][negative]).all()
 
 
-def test_columns_are_those_of_the_schema() -> None:
-    assert [name for name, _ in QUANTILES] == UNITS.names[-len(QUANTILES) :]
+def test_bins_are_those_of_the_kernels() -> None:
+    """Reading an index does without the kernels, so the two say it each for itself."""
+    assert (HISTOGRAM_BINS, ZERO_BIN) == (kernels.BINS, kernels.ZERO_BIN)
+    assert np.array_equal(magnitude_edges(), kernels.magnitude_edges())
+    edges = magnitude_edges()[:-1]
+    values = np.concatenate([edges, np.nextafter(edges, np.float32(np.inf)), np.nextafter(edges[1:], 0)])
+    values = np.concatenate([values, -values, [1e-45, 3e38, -3e38]]).astype(np.float32)
+    assert np.array_equal(bins_of(values), kernels.bins_of(values))
 
 
 @pytest.mark.parametrize("values", [1, 2, 99, 10_001])
@@ -63,7 +69,7 @@ def test_quantiles_are_within_a_sixteenth(values: int, shape: str) -> None:
     histogram = np.bincount(bins_of(sample), minlength=HISTOGRAM_BINS)[None]
     columns = quantiles(histogram, sample.min()[None], sample.max()[None])
     ordered = np.sort(sample)
-    for name, share in QUANTILES:
+    for name, share in QUANTILES.items():
         exact = float(ordered[max(math.ceil(values * share / 10_000), 1) - 1])
         found = float(columns[name][0])
         assert columns[name].dtype == np.float32
@@ -76,7 +82,7 @@ def test_quantiles_are_within_a_sixteenth(values: int, shape: str) -> None:
 
 def test_ranks_of_huge_counts_are_exact() -> None:
     histogram = np.zeros((1, HISTOGRAM_BINS), np.int64)
-    # One value more than ninety-nine hundredths of all, by one in 10^16.
+    # one value more than ninety-nine hundredths of all, by one in 10^16
     histogram[0, ZERO_BIN] = 99 * 10**15 - 1
     histogram[0, ZERO_BIN + 100] = 10**15 + 1
     columns = quantiles(histogram, np.zeros(1, np.float32), np.full(1, 1e9, np.float32))

@@ -69,7 +69,7 @@ def test_text_is_what_the_tokenizer_decodes(kind: str) -> None:
     vocabulary = Vocabulary.from_tokenizer(backend)
     ids = backend.encode(TEXT, add_special_tokens=False).ids
     decoded = backend.decode(ids, skip_special_tokens=False)
-    # The tokenizer's own clean-up of spaces before punctuation is no part of the text.
+    # the tokenizer's own clean-up of spaces before punctuation is no part of the text
     squeezed: Callable[[str], str] = (lambda text: "".join(text.split())) if vocabulary.spaced else str.lstrip
     assert squeezed(vocabulary.text(ids)) == squeezed(decoded)
 
@@ -91,7 +91,7 @@ def test_sql_and_python_read_the_same_text(kind: str, tmp_path: Any) -> None:
     vocabulary = Vocabulary.from_tokenizer(tiny_tokenizer(kind))
     ids = _backend(kind).encode(TEXT).ids
     random = np.random.default_rng(0)
-    # Every cut of a text, which splits characters at either end, and tokens that were never side by side.
+    # every cut of a text, which splits characters at either end, and tokens that were never side by side
     windows = [ids[first : first + 9] for first in range(len(ids))]
     windows += [random.integers(0, len(vocabulary), 8).tolist() for _ in range(400)]
     texts = [vocabulary.text(window) for window in windows]
@@ -114,7 +114,7 @@ def test_a_character_cut_by_the_edge_is_one_mark() -> None:
     assert decode_pieces("%9D%86 is %E2%82") == "\ufffd is \ufffd"
     assert decode_pieces("%E2%82%AC") == "€"
     assert decode_pieces("100%25") == "100%"
-    # Bytes that make no character within the text: one mark per run.
+    # bytes that make no character within the text: one mark per run
     assert decode_pieces("a%E2%82b%25c") == "a\ufffdb%c"
 
 

@@ -163,7 +163,7 @@ def test_overwrite_replaces(one_step: bool, tmp_path: Path, monkeypatch: pytest.
     with open_index(output) as old:
         before = old.top("mlp.0.4")
         write_index(output, [ragged_record(0, seed=9), ragged_record(1)], overwrite=True)
-        # What is open stays what it was.
+        # what is open stays what it was
         assert old.top("mlp.0.4").equals(before)
     assert _left(tmp_path) == ["i"]
     assert "notes.txt" not in _left(output)
@@ -189,6 +189,28 @@ def test_an_overwrite_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pyt
         write_index(output, [ragged_record(1)], overwrite=True)
     assert _left(tmp_path) == ["i"]
     assert _rows(output) == rows
+
+
+def test_a_folder_that_is_spelled_by_way_of_a_missing_one_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(IndexerError, match="exists"):
+            write_index(tmp_path / "missing" / "..", [ragged_record(0)], overwrite=overwrite)
+    assert _left(tmp_path) == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xff.index"), "nul\0.index"])
+def test_a_name_that_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(IndexerError, match="not UTF-8, or holds a NUL byte"):
+        write_index(tmp_path / name, [ragged_record(0)])
+
+
+def test_a_corpus_file_name_of_any_bytes_is_told_in_the_manifest(tmp_path: Path) -> None:
+    sections = {**SECTIONS, "configuration": {"corpus": [os.fsdecode(b"a\xff.txt")]}}
+    with IndexWriter(tmp_path / "my.index", TOKENS) as writer:
+        writer.add_layer(ragged_record(0))
+        writer.publish(sections, documents())
+    assert open_index(tmp_path / "my.index").manifest.configuration == {"corpus": ["a\ufffd.txt"]}
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
@@ -281,7 +303,7 @@ import resource, signal, sys
 from pathlib import Path
 from indexer.errors import IndexerError
 from tests.index_cases import ragged_record, write_index
-# A limit on the size of files makes the very write fail that passes it, as a full disk does.
+# a limit on the size of files makes the very write fail that passes it, as a full disk does
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:

@@ -163,6 +163,13 @@ def test_which_matrix_product_is_taken() -> None:
         Runner(adapted("gpt2"), None, Keeper(), matmul="fast")  # type: ignore[arg-type]
 
 
+def test_a_torch_without_onednn_multiplies_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not Runner(adapted("gpt2"), None, Keeper()).onednn
+    with pytest.raises(IndexerError, match="matmul onednn: this torch was built without it; take auto"):
+        Runner(adapted("gpt2"), None, Keeper(), matmul="onednn")
+
+
 class Log(TorchDispatchMode):
     """The torch operations that are run."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from indexer_kernels import activate
 from torch import Tensor, nn
 
 from indexer.errors import IndexerError
 from indexer.models import adapt
-from indexer.models.functions import FUNCTIONS, evaluate, recognise
+from indexer.models.functions import recognise
 from indexer.models.structure import find
 from tests.tiny_models import (
     BIDIRECTIONAL,
@@ -80,13 +83,6 @@ def test_activation_functions_are_told_apart() -> None:
         "leaky_relu": None, "prelu": None, "tanh": None, "linear": None,
     }  # fmt: skip
     assert {name: recognise(ACT2FN[name]) for name in names} == names
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_evaluate_rounds_once(function: str) -> None:
-    gate, up = torch.randn(2, 50, 7).bfloat16()
-    exact = FUNCTIONS[function](gate.float()) * up.float()
-    assert torch.equal(evaluate(function, gate, up, gate), exact.bfloat16())
 
 
 class Block(nn.Module):
@@ -229,6 +225,24 @@ def test_fused_path_is_dropped_where_it_changes_the_output() -> None:
     assert "differs by" in layer.reason
 
 
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_fused_path_is_dropped_where_it_makes_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, poison: float
+) -> None:
+    def poisoned(*arguments: Any) -> Tensor:
+        return activate(*arguments).fill_(poison)
+
+    monkeypatch.setattr("indexer.models.structure.activate", poisoned)
+    (layer,) = find(body(Packed())).layers
+    assert layer.path == "hook"
+
+
+def test_a_model_that_overflows_by_itself_is_fused_all_the_same() -> None:
+    model = body(Packed())
+    model.blocks[0].mlp.down.bias.data[3] = float("inf")
+    assert find(model).layers[0].path == "fused"
+
+
 def test_an_activation_module_that_layers_share_is_not_bypassed() -> None:
     shared, model = nn.ReLU(), body()
     model.blocks.extend([Spread(shared), Spread(shared), Spread(nn.ReLU())])
@@ -332,3 +346,18 @@ def test_the_model_is_left_as_it_was() -> None:
         assert "forward" not in module.__dict__
         assert not module._forward_hooks
         assert before[name].keys() == module.__dict__.keys()
+
+
+def test_what_is_nan_throughout_is_told() -> None:
+    model = body(Packed())
+    with torch.no_grad():
+        model.embedding.weight.fill_(float("nan"))
+    with pytest.raises(IndexerError, match="all it returns is NaN"):
+        find(model)
+
+
+def test_a_model_of_something_else_than_tokens_is_refused() -> None:
+    model = body(Packed())
+    model.get_input_embeddings = lambda: nn.Flatten()  # type: ignore[method-assign]
+    with pytest.raises(IndexerError, match="it has no embeddings of tokens"):
+        find(model)

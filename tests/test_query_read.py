@@ -21,7 +21,7 @@ from tests.index_cases import ragged_record, write_index
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # A name that SQL, globs and lists of paths would each like to read in their own way.
+    # a name that SQL, globs and lists of paths would each like to read in their own way
     return write_synthetic(
         tmp_path_factory.mktemp("it's, [a] * name") / "i x.index", Size(layers=2, units=700)
     )
@@ -186,3 +186,14 @@ def test_schema_lists_are_plain_when_read(index: Index) -> None:
     assert top.schema.field("activations").type == pa.list_(pa.float32())
     assert all(field.nullable for field in top.schema)
     assert top.column_names == schema.EXAMPLES.names
+
+
+def test_an_index_that_was_replaced_is_not_mixed_with_the_new_one(tmp_path: Path) -> None:
+    path = write_index(tmp_path / "my.index", [ragged_record(0), ragged_record(1)])
+    with indexer.open_index(path) as index:
+        before = index.top("mlp.0.0")
+        write_index(path, [ragged_record(0, seed=5), ragged_record(1, seed=5)], overwrite=True)
+        assert index.top("mlp.0.0").equals(before)
+        for question in (lambda: index.top("mlp.1.0"), lambda: index.sql("SELECT count(*) FROM units")):
+            with pytest.raises(IndexerError, match="it was replaced after it had been opened; open it again"):
+                question()

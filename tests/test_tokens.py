@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from indexer.corpus import Corpus, Document
 from indexer.corpus.policy import Reading
@@ -213,6 +215,17 @@ def test_text_that_the_tokenizer_drops_is_no_corpus() -> None:
         collected(Texts([" \n ", "\t"]), tiny_tokenizer("wordpiece"))
 
 
+def test_batches_of_one_sequence_each_leave_none_to_wait() -> None:
+    found, _ = collected(Texts(["def function(): pass\n" * 10]), tiny_tokenizer("wordpiece"), batch_tokens=1)
+    assert {len(batch.length) for batch in found} == {1}
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused() -> None:
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    with pytest.raises(IndexerError, match="it makes no token of text"):
+        collected(Texts(["x"]), empty)
+
+
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(IndexerError, match="not a fast tokenizer"):
         collected(Texts(["x"]), object())
@@ -309,14 +322,31 @@ def test_the_interpreter_ends_with_batches_left_open(tmp_path: Path, ending: str
     assert "panicked" not in done.stderr
 
 
-def test_finished_documents_are_told_once_and_in_time(tmp_path: Path) -> None:
-    texts = LINES[:3000]
+@pytest.mark.parametrize("most", [None, 90_000])
+def test_documents_are_told_as_finished_once_and_when_all_of_them_was_handed_out(most: int | None) -> None:
+    texts = [*LINES[:9000], library_text(), *LINES[:9000]]
     known: dict[int, int] = {}
-    with Batches(Texts(texts), tiny_tokenizer("byte_level"), context=16, batch_tokens=128) as batches:
+    early = 0
+    options: dict[str, Any] = {"context": 16, "batch_tokens": 128, "max_tokens": most}
+    with Batches(Texts(texts), tiny_tokenizer("byte_level"), **options) as batches:
         for batch in batches:
-            for document, characters in batches.finished_documents():
-                assert document not in known
-                known[document] = characters
-            assert set(batch.document.tolist()) <= set(known)
-        assert batches.finished_documents() == []
-    assert known == {row: len(text) for row, text in enumerate(texts)}
+            finished = dict(batches.finished_documents())
+            assert not known.keys() & finished.keys()
+            known |= finished
+            # nothing of a finished document comes any more, not even in this batch
+            assert not known.keys() & set(batch.document.tolist())
+            early = len(known)
+        last = dict(batches.finished_documents())
+    assert early > 1000
+    assert not known.keys() & last.keys()
+    known |= last
+    assert known.items() <= dict(enumerate(map(len, texts))).items()
+    if most is None:
+        assert len(known) == len(texts)
+
+
+def test_closing_before_the_first_batch_ends_the_iteration() -> None:
+    batches = Batches(Texts(LINES * 10), tiny_tokenizer("wordpiece"), context=32, batch_tokens=64)
+    batches.close()
+    with pytest.raises(StopIteration):
+        next(batches)

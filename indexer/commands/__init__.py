@@ -2,8 +2,11 @@
 
 Nothing heavy is imported before a command needs it, so that help is there at once.
 """
+
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -52,9 +55,16 @@ app = typer.Typer(
 
 def main() -> None:
     """The program `neuron-indexer`."""
+    # a program that was started with its output closed has None in its place
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed with the program
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        # Where bars and guillemets cannot be encoded, their escapes are better than a traceback.
+        # where bars and guillemets cannot be encoded, their escapes are better than a traceback
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # told to end by a scheduler or by a terminal that closes, a build cleans up as after Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     app(prog_name=NAME)
 
 
@@ -71,6 +81,7 @@ def program(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
+    """Without a command, print the help."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -78,7 +89,7 @@ def program(
 @app.command(
     epilog=_examples(
         "build ./model texts/*.txt more.jsonl.gz --output my.index",
-        "build openai-community/gpt2 hf://datasets/NAME --layers 0-5 --max-tokens 1000000 -o gpt2.index",
+        "build openai-community/gpt2 hf://datasets/OWNER/NAME --max-tokens 1000000 -o gpt2.index",
         "build --config build.toml --overwrite",
     )
 )
@@ -267,7 +278,7 @@ def sql(
     from indexer.display.data import print_table
     from indexer.display.pages import console
 
-    print_table(table.slice(0, rows), console(), tell)
+    print_table(table.slice(0, min(rows, table.num_rows)), console(), tell)
     if table.num_rows > rows:
         tell(f"{rows:,} of {table.num_rows:,} rows shown (--rows N for more, --format csv for all)")
 

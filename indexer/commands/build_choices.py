@@ -1,4 +1,5 @@
 """The options of `build` as its help tells them. One not given is None, so a config file's value holds."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -24,7 +25,7 @@ def _argument(name: str, help: str) -> Any:
 MODEL = _argument("MODEL", "Local folder or hub name; safetensors weights.")
 CORPUS = _argument(
     "CORPUS...",
-    "Text, .jsonl, .json, .csv (also .gz, .zst), .parquet; files, globs, folders; hf://datasets/NAME.",
+    "Text, .jsonl, .json, .csv (also .gz, .zst), .parquet; files, globs, folders; hf://datasets/OWNER/NAME.",
 )
 OUTPUT = _option(_MODEL, "--output", "DIR", "Folder to write the index to.", short="-o")
 CONFIG = _option(

@@ -1,4 +1,5 @@
 """From options and a TOML file to a checked BuildConfig, or to one line that says what is wrong."""
+
 from __future__ import annotations
 
 import difflib
@@ -16,7 +17,7 @@ from indexer.errors import IndexerError
 def read_config_file(path: Path) -> dict[str, Any]:
     """The keys of a TOML file of BuildConfig's fields. Raises IndexerError naming file, line or key."""
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
+        options = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise IndexerError(f"config file {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -46,7 +47,7 @@ def _one_line(error: ValidationError, source: Mapping[str, str]) -> str:
     first, *others = error.errors(include_url=False)
     key = str(first["loc"][0]) if first["loc"] else "options"
     where = f"{source.get(key, '')}{option_name(key)}"
-    if first["type"] == "missing":
+    if first["type"] == "missing" and len(first["loc"]) == 1:
         told = f"{where} is missing: give it on the command line or as `{key}` in --config FILE.toml"
     elif first["type"] == "extra_forbidden":
         told = f"no such option: {key}{_nearest(key)}"
@@ -65,7 +66,7 @@ def _shown(value: Any) -> str:
 
 
 def _lower(message: str) -> str:
-    message = message.removeprefix("Input ").removeprefix("Value error, ")
+    message = message.removeprefix("Input ").removeprefix("Value error, ").replace("valid tuple", "list")
     return message[:1].lower() + message[1:]
 
 

@@ -1,4 +1,5 @@
 """How the program ends: 0 done, 2 a mistake told in one line, 130 interrupted; never a traceback."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +15,7 @@ from indexer.errors import IndexerError
 NAME = "neuron-indexer"
 _TRACEBACK = "NEURON_INDEXER_TRACEBACK"
 
-# The class above every complaint of the option parser; typer gives it no public name.
+# the class above every complaint of the option parser; typer gives it no public name
 _OptionError: Any = typer.BadParameter.__base__
 
 
@@ -33,7 +34,7 @@ class Commands(TyperGroup):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            # What is still buffered would fail again when the interpreter closes stdout.
+            # what is still buffered would fail again when the interpreter closes stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return None
 

@@ -1,4 +1,5 @@
 """Reading text: files, folders, globs and hub data sets become a stream of documents."""
+
 from __future__ import annotations
 
 from indexer.corpus.corpus import Corpus, CorpusCounts, Document

@@ -1,4 +1,5 @@
 """The corpus: an ordered list of files that is read, once, as a stream of documents."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from indexer.corpus.hub import parse, read_hub
 from indexer.corpus.policy import BAD_TEXT_CHOICES, CorpusCounts, Reading
 from indexer.corpus.records import read_csv, read_json, read_jsonl
-from indexer.corpus.sources import CorpusFile, expand
+from indexer.corpus.sources import ROW_BITS, CorpusFile, expand
 from indexer.corpus.tables import read_parquet
 from indexer.corpus.text import read_text
 from indexer.errors import IndexerError
@@ -22,17 +23,17 @@ READERS: dict[str, Callable[[CorpusFile, Reading], Iterator[tuple[int, str]]]] =
     "parquet": read_parquet,
     "hub": read_hub,
 }
-ROW_BITS = 40
 
 
 @dataclass(slots=True)
 class Document:
     """One text, handed out in pieces so that a huge one is never held whole.
 
-    The pieces must be used up before the next document is asked for. Their sum is the text.
+    id: file ordinal << ROW_BITS | row.
+    pieces: to be used up before the next document is asked for; their sum is the text.
     """
 
-    id: int  # file ordinal << 40 | row
+    id: int
     source: str
     row: int
     pieces: Iterator[str]
@@ -51,7 +52,7 @@ class Corpus:
         self, sources: Sequence[str], *, text_column: str = "text", on_bad_text: str = "error"
     ) -> None:
         if on_bad_text not in BAD_TEXT_CHOICES:
-            raise IndexerError(f"--on-bad-text {on_bad_text}: choose one of {', '.join(BAD_TEXT_CHOICES)}.")
+            raise IndexerError(f"--on-bad-text {on_bad_text}: choose one of {', '.join(BAD_TEXT_CHOICES)}")
         self.files: list[CorpusFile] = expand(sources)
         for file in self.files:
             if file.kind == "hub":
@@ -133,5 +134,5 @@ def _records(file: CorpusFile, reading: Reading, rows: Iterator[tuple[int, str]]
 def _no_text(files: int, counts: CorpusCounts) -> str:
     return (
         f"the corpus has no text: {files} file{'s' if files != 1 else ''}, {counts.empty} empty documents, "
-        f"{counts.bad_text_skipped} skipped as bad text, {counts.binary_skipped} binary files skipped."
+        f"{counts.bad_text_skipped} skipped as bad text, {counts.binary_skipped} binary files skipped"
     )

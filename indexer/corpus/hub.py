@@ -3,6 +3,7 @@
 Source: hf://datasets/OWNER/NAME[@REVISION][/CONFIGURATION][:SPLIT]; the split is `train` if none is named.
 The revision is resolved to a commit before reading, so that the manifest says what was read.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,7 +21,10 @@ from indexer.corpus.tables import BATCH_ROWS, column_texts
 from indexer.errors import IndexerError
 
 PATTERN = re.compile(
-    r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<configuration>[\w.-]+))?(:(?P<split>[\w.-]+))?"
+    r"(?P<name>[\w.-]+/[\w.-]+)"
+    # the hub's own branches are the only ones with a slash that can be told from a configuration
+    r"(@(?P<revision>refs/(convert|pr)/\w+|[\w.-]+))?"
+    r"(/(?P<configuration>[\w.-]+))?(:(?P<split>[\w.-]+))?"
 )
 
 
@@ -35,11 +39,11 @@ class HubSource:
 
 
 def parse(source: str) -> HubSource:
-    """Raises IndexerError where the source is not of the form above."""
+    """Read a source. Raises IndexerError where it is not of the form above."""
     match = PATTERN.fullmatch(source.removeprefix(HUB_PREFIX).rstrip("/"))
     if match is None:
         raise IndexerError(
-            f"corpus source {source}: write hf://datasets/OWNER/NAME[@REVISION][/CONFIGURATION][:SPLIT]."
+            f"corpus source {source}: write hf://datasets/OWNER/NAME[@REVISION][/CONFIGURATION][:SPLIT]"
         )
     return HubSource(match["name"], match["revision"], match["configuration"], match["split"] or "train")
 
@@ -47,13 +51,15 @@ def parse(source: str) -> HubSource:
 def read_hub(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
     """(row, text) of each row of a data set's split, in the order in which the library streams it.
 
-    The digest is the SHA-256 of all texts in UTF-8, each followed by one zero byte.
+    The digest is the SHA-256 of all texts in UTF-8, each followed by one zero byte. It is noted at the end,
+    with the number of rows; the revision from the beginning.
     """
     source = parse(file.source)
     digest = hashlib.sha256()
     row = 0
     try:
         commit = _commit(source)
+        reading.note_digest(file, None, None, revision=commit, rows=None)
         for table in _tables(source, commit):
             if reading.text_column not in table.column_names:
                 raise reading.no_column(f"corpus {file.source}", table.column_names)
@@ -64,18 +70,26 @@ def read_hub(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
                 digest.update(b"\0")
                 yield number, text
             row += table.num_rows
-    except (IndexerError, GeneratorExit):
+    except IndexerError:
         raise
     except Exception as error:
         # the library's errors have no common base, and a user can cause most of them: name, network, format
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise IndexerError(f"corpus {file.source}: cannot be read ({reason[:600]}).") from error
+        raise IndexerError(f"corpus {file.source}: cannot be read ({reason[:600]})") from error
     reading.note_digest(file, None, digest.hexdigest(), revision=commit, rows=row)
 
 
 def _commit(source: HubSource) -> str | None:
-    """The commit that the revision stands for; None for a data set folder on this machine."""
+    """The commit that the revision stands for; None for a data set folder on this machine.
+
+    The library takes such a folder for the data set whatever the hub has of that name.
+    """
     if os.path.isdir(source.name):
+        if source.revision is not None:
+            raise IndexerError(
+                f"corpus {HUB_PREFIX}{source.name}: revision {source.revision} is for data sets of the hub; "
+                f"this is the folder {source.name} here"
+            )
         return None
     from huggingface_hub import HfApi
 

@@ -2,6 +2,7 @@
 
 What is held is the value being parsed and at most as much text again.
 """
+
 from __future__ import annotations
 
 import json

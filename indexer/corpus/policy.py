@@ -1,4 +1,5 @@
 """What every reader shares: counters, the text column, and what becomes of text that is not valid UTF-8."""
+
 from __future__ import annotations
 
 import codecs
@@ -18,28 +19,37 @@ OTHER_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 @dataclass
 class CorpusCounts:
-    """What reading has met so far."""
+    """What reading has met so far.
 
-    documents: int = 0  # handed out: not empty, not skipped
-    empty: int = 0  # documents without a character; skipped
-    bad_text_replaced: int = 0  # documents in which U+FFFD stands for bytes that are not UTF-8
-    bad_text_skipped: int = 0  # documents left out because of such bytes
-    binary_skipped: int = 0  # files, found in a folder or by a glob, that are not text
-    bytes_read: int = 0  # on disk, compressed as they are
-    characters: int = 0  # of the documents handed out
+    documents: those handed out, with so many `characters`. empty: those without a character; skipped.
+    bad_text_replaced: documents in which U+FFFD stands for bytes that are not UTF-8.
+    bad_text_skipped: documents left out because of such bytes.
+    binary_skipped: files, found in a folder or by a glob, that are not text.
+    bytes_read: on disk, compressed as they are.
+    """
+
+    documents: int = 0
+    empty: int = 0
+    bad_text_replaced: int = 0
+    bad_text_skipped: int = 0
+    binary_skipped: int = 0
+    bytes_read: int = 0
+    characters: int = 0
 
 
 @dataclass
 class Reading:
-    """The state of one pass over the corpus."""
+    """The state of one pass over the corpus.
+
+    digests: what was read of each file, by ordinal; see `note_digest`.
+    left_out: ordinals of files that are not part of the corpus after all.
+    """
 
     text_column: str
     on_bad_text: str
     counts: CorpusCounts = field(default_factory=CorpusCounts)
     digests: dict[int, dict[str, Any]] = field(default_factory=dict)
-    left_out: set[int] = field(
-        default_factory=set
-    )  # ordinals of files that are not part of the corpus after all
+    left_out: set[int] = field(default_factory=set)
 
     def note_digest(self, file: CorpusFile, size: int | None, sha256: str | None, **more: Any) -> None:
         """What was read of a file, for the manifest; size and sha256 are None where it was not all of it."""
@@ -77,23 +87,26 @@ class Reading:
         return repaired()
 
     def no_column(self, place: str, columns: Iterable[str]) -> IndexerError:
+        """The error for a file or record without the text column."""
         has = ", ".join(str(column) for column in columns) or "none"
         return IndexerError(
             f'{place}: no column "{self.text_column}" (it has: {has}). '
-            "Name the one to index with --text-column."
+            "Name the one to index with --text-column"
         )
 
-    def not_text(self, place: str, value: object) -> IndexerError:
+    def not_text(self, place: str, kind: object) -> IndexerError:
+        """The error for a text column that holds values of another kind."""
         return IndexerError(
-            f'{place}: column "{self.text_column}" holds {type(value).__name__}, not text. '
-            "Name the one to index with --text-column."
+            f'{place}: column "{self.text_column}" holds {kind}, not text. '
+            "Name the one to index with --text-column"
         )
 
 
 def bad_text(place: str, byte: int | None) -> IndexerError:
+    """The error for text that is not valid UTF-8; byte: the first bad one, None for a lone surrogate."""
     what = "a lone surrogate" if byte is None else f"0x{byte:02x}"
     return IndexerError(
-        f"{place}: not valid UTF-8 ({what}). Use --on-bad-text replace or skip, or convert the file."
+        f"{place}: not valid UTF-8 ({what}). Use --on-bad-text replace or skip, or convert the file"
     )
 
 
@@ -102,7 +115,8 @@ class Utf8:
 
     def __init__(self) -> None:
         self._pending = b""
-        self._offset = 0  # in the stream, of the first pending byte
+        # where in the stream the pending bytes begin
+        self._offset = 0
 
     def decode(self, block: bytes, errors: str = "strict", final: bool = False) -> str:
         """Raises BadByteError with the offset within the stream."""

@@ -2,13 +2,13 @@
 
 Blank lines are no records. All are read as streams; what must fit in memory is one record.
 """
+
 from __future__ import annotations
 
 import csv
 import io
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,9 +73,11 @@ def read_json(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
 def read_csv(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
     """(row, text) of each record of a CSV file (.tsv: tab-separated) whose first line names the columns."""
     # the limit belongs to the process; a document may be longer than the 131,072 characters it starts with
-    csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))
+    csv.field_size_limit((1 << 31) - 1)
     with opened(file, reading) as stream:
-        rows = csv.reader(_lines(file, reading, stream), delimiter="\t" if file.kind == "tsv" else ",")
+        delimiter = "\t" if file.kind == "tsv" else ","
+        # strict, else a quote that is never closed makes one text of all that follows it
+        rows = csv.reader(_lines(file, reading, stream), delimiter=delimiter, strict=True)
         try:
             header = next(rows, None)
             if header is None:
@@ -92,20 +94,20 @@ def read_csv(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
                 if len(fields) <= column:
                     raise IndexerError(
                         f'{place}: {len(fields)} fields, so no column "{reading.text_column}" '
-                        f"(the header has {len(header)}); correct this line."
+                        f"(the header has {len(header)}); correct this line"
                     )
                 text = reading.checked(fields[column], place, escaped=True)
                 if text is not None:
                     yield row, text
         except csv.Error as error:
             place = f"corpus file {file.source}, line {rows.line_num}"
-            raise IndexerError(f"{place}: not CSV ({error}).") from None
+            raise IndexerError(f"{place}: not CSV ({error})") from None
 
 
 def _text(record: Any, reading: Reading, place: str) -> str:
     """The text of one record; null is an empty document."""
     if not isinstance(record, dict):
-        raise IndexerError(f"{place}: a JSON {type(record).__name__}, not an object with named columns.")
+        raise IndexerError(f"{place}: a JSON {type(record).__name__}, not an object with named columns")
     try:
         value = record[reading.text_column]
     except KeyError:
@@ -113,7 +115,7 @@ def _text(record: Any, reading: Reading, place: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise reading.not_text(place, value)
+        raise reading.not_text(place, type(value).__name__)
     return value
 
 
@@ -145,4 +147,4 @@ def _lines(file: CorpusFile, reading: Reading, stream: io.BufferedReader) -> Ite
 
 def _not_json(place: str, error: Exception) -> IndexerError:
     reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    return IndexerError(f"{place}: not JSON ({reason}).")
+    return IndexerError(f"{place}: not JSON ({reason})")

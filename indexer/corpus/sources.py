@@ -4,6 +4,7 @@ The order is the one given; a folder is walked depth first, its entries sorted b
 of a glob are sorted by path. A file named twice is read once, at its first place. So a file's ordinal,
 and with it every document id, depends on the names alone, never on what the files hold.
 """
+
 from __future__ import annotations
 
 import glob
@@ -12,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from indexer.errors import IndexerError
@@ -28,21 +30,28 @@ KINDS = {
 }
 WAYS = "name a file, a folder, a glob or hf://datasets/OWNER/NAME"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-# a document id is file ordinal << 40 | row, and must stay a positive int64
-MOST_FILES = 1 << 23
+# a document id is file ordinal << ROW_BITS | row, and must stay a positive int64
+ROW_BITS = 40
+MOST_FILES = 1 << (63 - ROW_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """One file, or one hub data set, of the corpus."""
+    """One file, or one hub data set, of the corpus.
+
+    path: what to open; for a hub data set the whole source. source: as shown and stored, always Unicode.
+    kind: text, jsonl, json, csv, tsv, parquet or hub. compression: gzip, zstd or None.
+    bytes: on disk; None where unknown.
+    named: whether the user gave this very path; others were found in a folder or by a glob.
+    """
 
     ordinal: int
-    path: str  # what to open; for a hub data set the whole source
-    source: str  # as shown and stored: always valid Unicode
-    kind: str  # text | jsonl | json | csv | tsv | parquet | hub
-    compression: str | None  # gzip | zstd | None
-    bytes: int | None  # on disk; None where unknown
-    named: bool  # the user gave this very path, it was not found in a folder or by a glob
+    path: str
+    source: str
+    kind: str
+    compression: str | None
+    bytes: int | None
+    named: bool
 
 
 def expand(sources: Sequence[str]) -> list[CorpusFile]:
@@ -52,9 +61,9 @@ def expand(sources: Sequence[str]) -> list[CorpusFile]:
     and where there is no source at all.
     """
     if isinstance(sources, str):
-        raise IndexerError(f"corpus: a list of sources is expected, not the string {sources!r}.")
+        raise IndexerError(f"corpus: a list of sources is expected, not the string {sources!r}")
     if not sources:
-        raise IndexerError(f"corpus: no source given; {WAYS}.")
+        raise IndexerError(f"corpus: no source given; {WAYS}")
     files: list[CorpusFile] = []
     seen: set[str] = set()
     for source in sources:
@@ -68,9 +77,9 @@ def expand(sources: Sequence[str]) -> list[CorpusFile]:
             seen.add(identity)
             files.append(_corpus_file(len(files), path, size, named))
         if len(files) == before and not repeated:
-            raise IndexerError(f"corpus folder {_shown(source)}: no file in it (hidden files are skipped).")
+            raise IndexerError(f"corpus folder {_shown(source)}: no file in it (hidden files are skipped)")
     if len(files) > MOST_FILES:
-        raise IndexerError(f"corpus: {len(files)} files, the most is {MOST_FILES}; pack them into JSONL.")
+        raise IndexerError(f"corpus: {len(files)} files, the most is {MOST_FILES}; pack them into JSONL")
     return files
 
 
@@ -81,35 +90,56 @@ def _paths(source: str) -> Iterator[tuple[str, int | None, bool]]:
         return
     if re.match(r"[a-z][a-z0-9+.-]+://", source):
         raise IndexerError(
-            f"corpus source {source}: not a scheme that is known; use a local path or hf://datasets/OWNER/NAME."
+            f"corpus source {source}: no scheme that is known; use a local path or hf://datasets/OWNER/NAME"
         )
     path = os.path.expanduser(source)
     try:
         found = os.stat(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if glob.has_magic(path):
             yield from _glob(path)
             return
-        raise IndexerError(f"corpus source {_shown(source)}: {_reason(error)}; {WAYS}.") from None
+        raise IndexerError(f"corpus source {_shown(source)}: {_reason(error)}; {WAYS}") from None
     if stat.S_ISDIR(found.st_mode):
         yield from _folder(path, _above(path))
     elif stat.S_ISREG(found.st_mode):
         yield path, found.st_size, True
     else:
-        raise IndexerError(f"corpus source {_shown(source)}: neither a regular file nor a folder.")
+        raise IndexerError(f"corpus source {_shown(source)}: neither a regular file nor a folder")
 
 
 def _glob(pattern: str) -> Iterator[tuple[str, int | None, bool]]:
-    matches = sorted(glob.iglob(pattern, recursive=True))
-    if not matches:
-        raise IndexerError(f"corpus source {_shown(pattern)}: no file matches this glob.")
+    parts = pattern.split(os.sep)
+    below = sorted(_below(parts, parts.index("**"))) if "**" in parts else []
+    matches = [] if "**" in parts else sorted(glob.iglob(pattern))
+    if not (below or matches):
+        raise IndexerError(f"corpus source {_shown(pattern)}: no file matches this glob")
+    yield from below
     for path in matches:
         if os.path.isdir(path):
-            # `**` lists what is below a folder by itself: walking it too would only repeat it
-            if "**" not in pattern:
-                yield from _folder(path, _above(path))
+            yield from _folder(path, _above(path))
         elif os.path.isfile(path):
             yield path, os.path.getsize(path), False
+
+
+def _below(parts: list[str], place: int) -> Iterator[tuple[str, int | None, bool]]:
+    """Files that fit a glob of these parts, of which the one at `place` is `**`: any number of folders.
+
+    The folders are walked as by `_folder`, since `glob` itself never comes back from links that loop.
+    """
+    head = os.sep.join(parts[:place])
+    for root in filter(os.path.isdir, glob.iglob(head) if head else [os.sep if place else os.curdir]):
+        for path, size, named in _folder(root, _above(root)):
+            if _fits(os.path.relpath(path, root).split(os.sep), parts[place:]):
+                yield path if place else path.removeprefix(f"{os.curdir}{os.sep}"), size, named
+
+
+def _fits(names: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_fits(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
 
 def _above(path: str) -> tuple[tuple[int, int], ...]:
@@ -125,7 +155,7 @@ def _folder(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
         with os.scandir(path) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        raise IndexerError(f"corpus folder {_shown(path)}: {_reason(error)}.") from None
+        raise IndexerError(f"corpus folder {_shown(path)}: {_reason(error)}") from None
     here = (found.st_dev, found.st_ino)
     if here in above:
         return
@@ -149,7 +179,7 @@ def _corpus_file(ordinal: int, path: str, size: int | None, named: bool) -> Corp
     compression = COMPRESSIONS.get(suffix)
     kind = KINDS.get(os.path.splitext(stem)[1] if compression else suffix, "text")
     if kind == "parquet" and compression:
-        raise IndexerError(f"corpus file {_shown(path)}: Parquet in {compression} is not read; unpack it.")
+        raise IndexerError(f"corpus file {_shown(path)}: Parquet in {compression} is not read; unpack it")
     return CorpusFile(ordinal, path, _shown(path), kind, compression, size, named)
 
 
@@ -158,5 +188,5 @@ def _shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
+def _reason(error: OSError | ValueError) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -1,4 +1,5 @@
 """Bytes of a corpus file: counted and hashed as they are read from disk, then decompressed."""
+
 from __future__ import annotations
 
 import hashlib
@@ -32,9 +33,11 @@ class HashedFile(io.RawIOBase):
         self.complete = False
 
     def readable(self) -> bool:
+        """True: it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and take what was read into account; returns how many bytes, 0 at the end."""
         count = self._file.readinto(buffer)  # type: ignore[attr-defined]
         if count:
             self._hash.update(memoryview(buffer)[:count])
@@ -45,9 +48,11 @@ class HashedFile(io.RawIOBase):
         return count or 0
 
     def sha256(self) -> str | None:
+        """The digest in hexadecimal, None before the end of the file."""
         return self._hash.hexdigest() if self.complete else None
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
         super().close()
 
@@ -80,11 +85,11 @@ def unreadable(file: CorpusFile, error: Exception) -> IndexerError:
     # an error of the operating system has a number, one of a decoder has none
     number = getattr(error, "errno", None)
     if number:
-        return IndexerError(f"corpus file {file.source}: cannot be read ({os.strerror(number).lower()}).")
+        return IndexerError(f"corpus file {file.source}: cannot be read ({os.strerror(number).lower()})")
     reason = " ".join(str(error).split()) or type(error).__name__
     form = {"gzip": "gzip", "zstd": "Zstandard"}.get(file.compression or "", file.kind)
     return IndexerError(
-        f"corpus file {file.source}: broken {form} data ({reason}); restore the file or leave it out."
+        f"corpus file {file.source}: broken {form} data ({reason}); restore the file or leave it out"
     )
 
 

@@ -1,4 +1,5 @@
 """Parquet files, and columns of Arrow tables as texts, which hub data sets need too."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,20 +11,20 @@ import pyarrow.parquet as pq
 from indexer.corpus.policy import Reading
 from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, unreadable
-from indexer.errors import IndexerError
 
 BATCH_ROWS = 1024
 
 
 def read_parquet(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
     """(row, text) of each row of a Parquet file; only the text column is read."""
+    # what stays in the manifest where reading ends early
+    reading.note_digest(file, None, None)
     try:
         with pq.ParquetFile(file.path, memory_map=False) as parquet:
             yield from _rows(parquet, file, reading)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(file, error) from None
-    size, sha256 = _digest(file.path)
-    reading.note_digest(file, size, sha256)
+    reading.note_digest(file, *_digest(file.path))
 
 
 def column_texts(
@@ -39,10 +40,7 @@ def column_texts(
         return
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
             or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):  # fmt: skip
-        raise IndexerError(
-            f'{place(first)}: column "{reading.text_column}" holds {kind}, not text. '
-            "Name the one to index with --text-column."
-        )
+        raise reading.not_text(place(first), kind)
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:

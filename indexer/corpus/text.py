@@ -1,4 +1,5 @@
 """A text file is one document, read in blocks so that no file is ever held whole."""
+
 from __future__ import annotations
 
 import io
@@ -39,7 +40,7 @@ def _is_binary(file: CorpusFile, head: bytes) -> bool:
         Utf8().decode(head)
     except BadByteError:
         raise IndexerError(
-            f"corpus file {file.source}: binary, not text; name text, JSONL, JSON, CSV or Parquet files."
+            f"corpus file {file.source}: binary, not text; name text, JSONL, JSON, CSV or Parquet files"
         ) from None
     return False
 

@@ -3,6 +3,7 @@
 JSON and CSV are exact: a float32 is written with the fewest digits that give it back, a list stays a list (in
 CSV as JSON within the cell), and nothing is cut. The table for people is cut to the terminal, and says so.
 """
+
 from __future__ import annotations
 
 import csv
@@ -17,8 +18,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from indexer.display.text import CUT, one_line
+from indexer.errors import IndexerError
 
-# A cut column narrower than this says too little to be worth its place.
+# a cut column narrower than this says too little to be worth its place
 _NARROWEST = 10
 _GAP = 2
 
@@ -114,7 +116,12 @@ def _values(column: pa.Array) -> list[Any]:
         return column.cast(pa.string()).cast(pa.float64()).to_pylist()
     if column.type == pa.list_(pa.float32()):
         return column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64())).to_pylist()
-    return column.to_pylist()
+    try:
+        return column.to_pylist()
+    except OverflowError:
+        raise IndexerError(
+            "a date outside the years 1 to 9999 cannot be printed; cast it to VARCHAR in the query"
+        ) from None
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
@@ -144,7 +151,7 @@ def print_table(table: pa.Table, console: Console, tell: Callable[[str], None]) 
     console.print(
         "─" * min(_total([width for width, _ in columns]), room), no_wrap=True, crop=False, soft_wrap=True
     )
-    # Cells are harmless and sized by now; rich's own table takes longer for them than the query did.
+    # cells are harmless and sized by now; rich's own table takes longer for them than the query did
     console.file.writelines(f"{_line(row, columns)}\n" for row in cells)
 
 

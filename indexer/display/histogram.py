@@ -3,20 +3,26 @@
 Both axes are logarithmic: the bins are (8 to an octave, merged to fewer where there is no room), and counts
 span so many powers of ten that on a linear scale the interesting tail would vanish.
 """
+
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from indexer.display.data import number
-from indexer.index.records import BINS_PER_OCTAVE, LOWEST_EXPONENT, OCTAVES
+from indexer.index.quantiles import bins_of, magnitude_edges
+from indexer.index.records import BINS_PER_OCTAVE, ZERO_BIN
 
+# Of the bins of one sign, by magnitude: 0, 2^-10, 1.125 * 2^-10 ... 2^14, infinity.
+_EDGES: list[float] = magnitude_edges().tolist()
 _ACROSS = " ▏▎▍▌▋▊▉█"
 _UP = " ▁▂▃▄▅▆▇█"
 _NEGATIVE, _ZERO, _POSITIVE = "#0087af", "#808080", "#d75f00"
@@ -50,44 +56,36 @@ def bars(bins: Iterable[Mapping[str, Any]], per_octave: int = BINS_PER_OCTAVE) -
 
     bins: rows of the table `histograms`, which has only those with a count.
     """
-    counts: dict[int, int] = {}
-    for row in bins:
-        place = _place(row["lower"], row["upper"], per_octave)
-        counts[place] = counts.get(place, 0) + row["count"]
-    if not counts:
+    rows = list(bins)
+    merged = BINS_PER_OCTAVE // per_octave
+    # its middle names a bin even where its edges were printed with few digits
+    middles = np.array([(row["lower"] + row["upper"]) / 2 for row in rows], np.float32)
+    counts: Counter[int] = Counter()
+    for row, number_from_zero in zip(rows, (bins_of(middles) - ZERO_BIN).tolist(), strict=True):
+        counts[_place(number_from_zero, merged)] += row["count"]
+    if not rows:
         return []
-    return [_bar(place, counts.get(place, 0), per_octave) for place in range(min(counts), max(counts) + 1)]
+    return [_bar(place, counts[place], merged) for place in range(min(counts), max(counts) + 1)]
 
 
-def _place(lower: float, upper: float, per_octave: int) -> int:
+def _place(number_from_zero: int, merged: int) -> int:
     """Where a bin stands: 0 is exact zero, 1 the magnitudes below 2^-10, from 2 on the octaves; mirrored."""
-    if lower == upper:
-        return 0
-    sign, magnitude = (1, lower) if lower >= 0 else (-1, -upper)
-    if magnitude <= 0:
-        return sign
-    # An edge printed with few digits may lie a little below itself; bins are an eighth wide.
-    mantissa, exponent = math.frexp(magnitude * (1 + 2**-10))
-    within = int((2 * mantissa - 1) * per_octave)
-    return sign * (2 + (exponent - 1 - LOWEST_EXPONENT) * per_octave + within)
+    magnitude = abs(number_from_zero)
+    place = 2 + (magnitude - 2) // merged if magnitude > 1 else magnitude
+    return place if number_from_zero > 0 else -place
 
 
-def _bar(place: int, count: int, per_octave: int) -> Bar:
+def _bar(place: int, count: int, merged: int) -> Bar:
     if place == 0:
         return Bar(0.0, 0.0, count)
-    smaller, larger = _edge(abs(place) - 1, per_octave), _edge(abs(place), per_octave)
+    smaller, larger = _edge(abs(place) - 1, merged), _edge(abs(place), merged)
     # 0 - 0.0 and not -0.0, which would print as -0.
     return Bar(smaller, larger, count) if place > 0 else Bar(-larger, 0 - smaller, count)
 
 
-def _edge(ordinal: int, per_octave: int) -> float:
+def _edge(ordinal: int, merged: int) -> float:
     """The lower magnitude of place `ordinal` + 1."""
-    if ordinal == 0:
-        return 0.0
-    if ordinal - 1 > OCTAVES * per_octave:
-        return math.inf
-    octave, part = divmod(ordinal - 1, per_octave)
-    return 2.0 ** (LOWEST_EXPONENT + octave) * (1 + part / per_octave)
+    return _EDGES[min(1 + (ordinal - 1) * merged, len(_EDGES) - 1)] if ordinal else _EDGES[0]
 
 
 def print_bars(

@@ -1,4 +1,5 @@
 """What the commands show to people: examples with the peak marked, a unit's card, an index's facts."""
+
 from __future__ import annotations
 
 import os
@@ -16,13 +17,13 @@ from rich.text import Text
 from indexer.display.data import number
 from indexer.display.histogram import chart
 from indexer.display.text import CUT, Window, concordance, marked, one_line, spell
+from indexer.index.quantiles import QUANTILES
 
 if TYPE_CHECKING:
     from indexer.index.read import Index
 
-# The width of a page that goes to a file or a pipe.
+# the width of a page that goes to a file or a pipe
 PAGE = 120
-_QUANTILES = ("p01", "p10", "p50", "p90", "p99", "p999", "p9999")
 _SOURCE_WIDEST = 26
 _FILES_SHOWN = 5
 
@@ -45,7 +46,7 @@ def window(example: Mapping[str, Any]) -> Window:
     pieces = spell(example["tokens"], example["text"])
     activations = list(example["activations"])
     peak = example["position"] - example["window_start"]
-    # A token within a split character has no text of its own: the character is shown as the peak.
+    # a token within a split character has no text of its own: the character is shown as the peak
     shown = next((place for place in range(peak, -1, -1) if pieces[place]), peak)
     activations[shown] = activations[peak]
     return Window(pieces, tuple(activations), shown)
@@ -116,7 +117,7 @@ def print_card(
     print_title(name, out)
     out.print(_fields(_counts(unit)))
     out.print(_fields({key: number(unit[key]) for key in ("minimum", "mean", "maximum")} | _shape(unit)))
-    out.print(_fields({_quantile_name(key): number(unit[key]) for key in _QUANTILES}))
+    out.print(_fields({_quantile_name(key): number(unit[key]) for key in QUANTILES}))
     out.print()
     for line in chart(bins, out.width - 2):
         out.print(Padding(line, (0, 0, 0, 1)))

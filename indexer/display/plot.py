@@ -1,4 +1,5 @@
 """A unit's histogram as a picture: PNG, SVG or PDF, by matplotlib."""
+
 from __future__ import annotations
 
 import math
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from indexer.display.data import number
 from indexer.display.histogram import Bar, bars
 from indexer.errors import IndexerError
+from indexer.index.records import LOWEST_EXPONENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg", ".pdf")
 _INCHES, _DOTS_PER_INCH = (6.4, 3.4), 200
 _NEGATIVE, _POSITIVE, _INK, _PALE = "#3b7ea1", "#d9792b", "#333333", "#8a8a8a"
-# Magnitudes below it, where all bins end, are drawn on a linear piece of the axis.
-_LINEAR_BELOW = 2.0**-10
+# magnitudes below it, where all bins end, are drawn on a linear piece of the axis
+_LINEAR_BELOW = 2.0**LOWEST_EXPONENT
 _FLOOR = 0.8
 _QUANTILES = {"p50": "median", "p99": "99 %", "p999": "99.9 %"}
 _STYLE: Any = {
@@ -27,7 +29,7 @@ _STYLE: Any = {
     "xtick.color": _INK,
     "ytick.color": _INK,
     "svg.fonttype": "none",
-    # The same data give the same file, byte for byte.
+    # the same data give the same file, byte for byte
     "svg.hashsalt": "neuron-activation-indexer",
 }
 
@@ -66,7 +68,7 @@ def plot_histogram(
 
 def _draw_bars(axes: Axes, shown: Sequence[Bar], unit: Mapping[str, Any]) -> None:
     for bar in shown:
-        # The outermost bins are open; the largest magnitude seen closes them.
+        # the outermost bins are open; the largest magnitude seen closes them
         lower = unit["minimum"] if bar.lower == -math.inf else bar.lower
         upper = max(unit["maximum"], bar.lower * 1.125) if bar.upper == math.inf else bar.upper
         colour = _NEGATIVE if bar.upper <= 0 else _POSITIVE

@@ -3,6 +3,7 @@
 The promise: whatever a corpus holds, what comes out has no control, bidirectional or other invisible
 formatting character and no line break, so it can neither drive the terminal nor reorder a line.
 """
+
 from __future__ import annotations
 
 import re
@@ -16,12 +17,12 @@ from rich.text import Text
 
 OPEN, CLOSE, CUT = "«", "»", "…"
 
-# Characters with a sign of their own; every other one of the classes below is written as its escape.
+# characters with a sign of their own; every other one of the classes below is written as its escape
 _SIGNS = {"\n": "↵", "\t": "⇥", "\u00ad": "\\xad"}
 _HIDDEN_CLASSES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SUSPECT = re.compile(r"[^\x20-\x7e]")
 
-# Middle tones, readable on a dark and on a light background alike; weakest first.
+# middle tones, readable on a dark and on a light background alike; weakest first
 _RISING = tuple(Style(color=color) for color in ("#af8700", "#d75f00", "#d70000"))
 _FALLING = tuple(Style(color=color) for color in ("#0087af", "#0087ff", "#875fff"))
 _SHADES_FROM = (0.15, 0.4, 0.7)
@@ -95,7 +96,7 @@ def _next_found(tokens: Sequence[str], text: str, cursor: int) -> int:
     """Where the next token stands that the text has again; the cursor where it has none of them."""
     for ordinal, token in enumerate(tokens):
         spelling = token.removeprefix("##")
-        # One character is split over a few tokens at most; farther on the same word is another one.
+        # one character is split over a few tokens at most; farther on the same word is another one
         found = text.find(spelling, cursor, cursor + len(spelling) + 2 * (ordinal + 2))
         if spelling.strip() and found >= 0:
             return found

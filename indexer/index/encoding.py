@@ -5,6 +5,7 @@ them a fifth faster than at level 1, for a tenth more bytes; without compression
 fifth, for half as much again. Token ids as a dictionary; activations as byte streams, where sign and
 exponent compress and mantissas do not have to.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from indexer.index import schema
 
-_FLOATS = {"value", "activations", "minimum", "maximum", "mean", "variance", "skewness", "kurtosis"}
+_FLOATS = {"value", "activations", "minimum", "maximum", *schema.MOMENTS}
 _REPEATING = {
     "site",
     "layer",

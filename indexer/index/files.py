@@ -3,6 +3,7 @@
 The footer tells which row group holds them; of that only the rows up to the last wanted one are decoded.
 Pages are checked against their checksums on the way.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -107,7 +108,7 @@ class UnitFile(GroupedFile):
         if group < 0:
             return self.empty(columns)
         with told(self.path):
-            # One column of small numbers: next to nothing beside what it saves.
+            # one column of small numbers: next to nothing beside what it saves
             column = self.reader().read_row_group(group, columns=["unit"], use_threads=False)["unit"]
         first, last = np.searchsorted(column.to_numpy(), [unit, unit + 1])
         return self.read(group, int(first), int(last), columns)

@@ -2,6 +2,7 @@
 
 Each check takes whole columns and raises IndexerError for the first unit that breaks a law.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -138,7 +139,7 @@ class LayerLaws:
         self._last = (int(unit[-1]), int(extreme[-1]), int(rank[-1]))
         value = np.where(extreme == EXTREMES.index("top"), -columns["value"], columns["value"])
         later = np.zeros(len(unit) - 1, bool)
-        # From the last key to the first: a key decides where it differs, and leaves ties to those after it.
+        # from the last key to the first: a key decides where it differs, and leaves ties to those after it
         for key in (columns["position"], columns["sequence"], columns["document"], value):
             later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
         self._require(

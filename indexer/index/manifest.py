@@ -2,6 +2,7 @@
 
 Written last; without it there is no index.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.files import DAMAGED
 
-# What the build says about itself, in the order of the file; the writer adds the rest.
+# what the build says about itself, in the order of the file; the writer adds the rest
 SECTIONS = ("model", "tokenizer", "corpus", "configuration", "totals", "software")
-# A manifest lists files and layers; one larger than this was made to harm.
+# a manifest lists files and layers; one larger than this was made to harm
 _MOST_BYTES = 256 << 20
 
 
@@ -84,7 +86,9 @@ class Manifest(BaseModel):
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # file names on disk may hold any bytes, which Python passes on as lone surrogates
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def read_manifest(index: Path) -> Manifest:
@@ -116,7 +120,7 @@ def check_sizes(index: Path, manifest: Manifest) -> None:
         problem = size_problem(index, file)
         if problem:
             raise IndexerError(
-                f"index {index}: {problem}; the index is damaged, build it again or restore the file"
+                f"index {index}: {problem}; {DAMAGED}"
             )
 
 

@@ -1,4 +1,5 @@
 """Putting a finished folder where it belongs, in one step and for good."""
+
 from __future__ import annotations
 
 import ctypes
@@ -13,17 +14,26 @@ from indexer.index import schema
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Raise IndexerError unless an index may be put at `output`: only an index is ever replaced."""
-    parent = Path(os.path.realpath(output)).parent
+    try:
+        target = Path(os.path.realpath(output))
+        # Arrow's writer takes no other names
+        os.fspath(target).encode("utf-8")
+    except ValueError:
+        raise IndexerError(
+            f"output {output}: a path that is not UTF-8, or holds a NUL byte; choose another --output"
+        ) from None
+    parent = target.parent
     if not parent.is_dir():
         raise IndexerError(
             f"output {output}: the folder {parent} does not exist; create it or choose another --output"
         )
-    if os.path.lexists(output):
+    # `missing/..` does not exist as it is written, but what it leads to does
+    if os.path.lexists(output) or os.path.lexists(target):
         if not overwrite:
             raise IndexerError(
                 f"output {output}: already exists; choose another --output, or replace it with --overwrite"
             )
-        if not (_is_index(output) or _is_empty_folder(output)):
+        if not (_is_index(target) or _is_empty_folder(target)):
             raise IndexerError(
                 f"output {output}: exists and is not an index, so it is not replaced; choose another --output"
             )

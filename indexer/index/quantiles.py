@@ -4,23 +4,16 @@ The guarantee: for magnitudes in [2^-10, 2^14) a quantile is within 1/16 relativ
 statistic, because a bin spans at most an eighth of its lower edge and the answer is the bin's middle. It is
 never outside [minimum, maximum]. For the two outermost bins of each sign only the latter holds.
 """
+
 from __future__ import annotations
 
 import numpy as np
 
 from indexer.index.records import BINS_PER_OCTAVE, HISTOGRAM_BINS, LOWEST_EXPONENT, MAGNITUDE_BINS, ZERO_BIN
 
-# Column name and the share of values at or below it, in ten-thousandths.
-QUANTILES = (
-    ("p01", 100),
-    ("p10", 1000),
-    ("p50", 5000),
-    ("p90", 9000),
-    ("p99", 9900),
-    ("p999", 9990),
-    ("p9999", 9999),
-)
-# Bit pattern of 2^-10 without the 20 mantissa bits that a bin ignores.
+# by column name, the share of values at or below it, in ten-thousandths
+QUANTILES = {"p01": 100, "p10": 1000, "p50": 5000, "p90": 9000, "p99": 9900, "p999": 9990, "p9999": 9999}
+# bit pattern of 2^-10 without the 20 mantissa bits that a bin ignores
 _FIRST_KEY = (127 + LOWEST_EXPONENT) << 3
 
 
@@ -41,7 +34,7 @@ def bin_edges() -> tuple[np.ndarray, np.ndarray]:
     zero = np.zeros(1, np.float32)
     lower = np.concatenate([-edges[:0:-1], zero, edges[:-1]])
     upper = np.concatenate([-edges[-2::-1], zero, edges[1:]])
-    # The mirrored edge of the smallest bin is zero, not minus zero.
+    # the mirrored edge of the smallest bin is zero, not minus zero
     return lower + np.float32(0), upper + np.float32(0)
 
 
@@ -60,14 +53,13 @@ def quantiles(histogram: np.ndarray, minimum: np.ndarray, maximum: np.ndarray) -
     Returns float32 [units] per column, NaN for units without a finite value.
     """
     lower, upper = bin_edges()
-    # The middle of an endless bin is its endless edge; the clip below brings it to the extreme.
+    # the middle of an endless bin is its endless edge; the clip below brings it to the extreme
     middle = (lower + upper) / 2
     cumulative = np.cumsum(histogram, axis=1)
     total = cumulative[:, -1]
     columns = {}
-    for name, share in QUANTILES:
-        # Whole numbers throughout: a float would round ranks beyond 2^53. n * share in parts, against
-        # overflow.
+    for name, share in QUANTILES.items():
+        # Whole numbers throughout: a float would round ranks beyond 2^53. In parts, against overflow.
         whole, rest = np.divmod(total, 10_000)
         rank = np.maximum(whole * share + (rest * share + 9_999) // 10_000, 1)
         found = np.minimum((cumulative < rank[:, None]).sum(axis=1), HISTOGRAM_BINS - 1)

@@ -5,6 +5,7 @@ it from writing to the files it may read, and a SELECT can write: by COPY as the
 that a table function runs. So a query has to be one SELECT by its type, its syntax tree must hold nothing
 but SELECTs and table functions known to be harmless, and its plan no operator that writes.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,7 +31,7 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "allow_community_extensions": False,
     "allow_persistent_secrets": False,
     "python_enable_replacements": False,
-    # Nothing is written anywhere, not even what does not fit in memory.
+    # nothing is written anywhere, not even what does not fit in memory
     "temp_directory": "",
 }
 _TABLE_FUNCTIONS = {

@@ -1,6 +1,8 @@
 """Reading an index: a unit's record in a few milliseconds, and SQL. Needs neither torch nor the kernels."""
+
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 Opened = TypeVar("Opened", bound=GroupedFile)
 
-# What a unit's examples are read from; the rest is known beforehand or cheaper to look up than to decode.
+# what a unit's examples are read from; the rest is known beforehand or cheaper to look up than to decode
 _STORED = [name for name in schema.EXAMPLES_STORED.names if name not in ("site", "layer", "unit", "token")]
 _BINS = ["lower", "upper", "count"]
 
@@ -40,12 +42,16 @@ _UNITS, _EXAMPLES, _HISTOGRAMS = map(_plain, (schema.UNITS, schema.EXAMPLES, sch
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """Everything an index says about one unit, as rows of its views."""
+    """Everything an index says about one unit, as rows of its views.
+
+    statistics: one row of `units`. histogram: rows of `histograms`, ascending by value.
+    top, bottom: rows of `examples`, by rank.
+    """
 
     unit: Unit
-    statistics: pa.Table  # one row of `units`
-    histogram: pa.Table  # rows of `histograms`, ascending by value
-    top: pa.Table  # rows of `examples` by rank
+    statistics: pa.Table
+    histogram: pa.Table
+    top: pa.Table
     bottom: pa.Table
 
 
@@ -66,6 +72,7 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._stamp = _stamp(path)
         self.manifest: Manifest = read_manifest(path)
         check_sizes(path, self.manifest)
         self._folder = path.resolve()
@@ -74,7 +81,7 @@ class Index:
         self._queries: Queries | None = None
         self._lock = threading.RLock()
         units = np.array([0, *(entry.units for entry in self.manifest.layers)], np.int64)
-        # Where each layer's rows begin in units.parquet.
+        # where each layer's rows begin in units.parquet
         self._first_row = dict(zip(map(_key, self.manifest.layers), np.cumsum(units).tolist(), strict=False))
 
     def __enter__(self) -> Index:
@@ -152,6 +159,7 @@ class Index:
         """
         from indexer.index.query import Queries
 
+        self._check_unchanged()
         with self._lock:
             if self._queries is None:
                 self._queries = Queries(self._folder, self.manifest, self.vocabulary.spaced)
@@ -183,8 +191,7 @@ class Index:
         }
 
     def verify(self, full: bool = False) -> dict[str, Any]:
-        """Check sizes, SHA-256, schemas and page checksums of all files; with `full` the laws of their
-        content too.
+        """Check sizes, SHA-256, schemas and page checksums of all files; with `full` the laws of the content.
 
         Returns what was checked. Raises IndexerError with the first problem.
         """
@@ -227,12 +234,27 @@ class Index:
             )
         return found
 
+    def _check_unchanged(self) -> None:
+        """Raise IndexerError where another index was put in this one's place: both must not be mixed."""
+        if _stamp(self.path) != self._stamp:
+            raise IndexerError(f"index {self.path}: it was replaced after it had been opened; open it again")
+
     def _open(self, path: str, kind: Callable[[Path, pa.Schema], Opened], wanted: pa.Schema) -> Opened:
         with self._lock:
             file = self._files.get(path)
             if file is None:
+                self._check_unchanged()
                 file = self._files[path] = kind(self._folder / path, wanted)
             return file  # type: ignore[return-value]
+
+
+def _stamp(index: Path) -> tuple[int, int, int] | None:
+    """What tells one manifest on the disk from another; None where there is none."""
+    try:
+        found = os.stat(index / schema.MANIFEST)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _key(entry: LayerEntry) -> tuple[str, int]:

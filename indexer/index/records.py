@@ -3,6 +3,7 @@
 The promise: `LayerRecord.check()` accepts a record if and only if its arrays have the shapes and dtypes
 written here, so a writer that got past it can only fail on the disk.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from indexer.errors import IndexerError
 
-# Magnitude bins, smallest first: below 2^-10, 8 per octave over [2^-10, 2^14), at least 2^14.
+# magnitude bins, smallest first: below 2^-10, 8 per octave over [2^-10, 2^14), at least 2^14
 OCTAVES = 24
 BINS_PER_OCTAVE = 8
 LOWEST_EXPONENT = -10

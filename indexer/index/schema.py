@@ -4,12 +4,15 @@ Files of one row per example or bin are sorted by unit and grouped so that a row
 unit's rows are then found from the footer alone. At most 64 row groups per file, because readers parse the
 footer of every file they touch at some 25 us per row group.
 """
+
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Final
 
 import pyarrow as pa
+
+from indexer.index.quantiles import QUANTILES
 
 FORMAT: Final = "neuron activation index"
 VERSION = 1
@@ -50,21 +53,20 @@ def _schema(*columns: tuple[str, pa.DataType], nullable: frozenset[str] = frozen
 
 
 def _list(kind: pa.DataType) -> pa.DataType:
-    # Elements that cannot be null need one definition level less: faster to write and to read.
+    # elements that cannot be null need one definition level less: faster to write and to read
     return pa.list_(pa.field("element", kind, nullable=False))
 
 
 _UNIT = (("site", pa.string()), ("layer", pa.int32()), ("unit", pa.int32()))
-_MOMENTS = ("mean", "variance", "skewness", "kurtosis")
-_QUANTILES = ("p01", "p10", "p50", "p90", "p99", "p999", "p9999")
+MOMENTS = ("mean", "variance", "skewness", "kurtosis")
 
 UNITS = _schema(
     *_UNIT,
     *((name, pa.int64()) for name in ("count", "active", "nan", "inf")),
     *((name, pa.float32()) for name in ("minimum", "maximum")),
-    *((name, pa.float64()) for name in _MOMENTS),
-    *((name, pa.float32()) for name in _QUANTILES),
-    nullable=frozenset(("minimum", "maximum", *_MOMENTS, *_QUANTILES)),
+    *((name, pa.float64()) for name in MOMENTS),
+    *((name, pa.float32()) for name in QUANTILES),
+    nullable=frozenset(("minimum", "maximum", *MOMENTS, *QUANTILES)),
 )
 
 # What the view `examples` shows, in this order. `tokens` and `text` follow from `token_ids` and are not
@@ -95,7 +97,7 @@ DOCUMENTS = _schema(
     ("source", pa.string()),
     ("row", pa.int64()),
     ("characters", pa.int64()),
-    # Unknown where reading stopped within the document.
+    # unknown where reading stopped within the document
     nullable=frozenset(("characters",)),
 )
 

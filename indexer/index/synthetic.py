@@ -1,4 +1,5 @@
 """A synthetic index of any size, obeying every law that `verify --full` checks; for tests and benchmarks."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ def _examples(random: np.random.Generator, size: Size, places: int, sign: int) -
     activations = random.random((*shape, size.window), np.float32) - np.float32(0.5)
     peak = (position - window_start)[..., None]
     np.put_along_axis(activations, peak, value[..., None], axis=2)
-    # Few tokens are frequent and most are rare, as in any text.
+    # few tokens are frequent and most are rare, as in any text
     tokens = size.vocabulary * random.random((*shape, size.window), np.float32) ** 6
     return Examples(
         filled=np.full(size.units, places, np.int32),

@@ -1,4 +1,5 @@
 """Arrow tables of the index from a layer's record."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from indexer.index.quantiles import bin_edges, quantiles
 from indexer.index.records import Examples, LayerRecord
 from indexer.index.vocabulary import Vocabulary
 
-# In the order of the rows, which is the order of the words.
+# in the order of the rows, which is the order of the words
 EXTREMES = ("bottom", "top")
 
 
@@ -19,7 +20,7 @@ def unit_table(record: LayerRecord) -> pa.Table:
     """The layer's rows of units.parquet, one per unit."""
     minimum, maximum = _no_minus_zero(record.minimum), _no_minus_zero(record.maximum)
     floats = {"minimum": minimum, "maximum": maximum}
-    floats |= {name: getattr(record, name) for name in ("mean", "variance", "skewness", "kurtosis")}
+    floats |= {name: getattr(record, name) for name in schema.MOMENTS}
     floats |= quantiles(record.histogram, minimum, maximum)
     integers = {
         "unit": np.arange(record.units, dtype=np.int32),
@@ -30,14 +31,13 @@ def unit_table(record: LayerRecord) -> pa.Table:
     }
     columns = _constants(record, record.units)
     columns |= {name: pa.array(values) for name, values in integers.items()}
-    # Undefined is NULL in SQL: a NaN would sort above every number and spoil averages.
+    # undefined is NULL in SQL: a NaN would sort above every number and spoil averages
     columns |= {name: pa.array(values, mask=np.isnan(values)) for name, values in floats.items()}
     return _table(columns, schema.UNITS)
 
 
 def example_tables(record: LayerRecord, vocabulary: Vocabulary, group_rows: int) -> Iterator[pa.Table]:
-    """The layer's rows of its examples file, as one table of whole units per row group, not far above
-    group_rows.
+    """The layer's rows of its examples file: one table of whole units per row group, some `group_rows` rows.
 
     Sorted by unit, extreme ('bottom' first), rank. Memory: a few times one group.
     """
@@ -52,7 +52,7 @@ def example_tables(record: LayerRecord, vocabulary: Vocabulary, group_rows: int)
 def histogram_tables(record: LayerRecord, group_rows: int) -> Iterator[pa.Table]:
     """The layer's rows of its histograms file, filled bins only: one table of whole units per row group."""
     filled = (record.histogram > 0).sum(axis=1)
-    # Rows before each unit; a group ends with the unit that fills it.
+    # rows before each unit; a group ends with the unit that fills it
     before = np.concatenate([[0], np.cumsum(filled)])
     wanted = schema.rows_per_group(int(before[-1]), group_rows)
     lower, upper = (pa.array(edges) for edges in bin_edges())

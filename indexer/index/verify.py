@@ -1,12 +1,14 @@
 """Checking an index: that its files are those that were written, and that what they say holds together.
 
-Always: every file's size and SHA-256, its schema, its number of rows, the checksum of every page. With
-`full` also the
-laws of the content: bins, NaN and infinities add up to the count; extremes, active values and quantiles
-agree with the bins; examples are ranked by the total order, and a window holds its peak.
+Always: every file's size and SHA-256, its schema, its number of rows, the checksum of every page. With `full`
+also the laws of the content: bins, NaN and infinities add up to the count; extremes, active values and
+quantiles agree with the bins; examples are ranked by the total order, and a window holds its peak.
 """
+
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     """
     index = Path(path)
     manifest = read_manifest(index)
-    _check_list(index, manifest)
+    expected = expected_files(manifest)
+    _check_list(index, manifest, expected)
     for file in manifest.files:
-        _check_file(index, file, expected_files(manifest)[file.path])
+        _check_file(index, file, expected[file.path])
     vocabulary = _vocabulary(index)
     layers = [(entry.site, entry.layer) for entry in manifest.layers]
     if (index / schema.VIEWS).read_text(encoding="utf-8") != views_file(layers, vocabulary.spaced):
@@ -62,10 +65,9 @@ def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
     return files
 
 
-def _check_list(index: Path, manifest: Manifest) -> None:
-    listed = [file.path for file in manifest.files]
-    repeated = {path for path in listed if listed.count(path) > 1}
-    wrong = sorted((set(listed) ^ set(expected_files(manifest))) | repeated)
+def _check_list(index: Path, manifest: Manifest, expected: Collection[str]) -> None:
+    listed = Counter(file.path for file in manifest.files)
+    wrong = sorted(path for path in {*listed, *expected} if listed[path] != 1 or path not in expected)
     if wrong:
         raise IndexerError(
             f"index {index}: {schema.MANIFEST} is damaged: its files and layers disagree about {wrong[0]}"
@@ -79,7 +81,7 @@ def _check_file(index: Path, file: FileEntry, wanted: pa.Schema | None) -> None:
     path = index / file.path
     same = sha256(path) == file.sha256
     if wanted is not None:
-        # Before the digest is judged: a damaged page says more than a digest that differs.
+        # before the digest is judged: a damaged page says more than a digest that differs
         rows = _decode(path, wanted)
         if same and rows != file.rows:
             raise IndexerError(

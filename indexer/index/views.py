@@ -4,6 +4,7 @@ The same text serves `views.sql`, with paths relative to the index for the plain
 connection, with absolute paths. It is always written from the manifest, never read from an index: SQL out
 of a folder that came from elsewhere could do anything.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ _HEADER = """\
 -- Keeps footers in memory between queries; without it every query reads those of all layers again.
 SET parquet_metadata_cache = true;
 """
-# The site that the macros speak of.
+# the site that the macros speak of
 _SITE = "mlp"
 
 
@@ -42,7 +43,7 @@ def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = 
     examples = [place(schema.examples_file(*layer)) for layer in layers]
     histograms = [place(schema.histograms_file(*layer)) for layer in layers]
     here = [layer for site, layer in layers if site == _SITE]
-    # A path that follows from the layer: the macros open one file, however many layers there are.
+    # a path that follows from the layer: the macros open one file, however many layers there are
     of_layer = [
         _path_of_layer(place(f"{folder}/{_SITE}."), here)
         for folder in (schema.EXAMPLES_FOLDER, schema.HISTOGRAMS_FOLDER)

@@ -1,12 +1,12 @@
 """Token strings by id, and the text of a run of tokens.
 
 A token has two spellings. Its *token* is what people read and search for: `' the'`, `'##ing'`. Its *piece*
-is what
-it adds to a text: `' the'`, `'ing'`. The text of a window is its pieces joined, in SQL and in Python alike.
+is what it adds to a text: `' the'`, `'ing'`. The text of a window is its pieces joined, in SQL and in Python.
 A character may be split over several tokens, so a piece writes bytes that are no character by themselves as
 %E2, and a percent sign as %25; the joined pieces are then URL-decoded, which DuckDB can do too. A character
 cut by the window's edge becomes one U+FFFD.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,10 +23,10 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 
 REPLACEMENT = "\ufffd"
-# On joined pieces: bytes before the first whole character, and the start of a character that never ends.
+# on joined pieces: bytes before the first whole character, and the start of a character that never ends
 CUT_AT_START = r"^(?:%[89AB][0-9A-F])+"
 CUT_AT_END = r"(?:%[CD][0-9A-F]|%E[0-9A-F](?:%[89AB][0-9A-F])?|%F[0-9A-F](?:%[89AB][0-9A-F]){0,2})$"
-# What is left of split bytes where they do not make up characters.
+# what is left of split bytes where they do not make up characters
 BROKEN = r"(?:%[89A-F][0-9A-F])+"
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -68,7 +68,7 @@ class Vocabulary:
         tokens, pieces = [""] * size, [""] * size
         for number, token in by_id.items():
             tokens[number], pieces[number] = spell(token)
-        # Added tokens are written as they are, whatever the spelling of the others.
+        # added tokens are written as they are, whatever the spelling of the others
         for number, token in added.items():
             if not _BYTE_TOKEN.fullmatch(token.content):
                 tokens[number] = token.content
@@ -104,10 +104,8 @@ class Vocabulary:
     def texts(self, token_ids: np.ndarray | pa.Array, offsets: np.ndarray | Sequence[int]) -> pa.Array:
         """The texts of runs of tokens: a string array [runs].
 
-        token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where each run begins
-        and ends.
-        Cost: a take and a copy; only texts that hold a percent sign or a split character are looked at one
-        by one.
+        token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where they begin and end.
+        Cost: a take and a copy; texts with a percent sign or a split character are looked at one by one.
         """
         flat = self._take(self.pieces, token_ids)
         starts = np.frombuffer(flat.buffers()[1], np.int32)[flat.offset : flat.offset + len(flat) + 1]
@@ -207,12 +205,11 @@ def _spelling(steps: list[dict[str, Any]]) -> tuple[Any, bool]:
         return lambda token: _spell_marked(token, marks), False
     if steps:
         return lambda token: (token, _escape(token)), False
-    # Without a decoder the tokens are words, with a space between any two.
+    # without a decoder the tokens are words, with a space between any two
     return lambda token: (token, " " + _escape(token)), True
 
 
-# GPT-2 writes every byte as a printable character: itself where it is one, else the next free one from
-# U+0100.
+# GPT-2 writes every byte as a printable character: itself where it is one, else the next free from U+0100.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTE_OF = {byte: byte for byte in _PRINTABLE} | {
     0x100 + place: byte for place, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))
@@ -223,7 +220,7 @@ def _spell_bytes(token: str) -> tuple[str, str]:
     try:
         data = bytes(_BYTE_OF[ord(character)] for character in token)
     except KeyError:
-        # Not written in the byte alphabet, so it stands for itself.
+        # not written in the byte alphabet, so it stands for itself
         return token, _escape(token)
     return data.decode("utf-8", "replace"), _escape_bytes(data)
 

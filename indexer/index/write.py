@@ -5,6 +5,7 @@ folder is renamed to the output. A crash at any moment leaves either what was th
 index, and at worst a folder `.NAME.*.partial` beside it. With `overwrite` the old index is exchanged for
 the new one in one step.
 """
+
 from __future__ import annotations
 
 import os
@@ -55,7 +56,7 @@ class IndexWriter:
         self.vocabulary = vocabulary
         self.overwrite = overwrite
         check_output(self.output, overwrite)
-        # Beside what a symbolic link points to: only there can a folder be renamed to it.
+        # beside what a symbolic link points to: only there can a folder be renamed to it
         self._target = Path(os.path.realpath(self.output))
         self._folder: Path | None = None
         self._units: dict[tuple[str, int], pa.Table] = {}
@@ -74,7 +75,7 @@ class IndexWriter:
         threads = max(1, min(_MOST_THREADS, os.cpu_count() or 1))
         self._room = threading.Semaphore(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="index-writer")
-        # Waiting for the disk takes no processor, so it gets threads of its own.
+        # waiting for the disk takes no processor, so it gets threads of its own
         self._flushers = ThreadPoolExecutor(threads, thread_name_prefix="index-flusher")
         return self
 
@@ -84,7 +85,7 @@ class IndexWriter:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._flushers.shutdown(wait=True, cancel_futures=True)
         if self._folder is not None:
-            # The error that led here matters more than what cannot be removed.
+            # the error that led here matters more than what cannot be removed
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
@@ -118,8 +119,7 @@ class IndexWriter:
         """Finish the index and put it in place; returns the path of the output.
 
         manifest: the sections model, tokenizer, corpus, configuration, totals, software, as JSON values.
-        documents: columns document, source, row, characters of at least `self.documents`; others are left
-        out.
+        documents: columns document, source, row, characters of at least `self.documents`; more are left out.
         Raises IndexerError where something is missing or the disk fails; then the output is as it was.
         """
         self._settle(wait=True)
@@ -144,7 +144,7 @@ class IndexWriter:
             old = put_in_place(folder, self._target)
         self._folder = None
         if old is not None:
-            # The new index is in place; what cannot be removed of the old one does no harm.
+            # the new index is in place; what cannot be removed of the old one does no harm
             shutil.rmtree(old, ignore_errors=True)
         return self.output
 
@@ -167,7 +167,7 @@ class IndexWriter:
                 with self._lock:
                     ended = [future for future in self._pending if wait or future.done()]
                     self._pending = [future for future in self._pending if future not in ended]
-                # What ran may have left more to wait for: a file that is written is yet to be flushed.
+                # what ran may have left more to wait for: a file that is written is yet to be flushed
                 if not ended:
                     return
                 for future in ended:

@@ -1,4 +1,5 @@
 """Models of transformers: loading them, finding their MLPs, and running them for their activations."""
+
 from __future__ import annotations
 
 from indexer.models.loading import LoadedModel, adapt, load

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from indexer.errors import IndexerError
+
 
 def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The last hidden state, [sequences, width, hidden]; token_ids: int64 [sequences, width].
@@ -26,6 +28,13 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
 
 
 def embedding_rows(model: nn.Module) -> int:
-    """How many token ids the model has embeddings for."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    return int(embedding.weight.shape[0])
+    """How many token ids the model has embeddings for. Raises IndexerError where it takes no tokens."""
+    try:
+        weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    except NotImplementedError:
+        weight = None
+    if weight is None or weight.ndim != 2:
+        raise IndexerError(
+            f"model {type(model).__name__}: it has no embeddings of tokens; only language models are indexed"
+        )
+    return int(weight.shape[0])

@@ -1,5 +1,4 @@
-"""The fused path: an MLP's forward, in place of the model's, with the statistics taken where activations are
-made.
+"""The fused path: an MLP's forward, in place of the model's, with the statistics taken along the way.
 
 Input linear layer, activation with statistics, output projection; over groups of whole sequences, so that the
 wide activations of one group are still in cache when they are projected. They live in scratch memory that all

@@ -17,6 +17,7 @@ from indexer.models.plan import MlpLayer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
@@ -24,8 +25,7 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_s
 class LoadedModel:
     """A model ready to be run, without its head.
 
-    model: in evaluation mode, without gradients; tokenizer: a fast one of transformers, None if there is
-    none.
+    model: in evaluation mode, without gradients. tokenizer: a fast one of transformers, or None.
     context: the longest sequence the model allows, special tokens included; None where it sets no bound.
     layers: all its MLPs, in order. causal: whether a token's activations depend on no later token.
     provenance: name, revision, digest, architecture, dtype, activation and versions, for the manifest.
@@ -63,14 +63,13 @@ def load(
     device: str = "auto",
     revision: str | None = None,
     output_projection: str | None = None,
-    layers: Sequence[int] | None = None,
 ) -> LoadedModel:
     """Load a model from a local folder or the hub: no head, safetensors only, no code of the model's own.
 
     dtype: "auto" takes the checkpoint's, with two exceptions: float64 becomes float32, and so does float16 on
         the CPU, which has no fast arithmetic for it. device: "auto" takes the GPU where there is one.
     output_projection: path of the MLPs' output projections with * for the layer number, for models whose
-        structure is not recognised. layers: those that will be indexed; they are only checked here.
+        structure is not recognised.
     Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast
     tokenizer, or has a structure that is not recognised.
     Cost: reading the weights twice (once for their SHA-256), and three forward passes over 16 tokens.
@@ -89,7 +88,6 @@ def load(
         model = _load_weights(source, config, chosen).to(where)
         loaded = adapt(model, tokenizer, name=name, output_projection=output_projection)
     loaded.provenance.update(revision=source.revision, digest=sources.digest(files))
-    loaded.select(layers)
     return loaded
 
 
@@ -201,6 +199,12 @@ def _load_config(source: sources.Source) -> Any:
 def _load_tokenizer(source: sources.Source, config: Any) -> Any:
     from transformers import AutoTokenizer
 
+    # without a vocabulary some versions of transformers make up an empty tokenizer
+    if not any(path for pattern in VOCABULARIES for path in source.folder.glob(pattern)):
+        raise IndexerError(
+            f"model {source.name}: no tokenizer.json in {source.folder}, nor a vocabulary in any other form; "
+            "save the model's tokenizer there with save_pretrained"
+        )
     with _blamed_on(source, "its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
             source.folder, config=config, trust_remote_code=False, local_files_only=True

@@ -9,7 +9,7 @@ grouped into calls changes nothing in either.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,24 @@ from transformers.pytorch_utils import Conv1D
 from indexer.errors import IndexerError
 
 Matmul = Literal["auto", "torch", "onednn"]
-CHOICES = ("auto", "torch", "onednn")
+CHOICES = get_args(Matmul)
 
 
 def uses_onednn(choice: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a model's linear layers go through oneDNN: with "auto", in float32 on a CPU that torch has it
-    for.
+    """Whether linear layers go through oneDNN: with "auto", in float32 on a CPU, where torch has it.
 
     In bfloat16 and float16 torch uses it by itself. Raises IndexerError for "onednn" where that cannot be.
     """
     if choice not in CHOICES:
         raise IndexerError(f"matmul {choice}: choose among {', '.join(CHOICES)}")
-    possible = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    # the operator is one of torch's own; no version has promised it
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    possible = device.type == "cpu" and dtype == torch.float32 and there
     if choice == "onednn" and not possible:
         raise IndexerError(
             f"matmul onednn: it is for float32 on the CPU, and this is {dtype} on {device.type}; take auto"
+            if there
+            else "matmul onednn: this torch was built without it; take auto"
         )
     return choice != "torch" and possible
 

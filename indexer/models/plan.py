@@ -34,6 +34,7 @@ class Affine:
 
     @property
     def outputs(self) -> int:
+        """Width of what comes out."""
         return self.weight.shape[1]
 
     def into(self, x: Tensor, out: Tensor) -> Tensor:
@@ -71,6 +72,7 @@ class FusedPlan:
 
     @property
     def gated(self) -> bool:
+        """Whether f(gate) is multiplied by a second linear layer's output."""
         return self.up is not None or self.packing != "separate"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from indexer_kernels.activations import FUNCTIONS, activate
 from torch import Tensor, nn
 
 from indexer.models import functions
@@ -24,7 +25,7 @@ class Match:
 
     activation: the module of the activation function, None if it is a plain function call inside the model's
     code.
-    function: its name in FUNCTIONS, None if it is none of them.
+    function: its name among the kernels' FUNCTIONS, None if it is none of them.
     gate, up: linear layers; up is None if there is none, or if gate's output holds both (packing).
     """
 
@@ -38,6 +39,7 @@ class Match:
 
     @property
     def gated(self) -> bool:
+        """Whether f(gate) is multiplied by a second linear layer's output."""
         return self.up is not None or self.packing != "separate"
 
 
@@ -51,6 +53,7 @@ class _Source:
 
 
 def linear_paths(trace: BlockTrace) -> list[str]:
+    """Paths of the linear layers within a block."""
     return [path for path, module in trace.modules.items() if path and is_linear(module)]
 
 
@@ -82,17 +85,12 @@ def plan(trace: BlockTrace, match: Match, shared: set[int]) -> FusedPlan | str:
         return "the activation function is no module of its own"
     if match.function is None:
         name = type(modules[match.activation]).__name__
-        return f"no fused kernel for the activation {name} (there is: {', '.join(functions.FUNCTIONS)})"
+        return f"no fused kernel for the activation {name} (there is: {', '.join(FUNCTIONS)})"
     gate, projection = Affine.of(modules[match.gate]), Affine.of(modules[match.projection])
     up = None if match.up is None else Affine.of(modules[match.up])
     if gate is None or projection is None or (match.up is not None and up is None):
         return "a linear layer of the MLP has no plain floating-point weights"
-    if (
-        len(
-            {gate.weight.dtype, projection.weight.dtype, gate.weight.dtype if up is None else up.weight.dtype}
-        )
-        > 1
-    ):
+    if len({affine.weight.dtype for affine in (gate, up, projection) if affine is not None}) > 1:
         return "the linear layers of the MLP differ in dtype"
     whole = _whole_module(trace, match)
     if whole is not None:
@@ -113,13 +111,9 @@ def _whole_module(trace: BlockTrace, match: Match) -> str | None:
         return None
     path = max(common, key=len)
     whole, gate, projection = trace.once(path), trace.once(match.gate), trace.once(match.projection)
-    if (
-        whole is None
-        or gate is None
-        or projection is None
-        or whole.output is None
-        or projection.output is None
-    ):
+    if whole is None or gate is None or projection is None:
+        return None
+    if whole.output is None or projection.output is None:
         return None
     if whole.other_arguments or len(whole.inputs) != 1 or whole.inputs[0].dtype != projection.output.dtype:
         return None
@@ -145,11 +139,9 @@ def _fed_by_activation(trace: BlockTrace, projection: str, x: Tensor) -> Match |
         if made.shape != x.shape or same(given, made):
             continue
         gate = next((source for source in sources if same(source.value, given)), None)
-        match = (
-            None
-            if gate is None
-            else _closed(projection, x, gate, made, sources, path, functions.recognise(module))
-        )
+        if gate is None:
+            continue
+        match = _closed(projection, x, gate, made, sources, path, functions.recognise(module))
         if match is not None:
             return match
     return _fed_by_function(projection, x, sources)
@@ -160,8 +152,8 @@ def _fed_by_function(projection: str, x: Tensor, sources: list[_Source]) -> Matc
     if not x.any():
         return None
     for gate in sources:
-        for function in functions.FUNCTIONS.values():
-            match = _closed(projection, x, gate, function(gate.value), sources, None, None)
+        for function in FUNCTIONS:
+            match = _closed(projection, x, gate, activate(function, gate.value), sources, None, None)
             if match is not None:
                 return match
     return None

@@ -40,9 +40,10 @@ class Observer(Protocol):
     """Who takes the activations of a layer; called in order of layers, within one thread."""
 
     def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        """activations: [tokens, units] as the model computed them, any row stride; valid during the call, not
-        to be
-        written to."""
+        """Take activations that the model computed.
+
+        activations: [tokens, units], any row stride; valid during the call, and not to be written to.
+        """
 
     def activate(
         self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor

@@ -1,5 +1,4 @@
-"""Where a model's files come from, and what is refused before any of them is opened by a library that trusts
-them.
+"""Where a model's files come from, and what is refused before a library that trusts them opens any.
 
 Weights are read from safetensors only: other formats are pickles, which run code. A configuration may name
 code to import or kernels to download; both are refused, whatever the versions installed would do with them.
@@ -39,8 +38,7 @@ class Source:
 
 
 def resolve(name: str, revision: str | None = None) -> Source:
-    """The folder of a model: `name` itself if it is one, else the hub's model of that name, downloaded or
-    cached.
+    """The folder of a model: `name` itself if it is one, else that of the hub's model, downloaded or cached.
 
     Raises IndexerError where there is neither, or where its configuration is refused.
     """
@@ -63,17 +61,11 @@ def resolve(name: str, revision: str | None = None) -> Source:
     return _downloaded(name, revision)
 
 
-def check_configuration(name: str, folder: Path) -> dict[str, Any]:
-    """config.json as a dict, after refusing what could run code or needs what we do not support."""
-    config = _read_json(name, folder / "config.json")
-    tokenizer = folder / "tokenizer_config.json"
-    for file, content in (
-        ("config.json", config),
-        ("tokenizer_config.json", _read_json(name, tokenizer, {})),
-    ):
-        for key, value in _entries(content):
+def check_configuration(name: str, folder: Path) -> None:
+    """Raise IndexerError where the configuration could run code or needs what is not supported."""
+    for file, absent in (("config.json", None), ("tokenizer_config.json", {})):
+        for key, value in _entries(_read_json(name, folder / file, absent)):
             _refuse(name, file, key, value)
-    return config
 
 
 def weight_files(name: str, folder: Path) -> list[Path]:
@@ -143,7 +135,13 @@ def _downloaded(name: str, revision: str | None) -> Source:
     commit = folder.name
     check_configuration(name, folder)
     wanted = _shards(name, folder) if (folder / INDEX).is_file() else [SINGLE]
-    return Source(name, _snapshot(name, commit, wanted), commit)
+    folder = _snapshot(name, commit, wanted)
+    if not any((folder / file).is_file() for file in wanted):
+        raise IndexerError(
+            f"model {name}: the hub gave no {SINGLE} at revision {commit}, and weights in other forms could "
+            "run code. Take a --revision that has it, or convert it once with model.save_pretrained(folder)"
+        )
+    return Source(name, folder, commit)
 
 
 def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
@@ -173,25 +171,22 @@ def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
 def _shards(name: str, folder: Path) -> list[str]:
     """File names from the index, each a plain name: it must not lead out of the folder."""
     weight_map = _read_json(name, folder / INDEX).get("weight_map")
-    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    plain = [
-        file
-        for file in names
-        if isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
-    ]
-    if not names or plain != names:
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(map(_is_plain, names)):
         raise IndexerError(f"model {name}: {INDEX} has no weight_map that names safetensors files beside it")
-    return names
+    return sorted(set(names))
 
 
-_REQUIRED: dict[str, Any] = {}
+def _is_plain(file: Any) -> bool:
+    return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
 
 
-def _read_json(name: str, path: Path, absent: dict[str, Any] = _REQUIRED) -> dict[str, Any]:
+def _read_json(name: str, path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The object in a file; `absent` where there is no file, None making that an error."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if absent is not _REQUIRED:
+        if absent is not None:
             return absent
         raise IndexerError(
             f"model {name}: no {path.name} in {path.parent}; give the folder of a transformers model"

@@ -22,7 +22,7 @@ class Call:
 class BlockTrace:
     """The calls of all modules of one block, by path within the block; "" is the block itself.
 
-    Only the modules called exactly once are of use to us: `once(path)` is None for the others.
+    Only the modules called exactly once are of use to us.
     """
 
     def __init__(self, block: nn.Module) -> None:
@@ -31,10 +31,12 @@ class BlockTrace:
         self.calls: dict[str, list[Call]] = {}
 
     def once(self, path: str) -> Call | None:
+        """The call of a module that was called exactly once; None for any other."""
         calls = self.calls.get(path, [])
         return calls[0] if len(calls) == 1 else None
 
     def record(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note a call of the module at `path`, as a forward hook is told of it."""
         values = [value for value in (*args, *kwargs.values()) if value is not None]
         tensors = tuple(value for value in values if isinstance(value, Tensor))
         result = output[0] if isinstance(output, tuple) and output else output

@@ -1,4 +1,5 @@
 """From documents to padded batches of token ids, read and encoded in the background while the model works."""
+
 from __future__ import annotations
 
 from indexer.tokens.batch import Batch, Layout

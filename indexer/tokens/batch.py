@@ -1,4 +1,5 @@
 """Sequences cut from tokens, sorted by length within a bounded look-ahead, packed into padded batches."""
+
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
@@ -72,17 +73,16 @@ class Layout:
         for name in ("context", "batch_tokens", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise IndexerError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
+                raise IndexerError(f"--{name.replace('_', '-')} {value}: must be at least 1")
 
     def body(self, encoder: Encoder) -> int:
         """Tokens of text that one sequence holds."""
-        special = len(encoder.prefix) + len(encoder.suffix)
-        if self.context <= special:
+        if self.context <= encoder.wrapping:
             raise IndexerError(
-                f"--context {self.context}: no room for text, the tokenizer adds {special} special tokens; "
-                f"take at least {special + 1}."
+                f"--context {self.context}: no room for text, the tokenizer adds {encoder.wrapping} special "
+                f"tokens; take at least {encoder.wrapping + 1}"
             )
-        return self.context - special
+        return self.context - encoder.wrapping
 
 
 @dataclass
@@ -127,15 +127,18 @@ class Packer:
 
     Which sequences there are follows from the stream and the context alone; which batch one lands in, from
     batch_tokens too. Within a look-ahead of some 64 batches, sequences go from long to short.
+    full: whether max_tokens ended it.
     """
 
     def __init__(self, encoder: Encoder, layout: Layout) -> None:
         self._encoder = encoder
         self._layout = layout
         self._body = layout.body(encoder)
-        self._special = len(encoder.prefix) + len(encoder.suffix)
         self._counted = 0
         self._held: list[_Window] = []
+        # (document, characters) of those read to their end: with sequences still held, and all packed
+        self._read: dict[int, int] = {}
+        self._finished: list[tuple[int, int]] = []
         self.full = False
 
     def batches(self, stream: Iterable[Encoded]) -> Generator[Batch, None, None]:
@@ -147,7 +150,8 @@ class Packer:
         for encoded in stream:
             window = self._limited(self._cut(encoded))
             self._held.append(window)
-            tokens += int(window.length.sum()) + self._special * len(window.length)
+            self._read.update(encoded.finished)
+            tokens += int(window.length.sum()) + self._encoder.wrapping * len(window.length)
             sequences += len(window.length)
             if self.full:
                 break
@@ -156,6 +160,12 @@ class Packer:
                 tokens = sequences = 0
                 wanted = min(2 * wanted, largest)
         yield from self._packed(last=True)
+
+    def finished_documents(self) -> list[tuple[int, int]]:
+        """(document, characters), once for each document read to its end whose sequences are all in the
+        batches yielded before this call."""
+        finished, self._finished = self._finished, []
+        return finished
 
     def _cut(self, encoded: Encoded) -> _Window:
         """Each part cut into sequences of `body` tokens and a shorter rest."""
@@ -177,7 +187,7 @@ class Packer:
         if most is None or len(window.length) == 0:
             return window
         if self._layout.count_special_tokens:
-            counted = window.length + self._special
+            counted = window.length + self._encoder.wrapping
         else:
             ordinary = ~self._encoder.is_special(window.token_ids)
             counted = np.add.reduceat(ordinary, window.start, dtype=np.int64)
@@ -187,7 +197,7 @@ class Packer:
             if self._counted == 0 and taken == 0:
                 raise IndexerError(
                     f"--max-tokens {most}: less than the first sequence, which has {total[0]}; "
-                    "raise it or lower --context."
+                    "raise it or lower --context"
                 )
             self.full = True
         self._counted = int(total[taken - 1]) if taken else self._counted
@@ -197,7 +207,7 @@ class Packer:
         """What is held, from long to short; the last batch stays held if more sequences may fill it up."""
         window = _Window.joined(self._held)
         order = np.argsort(-window.length, kind="stable")
-        width = window.length[order] + self._special
+        width = window.length[order] + self._encoder.wrapping
         first = 0
         while first < len(order):
             rows = max(1, self._layout.batch_tokens // int(width[first]))
@@ -205,11 +215,14 @@ class Packer:
                 break
             yield self._batch(window.taken(order[first : first + rows]))
             first += rows
-        self._held = [window.taken(np.sort(order[first:])).compacted()] if first < len(order) else []
+        self._held = [window.taken(np.sort(order[first:])).compacted()]
+        held = set(window.document[order[first:]].tolist())
+        self._finished += [entry for entry in self._read.items() if entry[0] not in held]
+        self._read = {document: self._read[document] for document in held if document in self._read}
 
     def _batch(self, window: _Window) -> Batch:
         prefix, suffix = self._encoder.prefix, self._encoder.suffix
-        length = window.length + self._special
+        length = window.length + self._encoder.wrapping
         column = np.arange(int(length.max()))
         # padding reads any token and is overwritten; so do the special tokens' places
         source = window.start[:, None] + (column - len(prefix))

@@ -1,4 +1,5 @@
 """Batches of token ids, read and encoded in the background while the model works."""
+
 from __future__ import annotations
 
 import contextlib
@@ -27,14 +28,19 @@ CLOSE_SECONDS = 10.0
 
 @dataclass
 class TokenTotals:
-    """What has been handed out so far."""
+    """What has been handed out so far.
 
-    documents: int = 0  # documents of which the first sequence was handed out
+    documents: those of which the first sequence was handed out. tokens: special tokens included, padding not.
+    padding: tokens that fill up rows.
+    forced_cuts: places where a text without any word boundary was too long to encode in one.
+    """
+
+    documents: int = 0
     sequences: int = 0
-    tokens: int = 0  # special tokens included, padding not
+    tokens: int = 0
     counted_tokens: int = 0
-    padding: int = 0  # tokens that fill up rows
-    forced_cuts: int = 0  # places where a text without any word boundary was too long to encode in one
+    padding: int = 0
+    forced_cuts: int = 0
 
 
 class Batches:
@@ -43,7 +49,8 @@ class Batches:
     corpus, tokenizer: read and used by a background thread from now on.
     context, batch_tokens, count_special_tokens, max_tokens: see Layout.
     threads: how many threads encode. Neither the batches nor their order depend on it.
-    totals: what was handed out. waited: seconds spent in waiting for it. bytes_done: corpus bytes behind it.
+    totals: what was handed out. waited: seconds spent in waiting for it.
+    bytes_done: bytes on disk of the text behind it, about; the corpus itself counts what was read ahead too.
     Call `finished_documents` now and then: it holds an entry per document until then.
     Raises IndexerError at once for numbers that leave no room, later whatever reading the corpus raises.
     """
@@ -61,12 +68,11 @@ class Batches:
     ) -> None:
         layout = Layout(context, batch_tokens, count_special_tokens, max_tokens)
         if threads < 1:
-            raise IndexerError(f"threads {threads}: must be at least 1.")
+            raise IndexerError(f"threads {threads}: must be at least 1")
         encoder = Encoder(tokenizer)
-        self._special = len(encoder.prefix) + len(encoder.suffix)
+        self._wrapping = encoder.wrapping
         self.totals = TokenTotals()
-        self.waited = 0.0  # seconds
-        # bytes on disk of the text handed out, about; the corpus itself counts what was read ahead too
+        self.waited = 0.0
         self.bytes_done = 0
         self._background = _Background(corpus, encoder, layout, threads)
         # stops the thread when this object is forgotten, and at exit before the interpreter goes
@@ -91,13 +97,13 @@ class Batches:
         totals.padding += batch.token_ids.size - tokens
         totals.counted_tokens += int(batch.counted.sum())
         totals.forced_cuts = self._background.forced
-        self.bytes_done = self._background.bytes_behind(tokens - self._special * len(batch.length))
+        self.bytes_done = self._background.bytes_behind(tokens - self._wrapping * len(batch.length))
         return batch
 
     def finished_documents(self) -> list[tuple[int, int]]:
-        """(document, characters) of the documents read to their end since the last call.
+        """(document, characters) of the documents that are done with since the last call.
 
-        A document is among them no later than its last sequence is handed out.
+        All sequences of such a document came before the latest batch, or there are no more batches.
         """
         return self._background.finished()
 
@@ -120,7 +126,8 @@ class _Background:
     def __init__(self, corpus: Corpus, encoder: Encoder, layout: Layout, threads: int) -> None:
         self._stream = TokenStream(corpus, encoder, layout.body(encoder), threads)
         self._packer = Packer(encoder, layout)
-        self._ready: deque[Batch] = deque()
+        # a batch, None for the end, and the documents finished before it
+        self._ready: deque[tuple[Batch | None, list[tuple[int, int]]]] = deque()
         self._finished: list[tuple[int, int]] = []
         # (tokens not yet handed out, bytes on disk read when they had been encoded), in the order of reading
         self._behind: deque[tuple[int, int]] = deque()
@@ -129,7 +136,6 @@ class _Background:
         self._corpus = corpus
         self._changed = threading.Condition()
         self._error: BaseException | None = None
-        self._ended = False
         self._stopped = False
         # a daemon, for a thread that waits for the network must not keep the process from ending
         self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
@@ -153,7 +159,7 @@ class _Background:
     def take(self) -> Batch | None:
         """The next batch, or None at the end. Raises the thread's error, once, as soon as there is one."""
         with self._changed:
-            while not (self._ready or self._ended or self._stopped or self._error):
+            while not (self._ready or self._stopped or self._error):
                 self._changed.wait()
             if self._error is not None:
                 error, self._error = self._error, None
@@ -162,7 +168,9 @@ class _Background:
             if not self._ready:
                 return None
             self._changed.notify_all()
-            return self._ready.popleft()
+            batch, finished = self._ready.popleft()
+            self._finished += finished
+            return batch
 
     def finished(self) -> list[tuple[int, int]]:
         with self._changed:
@@ -187,15 +195,12 @@ class _Background:
                     if not self._put(batch):
                         return
             if empty:
-                raise IndexerError(
-                    "the corpus has no token: its text is nothing but what the tokenizer drops."
-                )
+                raise IndexerError("the corpus has no token: its text is all such as the tokenizer drops")
+            self._put(None)
         except BaseException as error:
             with self._changed:
-                self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
+                # what goes wrong after the stop is nobody's concern any more
+                self._error = None if self._stopped else error
                 self._changed.notify_all()
 
     def _noted(self) -> Iterator[Encoded]:
@@ -203,17 +208,18 @@ class _Background:
             with self._changed:
                 if self._stopped:
                     return
-                self._finished += encoded.finished
                 self._behind.append((len(encoded.token_ids), self._corpus.counts.bytes_read))
             yield encoded
 
-    def _put(self, batch: Batch) -> bool:
+    def _put(self, batch: Batch | None) -> bool:
+        """Queue a batch, or the end; False where nobody waits for it any more."""
+        entry = (batch, self._packer.finished_documents())
         with self._changed:
             while len(self._ready) >= READY_BATCHES and not self._stopped:
                 self._changed.wait()
             if self._stopped:
                 return False
-            self._ready.append(batch)
+            self._ready.append(entry)
             self._changed.notify_all()
             return True
 

@@ -1,4 +1,5 @@
 """Text to token ids through the model's own fast tokenizer, without the special tokens it adds."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Encoder:
         if backend is None:
             raise IndexerError(
                 f"tokenizer {type(tokenizer).__name__}: not a fast tokenizer; "
-                "the model folder needs a tokenizer.json (save it with AutoTokenizer.save_pretrained)."
+                "the model folder needs a tokenizer.json (save it with AutoTokenizer.save_pretrained)"
             )
         try:
             self._backend = type(backend).from_str(backend.to_str())
@@ -34,17 +35,22 @@ class Encoder:
             # the library raises bare Exception, for parts written in Python that cannot be saved
             reason = " ".join(str(error).split())
             raise IndexerError(
-                f"tokenizer {type(tokenizer).__name__}: cannot be copied ({reason})."
+                f"tokenizer {type(tokenizer).__name__}: cannot be copied ({reason})"
             ) from error
         self._backend.encode_special_tokens = backend.encode_special_tokens
         self._backend.no_truncation()
         self._backend.no_padding()
-        # the parts of a word depend on their neighbours alone; see tokens_long
+        # the parts of a word depend on their neighbours alone; see indexer.tokens.long
         self.divides_words = type(self._backend.model).__name__ == "BPE"
         self.prefix, self.suffix = self._around()
         padding = getattr(tokenizer, "pad_token_id", None)
         self.padding = int(padding) if padding is not None else 0
         self._special = _special_table(tokenizer, self._backend)
+
+    @property
+    def wrapping(self) -> int:
+        """How many special tokens the tokenizer puts around one sequence."""
+        return len(self.prefix) + len(self.suffix)
 
     def token_ids(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The tokens of all texts, one after another (int32), and how many each has (int64 [texts]).
@@ -70,9 +76,14 @@ class Encoder:
         mask = np.array(whole.special_tokens_mask, dtype=bool)
         ids = np.array(whole.ids, dtype=np.int32)
         own = np.flatnonzero(~mask)
+        if not bare:
+            raise IndexerError(
+                "tokenizer: it makes no token of text; its files are missing in the model's folder, or are "
+                "those of another tokenizer"
+            )
         if len(own) == 0 or ids[own[0] : own[-1] + 1].tolist() != bare:
             raise IndexerError(
-                f"tokenizer: the special tokens it adds ({ids.tolist()} for {bare}) are not around the text."
+                f"tokenizer: the special tokens it adds ({ids.tolist()} for {bare}) are not around the text"
             )
         return ids[: own[0]], ids[own[-1] + 1 :]
 

@@ -14,6 +14,7 @@ the join every two neighbours come from one window.
 Where no join is found the earlier window grows, up to `solid` characters. Then the text is cut, and the cut
 is counted in `forced`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
 """Documents to tokens, in the order of the corpus: many short documents at once, long ones in pieces."""
+
 from __future__ import annotations
 
 from collections import deque
@@ -58,7 +59,7 @@ class TokenStream:
 
     body: tokens of a sequence without the special ones; a document in parts is parted at multiples of it.
     threads: how many chunks are encoded at the same time. The order of the results does not depend on it.
-    `forced` counts the places at which a long text had to be cut, see tokens_long.
+    `forced` counts the places at which a long text had to be cut, see indexer.tokens.long.
     """
 
     def __init__(self, corpus: Corpus, encoder: Encoder, body: int, threads: int = 1) -> None:

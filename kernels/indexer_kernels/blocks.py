@@ -1,16 +1,24 @@
-"""Which rows of a batch enter the statistics, and how they are cut for partial sums."""
+"""What the states share: memory, the rows of a batch that enter them, and how rows are cut for sums."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from indexer_kernels.sequences import Sequences
 
 # Positions whose float32 partial sum is formed before it enters the exact one.
 BLOCK_TOKENS = 256
+
+
+def committed_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Zeros whose memory is taken now, not page by page later: a state has its size from the start."""
+    array = np.empty(shape, dtype)
+    array.fill(0)
+    return array
 
 
 def sequence_rows(sequences: Sequences, index: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer_kernels.blocks import counted_rows
+from indexer_kernels.blocks import committed_zeros, counted_rows
 from indexer_kernels.sequences import Sequences
 
 MAGNITUDES = 194
@@ -56,7 +56,9 @@ class Histogram:
     def empty(cls, units: int) -> Histogram:
         """The histogram of no tokens."""
         return cls(
-            np.zeros((units, BINS), np.int64), np.zeros((units, BINS), np.uint16), np.zeros(units, np.int32)
+            committed_zeros((units, BINS), np.int64),
+            committed_zeros((units, BINS), np.uint16),
+            np.zeros(units, np.int32),
         )
 
     def update(self, activations: NDArray[np.float32], sequences: Sequences) -> None:

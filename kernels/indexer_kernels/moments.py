@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer_kernels.blocks import counted_rows, sum_blocks
+from indexer_kernels.blocks import committed_zeros, counted_rows, sum_blocks
 from indexer_kernels.sequences import Sequences
 
 POWERS = 4
@@ -50,7 +50,7 @@ class Moments:
             np.zeros(units, np.int64),
             np.full(units, np.inf, np.float32),
             np.full(units, -np.inf, np.float32),
-            np.zeros((units, POWERS, LIMBS), np.int64),
+            committed_zeros((units, POWERS, LIMBS), np.int64),
             np.zeros(units, np.int32),
         )
 

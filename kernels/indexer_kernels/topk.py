@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer_kernels.blocks import sequence_rows
+from indexer_kernels.blocks import committed_zeros, sequence_rows
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.sequences import Sequences
 
@@ -73,7 +73,7 @@ class TopK:
             np.zeros(units, np.int32), np.zeros(units, np.int32),
             np.zeros(places, np.float32), np.zeros(places, np.int64), np.zeros(places, np.int64),
             np.zeros(places, np.int32), np.zeros(places, np.int32), np.zeros(places, np.int32),
-            np.zeros(window_shape, np.int32), np.zeros(window_shape, np.float32),
+            committed_zeros(window_shape, np.int32), committed_zeros(window_shape, np.float32),
         )  # fmt: skip
 
     @property
