@@ -1,4 +1,5 @@
 """Builds csrc/ into indexer_kernels._cpp; everything else about the package stands in pyproject.toml."""
+from __future__ import annotations
 
 import platform
 from pathlib import Path

@@ -88,5 +88,6 @@ class Progress:
             print(message, file=self.stream, flush=True)
 
     def close(self) -> None:
+        """Take the bar away; called again, it does nothing."""
         if self._bar is not None:
             self._bar.close()

@@ -4,6 +4,7 @@ Knows arrays; not models, files or SQL. Each state (`Moments`, `Histogram`, `Top
 `merge`: their NumPy code is the definition, csrc/ the fast form. `Statistics` holds all of one layer and
 chooses the kernel.
 """
+from __future__ import annotations
 
 from indexer_kernels.activations import FUNCTIONS, activate
 from indexer_kernels.errors import KernelInputError

@@ -1,4 +1,5 @@
 """What the kernels refuse."""
+from __future__ import annotations
 
 
 class KernelInputError(ValueError):
