@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from indexer.units import format_layers
 if TYPE_CHECKING:
     from indexer.pipeline import Build
 
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow", "duckdb")
 
 
 def plan(build: Build, keep: Keep) -> str:
@@ -54,14 +55,14 @@ def cost(build: Build, output: Path) -> Iterator[str]:
     )
     yield f"{output}: {in_bytes(size)}; peak memory {in_bytes(peak_memory())}"
     counts = build.corpus.counts
-    for number, what in (
-        (counts.empty, "empty documents were left out"),
-        (counts.bad_text_skipped, "documents with invalid UTF-8 were left out"),
-        (counts.bad_text_replaced, "documents have invalid UTF-8 replaced by U+FFFD"),
-        (counts.binary_skipped, "files that are not text were left out"),
+    for what, number in (
+        ("empty documents left out", counts.empty),
+        ("documents left out for invalid UTF-8", counts.bad_text_skipped),
+        ("documents in which U+FFFD replaces invalid UTF-8", counts.bad_text_replaced),
+        ("files left out that are not text", counts.binary_skipped),
     ):
         if number:
-            yield f"{number:,} {what}"
+            yield f"{what}: {number:,}"
     if observer.non_finite:
         yield (
             f"warning: {observer.non_finite:,} activations are NaN or infinite and enter nothing but their "
@@ -71,6 +72,8 @@ def cost(build: Build, output: Path) -> Iterator[str]:
 
 def interrupted(build: Build) -> str:
     """One line after Ctrl-C."""
+    if build.writer is not None and build.writer.published:
+        return f"stopped when all was done: {build.config.output} is whole"
     tokens = build.observer.count if build.observer is not None and build.observer.statistics else 0
     return (
         f"stopped after {tokens:,} tokens; nothing was kept, {build.config.output} is as it was "
@@ -87,7 +90,11 @@ def manifest(build: Build) -> dict[str, Any]:
             "matmul": build.matmul,
             "layers": [_layer(build, layer) for layer in build.layers],
         },
-        "tokenizer": {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)},
+        "tokenizer": {
+            "class": type(tokenizer).__name__,
+            "vocabulary": len(tokenizer),
+            "digest": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        },
         "corpus": _corpus(build),
         "configuration": build.config.model_dump(mode="json"),
         "totals": _totals(build),

@@ -85,7 +85,7 @@ def model_folder() -> Path:
 
 
 def _build(output: Path, max_tokens: int, overwrite: bool) -> None:
-    from indexer.commands.options import build_config
+    from indexer.options import build_config
     from indexer.pipeline import build
 
     options = {

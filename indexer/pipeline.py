@@ -54,6 +54,7 @@ class Build:
         self.threads = config.threads or psutil.cpu_count(logical=False) or 1
         self.progress = Progress()
         self.observer: StatisticsObserver | None = None
+        self.writer: IndexWriter | None = None
 
     def run(self) -> Path:
         """Do it all; returns the output folder."""
@@ -84,11 +85,12 @@ class Build:
         )
         _check_context(config, self.loaded)
         self.layers = _chosen_layers(config, self.loaded)
-        keep = Keep(top=config.top, bottom=config.bottom, window=config.window, by=config.by)
+        keep = _kept(config)
         _check_memory(self.layers, keep)
         self.progress.say(account.plan(self, keep))
         vocabulary = Vocabulary.from_tokenizer(self.loaded.tokenizer)
-        writer = stack.enter_context(IndexWriter(config.output, vocabulary, overwrite=config.overwrite))
+        writer = self.writer = IndexWriter(config.output, vocabulary, overwrite=config.overwrite)
+        stack.enter_context(writer)
         units = {layer.layer: layer.units for layer in self.layers}
         self.observer = StatisticsObserver(units, keep, kernels=self.kernels, threads=self.threads)
         self.documents = Documents(self.observer.documents)
@@ -145,6 +147,12 @@ def _chosen_kernels(config: BuildConfig) -> str:
         return choose(config.kernels, device.split(":")[0])
     except KernelInputError as error:
         raise IndexerError(str(error)) from error
+
+
+def _kept(config: BuildConfig) -> Keep:
+    # a window reaches no further than its sequence, so that no place is made for more
+    before, after = (min(tokens, config.context - 1) for tokens in config.window)
+    return Keep(top=config.top, bottom=config.bottom, window=(before, after), by=config.by)
 
 
 def _chosen_layers(config: BuildConfig, loaded: LoadedModel) -> list[MlpLayer]:

@@ -13,11 +13,13 @@ from typing import Any
 import duckdb
 import pytest
 import torch
+from indexer_kernels import Keep
 
 import indexer
+from indexer import account
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
-from indexer.pipeline import Build, build
+from indexer.pipeline import Build, _kept, build
 from tests.real_model import minilm, standard_library
 
 TABLES = {
@@ -187,6 +189,15 @@ def test_ctrl_c_stops_cleanly(corpus: list[str], tmp_path: Path) -> None:
     assert "nothing was kept" in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_is_no_wider_than_the_context(corpus: list[str], tmp_path: Path) -> None:
+    run = Build(options(tmp_path / "a.index", corpus, window=(1000, 1000), context=32, max_tokens=200))
+    with indexer.open_index(run.run()) as index:
+        rows = index.sql("SELECT token_ids, activations FROM examples").to_pylist()
+    assert max(len(row["token_ids"]) for row in rows) == 32
+    said = account.plan(run, Keep(top=4, bottom=3, window=(31, 31)))
+    assert said == account.plan(run, _kept(run.config))
 
 
 def test_views_serve_a_plain_duckdb(

@@ -120,7 +120,7 @@ def build(
     threads: Annotated[str | None, choices.THREADS] = None,
 ) -> None:
     """Run a model over a corpus and write the index of its neurons."""
-    from indexer.commands.options import build_config, read_window
+    from indexer.options import build_config, read_window
 
     given = {name: value for name, value in context.params.items() if value is not None and value != ()}
     given.pop("config", None)

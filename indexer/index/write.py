@@ -40,7 +40,7 @@ _MOST_THREADS = 4
 
 
 class IndexWriter:
-    """Takes the layers of an index one by one and publishes it.
+    """Takes the layers of an index one by one and publishes it; `published` tells whether it is in place.
 
     Layers are written in the background by up to four threads; their arrays must not change until `publish`
     or the end of the `with` block. Memory: the records of as many layers as there are threads.
@@ -58,6 +58,7 @@ class IndexWriter:
         check_output(self.output, overwrite)
         # beside what a symbolic link points to: only there can a folder be renamed to it
         self._target = Path(os.path.realpath(self.output))
+        self.published = False
         self._folder: Path | None = None
         self._units: dict[tuple[str, int], pa.Table] = {}
         self._layers: list[LayerEntry] = []
@@ -142,6 +143,7 @@ class IndexWriter:
                 flush(part)
             check_output(self.output, self.overwrite)
             old = put_in_place(folder, self._target)
+            self.published = True
         self._folder = None
         if old is not None:
             # the new index is in place; what cannot be removed of the old one does no harm
