@@ -73,7 +73,6 @@ class Build:
         check_output(config.output, config.overwrite)
         self.kernels = _chosen_kernels(config)
         self.corpus = Corpus(config.corpus, text_column=config.text_column, on_bad_text=config.on_bad_text)
-        stack.enter_context(freed_memory_kept())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(self.threads)
         self.loaded = load(
@@ -121,7 +120,7 @@ class Build:
         runner = Runner(self.loaded, chosen, observer, chunk_tokens=chunk, force_hooks=config.hooks)
         self.matmul = "onednn" if runner.onednn else "torch"
         begin = time.perf_counter()
-        with batches, runner:
+        with freed_memory_kept(), batches, runner:
             for batch in batches:
                 runner.run(batch)
                 self.documents.add(batches.finished_documents())
