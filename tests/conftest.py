@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 
@@ -16,3 +18,11 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """Each instruction set that the kernels have and this machine can run, forced in turn."""
     monkeypatch.setenv("NEURON_INDEXER_ISA", request.param)
     return str(request.param)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_reach_children() -> None:
+    """Programs that tests start take Ctrl-C and hang-up, also where the tests were started to ignore them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
