@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
+
+# Read by Triton when it is first imported: kernels run in its interpreter, on the CPU
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def _instruction_sets() -> list[str]:
@@ -16,3 +22,18 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """Each instruction set that the kernels have and this machine can run, forced in turn."""
     monkeypatch.setenv("NEURON_INDEXER_ISA", request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels "triton" run in the interpreter, and memory that torch has not set is full of NaN."""
+    import torch
+    from indexer_kernels import activations_triton, statistics_triton
+
+    from tests.gluon_interpreter import interpreted
+
+    for module, name in ((statistics_triton, "gather"), (activations_triton, "activate_rows")):
+        monkeypatch.setattr(module, name, interpreted(getattr(module, name)))
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.runtime.interpreter import InterpretedFunction, TensorHandle
@@ -78,7 +79,7 @@ class Language:
         """Threads of a program run one after another here."""
 
     def arange(self, start: int, end: int, layout: Any = None) -> tl.tensor:
-        return tl.arange(start, end)
+        return tl.arange(tl.constexpr(_number(start)), tl.constexpr(_number(end)))
 
     def full(self, shape: Any, value: Any, dtype: tl.dtype, layout: Any = None) -> tl.tensor:
         return tl.full([_number(size) for size in shape], value, dtype)
@@ -93,16 +94,28 @@ class Language:
         return SharedMemory(dtype, filling if dtype == tl.int32 else filling.view(np.float32))
 
 
-# The hardware's approximations, which are assembly, as the mathematics that they approximate.
-APPROXIMATED: dict[str, Callable[[tl.tensor], tl.tensor]] = {
+def _rounded(value: tl.tensor, dtype: tl.dtype) -> tl.tensor:
+    """To nearest, ties to even, as the hardware does it; the interpreter cuts bits off for bfloat16."""
+    if _number(dtype) != tl.bfloat16:
+        return value.to(dtype)
+    return _tensor(torch.from_numpy(value.handle.data).bfloat16().view(torch.uint16).numpy(), tl.bfloat16)
+
+
+# What the interpreter lacks: two approximations of the hardware, which are assembly, and rounding.
+SUBSTITUTES: dict[str, Callable[..., tl.tensor]] = {
     "exp2_hardware": lambda value: tl.exp2(value),
     "reciprocal_hardware": lambda value: 1.0 / value,
+    "rounded": _rounded,
 }
 
 
 def interpreted(kernel: GluonJITFunction) -> InterpretedFunction:
     """The kernel, launched in the same way, in the interpreter."""
-    return InterpretedFunction(_within(_translated(kernel.fn.__globals__, {}), kernel.fn))
+    function = InterpretedFunction(_within(_translated(kernel.fn.__globals__, {}), kernel.fn))
+    # the interpreter knows constants by this word
+    annotations = kernel.fn.__annotations__.items()
+    function.rewrite().__annotations__ = {name: kind.removeprefix("gl.") for name, kind in annotations}
+    return function
 
 
 def _translated(module: dict[str, Any], done: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -112,7 +125,7 @@ def _translated(module: dict[str, Any], done: dict[int, dict[str, Any]]) -> dict
         for name, value in module.items():
             if isinstance(value, GluonJITFunction):
                 own = _translated(value.fn.__globals__, done)
-                scope[name] = APPROXIMATED.get(name) or InterpretedFunction(_within(own, value.fn)).rewrite()
+                scope[name] = SUBSTITUTES.get(name) or InterpretedFunction(_within(own, value.fn)).rewrite()
     return done[id(module)]
 
 

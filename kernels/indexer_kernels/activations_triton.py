@@ -103,6 +103,12 @@ def activated(value, FUNCTION: gl.constexpr, WIDE: gl.constexpr):
 
 
 @gluon.jit
+def rounded(value, DTYPE: gl.constexpr):
+    """A float32 in the dtype of the model, to nearest, ties to even."""
+    return value.to(DTYPE)
+
+
+@gluon.jit
 def activate_row(gate, up, out, mask, FUNCTION: gl.constexpr, GATED: gl.constexpr):
     """Read, activate, write where FUNCTION is not "plain"; returns the float32 that a reader of `out` sees.
 
@@ -114,11 +120,11 @@ def activate_row(gate, up, out, mask, FUNCTION: gl.constexpr, GATED: gl.constexp
         factor = gl.load(up, mask).to(gl.float32)
     value = read.to(gl.float32)
     if FUNCTION != "plain":
-        rounded = activated(value, FUNCTION, WIDE).to(gate.dtype.element_ty)
+        result = rounded(activated(value, FUNCTION, WIDE), gate.dtype.element_ty)
         if GATED:
-            rounded = (rounded.to(gl.float32) * factor).to(gate.dtype.element_ty)
-        gl.store(out, rounded, mask)
-        value = rounded.to(gl.float32)
+            result = rounded(result.to(gl.float32) * factor, gate.dtype.element_ty)
+        gl.store(out, result, mask)
+        value = result.to(gl.float32)
     return value
 
 
