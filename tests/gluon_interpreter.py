@@ -33,6 +33,12 @@ class SharedMemory:
     def __init__(self, dtype: tl.dtype, array: np.ndarray) -> None:
         self.dtype, self.array = dtype, array
 
+    def index(self, place: Any) -> SharedMemory:
+        return SharedMemory(self.dtype, self.array[int(place.handle.data.item())])
+
+    def reinterpret(self, dtype: tl.dtype, shape: Any, layout: Any) -> SharedMemory:
+        return SharedMemory(dtype, self.array.reshape([int(_number(size)) for size in shape]))
+
     def slice(self, start: int, length: int) -> SharedMemory:
         start, length = int(_number(start)), int(_number(length))
         return SharedMemory(self.dtype, self.array[start : start + length])
@@ -88,9 +94,8 @@ class Language:
         return tl.full(like.shape, value, like.dtype)
 
     def allocate_shared_memory(self, dtype: tl.dtype, shape: Any, layout: Any) -> SharedMemory:
-        rows, columns = (int(_number(size)) for size in shape)
         # whatever stood there before; a kernel that relies on zeros must not pass
-        filling = np.full((rows, columns), 0x7F7F7F7F, np.int32)
+        filling = np.full([int(_number(size)) for size in shape], 0x7F7F7F7F, np.int32)
         return SharedMemory(dtype, filling if dtype == tl.int32 else filling.view(np.float32))
 
 

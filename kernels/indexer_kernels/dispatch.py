@@ -32,7 +32,9 @@ def choose(name: str, device: str | None = None) -> str:
     if name == "cpp":
         instruction_set()
     elif name == "triton":
-        _require_triton()
+        check_triton()
+        if not _interpreted() and not torch.cuda.is_available():
+            raise KernelInputError("kernels 'triton' need a GPU, and torch finds none; use --device cpu")
     return name
 
 
@@ -50,8 +52,8 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _require_triton() -> None:
-    """Raises KernelInputError without a GPU or a Triton that counts in shared memory."""
+def check_triton() -> None:
+    """Raises KernelInputError without a Triton that counts in shared memory."""
     try:
         found = version("triton")
     except PackageNotFoundError as error:
@@ -63,8 +65,6 @@ def _require_triton() -> None:
             f"kernels 'triton' need Triton 3.8 or newer, and this is {found}: older ones have no atomics in shared "
             "memory; upgrade it, or use --device cpu"
         )
-    if not _interpreted() and not torch.cuda.is_available():
-        raise KernelInputError("kernels 'triton' need a GPU, and torch finds none; use --device cpu")
 
 
 def instruction_set() -> str:

@@ -22,7 +22,8 @@ ROW_OFFSET = gl.constexpr(((127 - 10) << 3) - 2)
 RECENT_ROWS = gl.constexpr(2 * (HOST_MAGNITUDES + 1))
 # 16-bit counters hold this many groups of 8 blocks of 256 positions
 FLUSH_GROUPS = gl.constexpr(31)
-FLUSHED_ROWS = gl.constexpr(64)
+PARTS = gl.constexpr(8)
+PART_ROWS = gl.constexpr(64)
 
 
 @gluon.jit
@@ -51,10 +52,10 @@ def count(counters, value, amount, mask):
 
 @gluon.jit
 def clear(counters, LAYOUT: gl.constexpr):
-    """Set all counters to zero."""
+    """Set all counters to zero; counters: shared [8, 64, 32]."""
     gl.barrier()
-    for first in gl.static_range(0, ROWS, FLUSHED_ROWS):
-        counters.slice(first, FLUSHED_ROWS).store(gl.full([FLUSHED_ROWS, 32], 0, gl.int32, LAYOUT))
+    for part in range(PARTS):
+        counters.index(part).store(gl.full([PART_ROWS, 32], 0, gl.int32, LAYOUT))
     gl.barrier()
 
 
@@ -62,12 +63,13 @@ def clear(counters, LAYOUT: gl.constexpr):
 def flush(counters, recent, first_unit, units, LAYOUT: gl.constexpr):
     """Add the counters to those in global memory, which belong to this program alone.
 
-    recent: int32 [390, units]; non-negative rows, then negative ones by magnitude.
+    counters: shared [8, 64, 32]. recent: int32 [390, units]; non-negative rows, then negative ones by magnitude.
     """
     gl.barrier()
-    for first in gl.static_range(0, ROWS, FLUSHED_ROWS):
-        word = counters.slice(first, FLUSHED_ROWS).load(LAYOUT)
-        row = first + gl.arange(0, FLUSHED_ROWS, gl.SliceLayout(1, LAYOUT))
+    # a loop, for its addresses would be kept in registers throughout the kernel
+    for part in range(PARTS):
+        word = counters.index(part).load(LAYOUT)
+        row = part * PART_ROWS + gl.arange(0, PART_ROWS, gl.SliceLayout(1, LAYOUT))
         magnitude = row & (ROWS // 2 - 1)
         place = magnitude + gl.where(row < ROWS // 2, 0, MAGNITUDES + 1)
         used = magnitude <= MAGNITUDES

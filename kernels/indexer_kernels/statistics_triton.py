@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from indexer_kernels import topk_triton
 from indexer_kernels.activations_triton import activate_other_rows, activate_row
-from indexer_kernels.histogram_triton import FLUSH_GROUPS, RECENT_ROWS, ROWS, clear, count, flush
+from indexer_kernels.histogram_triton import FLUSH_GROUPS, PARTS, RECENT_ROWS, ROWS, clear, count, flush
 from indexer_kernels.moments_triton import LIMBS, POWERS, add_exactly, add_powers, is_finite
 from indexer_kernels.plan import Plan
 
@@ -21,6 +21,7 @@ UNROLLED = gl.constexpr(8)
 # Lanes are units: a warp reads 64 adjacent units of one token, and each of the warps has a block of its own.
 VALUES = gl.constexpr(gl.BlockedLayout([1, 2], [1, 32], [8, 1], [1, 0]))
 WORDS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [8, 1], [1, 0]))
+ROW_BY_ROW = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
 SUMS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [4, 2], [1, 0]))
 
 
@@ -78,11 +79,13 @@ def gather(
     FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr,
 ):  # fmt: skip
     """doc"""
-    counters = gl.allocate_shared_memory(gl.int32, [ROWS, 32], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    partial = gl.allocate_shared_memory(
-        gl.float32, [POWERS * WARPS, UNITS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    parts = gl.allocate_shared_memory(gl.int32, [PARTS, ROWS // PARTS, 32], ROW_BY_ROW)
+    counters = parts.reinterpret(gl.int32, [ROWS, 32], ROW_BY_ROW)
+    partial = gl.allocate_shared_memory(gl.float32, [POWERS * WARPS, UNITS], ROW_BY_ROW)
+    # in 64 bits a step is one addition to each pointer; 32 bits would be widened at every row
+    gate_stride, up_stride, out_stride = (
+        gl.to_tensor(gate_stride).to(gl.int64), gl.to_tensor(up_stride).to(gl.int64), gl.to_tensor(out_stride).to(gl.int64)
     )
-    clear(counters, WORDS)
     first_unit = gl.program_id(0) * UNITS
     split = gl.program_id(1).to(gl.int64)
     unit = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, VALUES))
@@ -97,85 +100,81 @@ def gather(
     bottom_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
     highest = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
     lowest = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
-    held = 0
+    splits = gl.num_programs(1)
+    for first_group in range(gl.program_id(1), groups, splits * FLUSH_GROUPS):
+        clear(parts, WORDS)
+        for group in range(first_group, gl.minimum(groups, first_group + splits * FLUSH_GROUPS), splits):
+            block = group * WARPS + warp
+            row = gl.load(block_row + block)
+            span = gl.load(block_span + block)
+            sum1 = gl.full([WARPS, UNITS], 0.0, gl.float32, VALUES)
+            sum2, sum3, sum4 = sum1, sum1, sum1
+            high = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
+            low = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
+            gate_at = gate + (row * gate_stride)[:, None] + unit[None, :]
+            up_at = up + (row * up_stride)[:, None] + unit[None, :]
+            out_at = out + (row * out_stride)[:, None] + unit[None, :]
+            run = 0
+            if WHOLE:
+                run = gl.load(group_run + group)
+                for token in range(0, run, UNROLLED):
+                    for ahead in gl.static_range(UNROLLED):
+                        value = activate_row(
+                            gate_at + ahead * gate_stride, up_at + ahead * up_stride, out_at + ahead * out_stride,
+                            None, FUNCTION, GATED,
+                        )  # fmt: skip
+                        sum1, sum2, sum3, sum4, high, low = add_value(
+                            value, None, counters, sum1, sum2, sum3, sum4, high, low
+                        )
+                    gate_at += UNROLLED * gate_stride
+                    up_at += UNROLLED * up_stride
+                    out_at += UNROLLED * out_stride
+            for token in range(run, gl.max(span, axis=0)):
+                taken = (token < span) & (gl.load(counted + row + token, token < span, other=0) != 0)
+                mask = taken[:, None] & inside
+                value = activate_row(gate_at, up_at, out_at, mask, FUNCTION, GATED)
+                sum1, sum2, sum3, sum4, high, low = add_value(
+                    value, mask, counters, sum1, sum2, sum3, sum4, high, low
+                )
+                gate_at += gate_stride
+                up_at += up_stride
+                out_at += out_stride
 
-    for group in range(gl.program_id(1), groups, gl.num_programs(1)):
-        if held == FLUSH_GROUPS:
-            flush(counters, recent + split * RECENT_ROWS * units, first_unit, units, WORDS)
-            clear(counters, WORDS)
-            held = 0
-        held += 1
-        block = group * WARPS + warp
-        row = gl.load(block_row + block)
-        span = gl.load(block_span + block)
-        sum1 = gl.full([WARPS, UNITS], 0.0, gl.float32, VALUES)
-        sum2, sum3, sum4 = sum1, sum1, sum1
-        high = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
-        low = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
-        gate_at = gate + (row * gate_stride)[:, None] + unit[None, :]
-        up_at = up + (row * up_stride)[:, None] + unit[None, :]
-        out_at = out + (row * out_stride)[:, None] + unit[None, :]
-        run = 0
-        if WHOLE:
-            run = gl.load(group_run + group)
-            for token in range(0, run, UNROLLED):
-                for ahead in gl.static_range(UNROLLED):
-                    value = activate_row(
-                        gate_at + ahead * gate_stride, up_at + ahead * up_stride, out_at + ahead * out_stride,
-                        None, FUNCTION, GATED,
-                    )  # fmt: skip
-                    sum1, sum2, sum3, sum4, high, low = add_value(
-                        value, None, counters, sum1, sum2, sum3, sum4, high, low
-                    )
-                gate_at += UNROLLED * gate_stride
-                up_at += UNROLLED * up_stride
-                out_at += UNROLLED * out_stride
-        for token in range(run, gl.max(span, axis=0)):
-            taken = (token < span) & (gl.load(counted + row + token, token < span, other=0) != 0)
-            mask = taken[:, None] & inside
-            value = activate_row(gate_at, up_at, out_at, mask, FUNCTION, GATED)
-            sum1, sum2, sum3, sum4, high, low = add_value(
-                value, mask, counters, sum1, sum2, sum3, sum4, high, low
-            )
-            gate_at += gate_stride
-            up_at += up_stride
-            out_at += out_stride
+            # a NaN or an infinity, and rarely a power beyond float32, shows up in the largest power's sum
+            odd = gl.max(gl.max(gl.where(is_finite(sum4), 0, 1), axis=1), axis=0)
+            if odd != 0:
+                read, stride = (gate, gate_stride) if FUNCTION == "plain" else (out, out_stride)
+                sum1, sum2, sum3, sum4, high, low, nans, infs = read_finite(
+                    read, stride, row, span, counted, unit, inside, counters
+                )
+                add_to_unit(nan + split * units + unit, nans, real)
+                add_to_unit(inf + split * units + unit, infs, real)
 
-        # a NaN or an infinity, and rarely a power beyond float32, shows up in the largest power's sum
-        odd = gl.max(gl.max(gl.where(is_finite(sum4), 0, 1), axis=1), axis=0)
-        if odd != 0:
-            read, stride = (gate, gate_stride) if FUNCTION == "plain" else (out, out_stride)
-            sum1, sum2, sum3, sum4, high, low, nans, infs = read_finite(
-                read, stride, row, span, counted, unit, inside, counters
-            )
-            add_to_unit(nan + split * units + unit, nans, real)
-            add_to_unit(inf + split * units + unit, infs, real)
+            at = block.to(gl.int64)[:, None] * units + unit[None, :]
+            gl.store(block_maximum + at, high, inside)
+            gl.store(block_minimum + at, low, inside)
+            highest, lowest = gl.maximum(highest, high), gl.minimum(lowest, low)
+            document = gl.load(block_document + block)[:, None]
+            beats_top = (high > top_value) | ((high == top_value) & (document <= top_last))
+            beats_bottom = (low < bottom_value) | ((low == bottom_value) & (document <= bottom_last))
+            top_hit = gl.where(beats_top, 1, top_hit)
+            bottom_hit = gl.where(beats_bottom, 1, bottom_hit)
+            # of the four sums of eight blocks, a thread adds those of one unit and power, block after block
+            place = (warp * POWERS)[:, None]
+            gl.barrier()
+            partial.scatter(sum1, place, axis=0)
+            partial.scatter(sum2, place + 1, axis=0)
+            partial.scatter(sum3, place + 2, axis=0)
+            partial.scatter(sum4, place + 3, axis=0)
+            gl.barrier()
+            power = gl.arange(0, POWERS, gl.SliceLayout(1, SUMS)).to(gl.int64)
+            summed = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, SUMS))
+            limbs = sums + ((split * POWERS + power) * LIMBS * units)[:, None] + summed[None, :]
+            for number in gl.static_range(WARPS):
+                addend = partial.slice(number * POWERS, POWERS).load(SUMS)
+                add_exactly(limbs, addend, units, (summed < units)[None, :])
+        flush(parts, recent + split * RECENT_ROWS * units, first_unit, units, WORDS)
 
-        at = block.to(gl.int64)[:, None] * units + unit[None, :]
-        gl.store(block_maximum + at, high, inside)
-        gl.store(block_minimum + at, low, inside)
-        highest, lowest = gl.maximum(highest, high), gl.minimum(lowest, low)
-        document = gl.load(block_document + block)[:, None]
-        beats_top = (high > top_value) | ((high == top_value) & (document <= top_last))
-        beats_bottom = (low < bottom_value) | ((low == bottom_value) & (document <= bottom_last))
-        top_hit = gl.where(beats_top, 1, top_hit)
-        bottom_hit = gl.where(beats_bottom, 1, bottom_hit)
-        # of the four sums of eight blocks, a thread adds those of one unit and power, block after block
-        place = (warp * POWERS)[:, None]
-        gl.barrier()
-        partial.scatter(sum1, place, axis=0)
-        partial.scatter(sum2, place + 1, axis=0)
-        partial.scatter(sum3, place + 2, axis=0)
-        partial.scatter(sum4, place + 3, axis=0)
-        gl.barrier()
-        power = gl.arange(0, POWERS, gl.SliceLayout(1, SUMS)).to(gl.int64)
-        summed = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, SUMS))
-        limbs = sums + ((split * POWERS + power) * LIMBS * units)[:, None] + summed[None, :]
-        for number in gl.static_range(WARPS):
-            addend = partial.slice(number * POWERS, POWERS).load(SUMS)
-            add_exactly(limbs, addend, units, (summed < units)[None, :])
-
-    flush(counters, recent + split * RECENT_ROWS * units, first_unit, units, WORDS)
     unit_at = split * units + unit
     gl.store(maximum + unit_at, gl.maximum(gl.load(maximum + unit_at, real), gl.max(highest, axis=0)) + 0.0, real)
     gl.store(minimum + unit_at, gl.minimum(gl.load(minimum + unit_at, real), gl.min(lowest, axis=0)) + 0.0, real)
