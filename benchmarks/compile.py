@@ -1,9 +1,10 @@
-"""What the GPU kernels become, without a GPU: registers, spills, shared memory and instructions per element.
+"""What the GPU kernels become, without a GPU: registers, spills, shared memory and instructions per
+element.
 
-Every variant is compiled ahead of time by Triton's own compiler and taken apart by the disassembler that comes with
-it. The hot loop is the innermost loop with the most shared-memory atomics, of which there is one per element, so
-instructions per element are its length over their number. This proves that kernels compile and what they are made
-of; it says nothing about time.
+Every variant is compiled ahead of time by Triton's own compiler and taken apart by the disassembler that
+comes with it. The hot loop is the innermost loop with the most shared-memory atomics, of which there is one
+per element, so instructions per element are its length over their number. This proves that kernels compile
+and what they are made of; it says nothing about time.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from indexer_kernels import FUNCTIONS
+from indexer_kernels import FUNCTIONS, KernelInputError
 from indexer_kernels.dispatch import check_triton
 
 from benchmarks.disassembly import Machine, take_apart
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
+from indexer.errors import IndexerError
 
 # Shared memory of a multiprocessor in bytes; every block takes 1 kB of it for the system.
 SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
@@ -38,15 +41,17 @@ ARGUMENTS = {
         "place_sequence",
     ),
     "*i32": (
-        "block_span", "group_run", "recent", "top_hits", "bottom_hits", "hits", "token_ids", "worst", "filled",
-        "place_position", "window_start", "window_length", "window_tokens",
+        "block_span", "group_run", "recent", "top_hits", "bottom_hits", "hits", "token_ids", "worst",
+        "filled", "place_position", "window_start", "window_length", "window_tokens",
     ),
     "*u8": ("counted",),
     "i32": (
-        "gate_stride", "up_stride", "out_stride", "stride", "units", "groups", "blocks", "splits", "k", "before",
-        "after",
+        "gate_stride", "up_stride", "out_stride", "stride", "units", "groups", "blocks", "splits", "k",
+        "before", "after",
     ),
 }  # fmt: skip
+PLACES = {"PLACES": 32, "WINDOW": 64, "SPLITS": 4, "BLOCKS": 64}
+ONES = {"units": 1, "groups": 1, "splits": 1, "before": 1, "after": 1}
 ACTIVATIONS = ("gate", "up", "out", "values")
 
 
@@ -68,19 +73,23 @@ class Variant:
     def name(self) -> str:
         chosen = [str(value) for name, value in self.constants.items() if name in ("FUNCTION", "IDENTITY")]
         gated = ["gated"] * bool(self.constants.get("GATED"))
-        return " ".join([self.kernel, *chosen, *gated, self.dtype, f"sm_{self.architecture}"])
+        tiny = ["of one unit"] * ("units" in self.constants)
+        return " ".join([self.kernel, *chosen, *gated, *tiny, self.dtype, f"sm_{self.architecture}"])
 
     @property
     def budget(self) -> int | None:
-        """Instructions per element; None where there is no such loop, or for float32, whose functions are longer."""
-        if self.kernel != "gather" or self.dtype == "float32":
+        """Instructions per element; None without such a loop, and for float32, whose functions are longer."""
+        if self.kernel != "gather" or self.dtype == "float32" or not self.constants["WHOLE"]:
             return None
         return BUDGET[self.constants["FUNCTION"]] + GATED_BUDGET * self.constants["GATED"]
 
 
 def run(options: Options) -> Report:
     """Compile all variants; raises WrongResultError where one spills, is too large or too long."""
-    check_triton()
+    try:
+        check_triton()
+    except KernelInputError as error:
+        raise IndexerError(str(error)) from error
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise WrongResultError("TRITON_INTERPRET=1 is set, so that there is no compiler; unset it")
     rows = []
@@ -96,11 +105,16 @@ def run(options: Options) -> Report:
         "the loop without masks of every 16-bit variant keeps to its budget of instructions per element",
         "no variant has an atomic on global memory",
     ]
-    return Report(settings_of(options), checks, {"rows": rows}, [_table(rows)], [])
+    return Report(
+        settings_of(options), checks, {"triton": version("triton"), "rows": rows}, [_table(rows)], []
+    )
 
 
 def _variants(few: bool) -> Iterator[Variant]:
     forms = [("plain", False), *((function, gated) for function in FUNCTIONS for gated in (False, True))]
+    # numbers that are 1 when a kernel is launched are compiled in
+    yield Variant("gather", 90, "bfloat16", {"FUNCTION": "plain", "GATED": False, "WHOLE": False, **ONES})
+    yield Variant("compete", 90, "bfloat16", {"SIGN": -1, "IDENTITY": 2, "k": 1, **PLACES, **ONES})
     for architecture in SHARED_BYTES:
         for dtype in ("bfloat16",) if few else TYPES:
             for function, gated in (("plain", False), ("gelu", False), ("silu", True)) if few else forms:
@@ -109,8 +123,7 @@ def _variants(few: bool) -> Iterator[Variant]:
                 if function != "plain":
                     yield Variant("activate_rows", architecture, dtype, {**constants, "WIDTH": 1024})
             for identity in (2,) if few else (1, 2, 3):
-                places = {"PLACES": 32, "WINDOW": 64, "SPLITS": 4, "BLOCKS": 64}
-                yield Variant("compete", architecture, dtype, {"SIGN": 1, "IDENTITY": identity, **places})
+                yield Variant("compete", architecture, dtype, {"SIGN": 1, "IDENTITY": identity, **PLACES})
 
 
 def _compiled(variant: Variant) -> Machine:
@@ -150,14 +163,19 @@ def _compiled(variant: Variant) -> Machine:
 def _check(variant: Variant, machine: Machine) -> None:
     most = SHARED_BYTES[variant.architecture] // BLOCKS - RESERVED_BYTES
     if machine.stack_bytes or machine.spills:
-        raise WrongResultError(f"{variant.name}: {machine.stack_bytes} bytes of stack, {machine.spills} spills")
+        raise WrongResultError(
+            f"{variant.name}: {machine.stack_bytes} bytes of stack, {machine.spills} spills"
+        )
     if machine.shared_bytes > most:
-        raise WrongResultError(f"{variant.name}: {machine.shared_bytes} bytes of shared memory; at most {most}")
+        raise WrongResultError(
+            f"{variant.name}: {machine.shared_bytes} bytes of shared memory; at most {most}"
+        )
     if machine.global_atomics:
         raise WrongResultError(f"{variant.name}: {machine.global_atomics} atomics on global memory")
     if variant.budget is not None and not 0 < machine.instructions_per_element <= variant.budget:
         raise WrongResultError(
-            f"{variant.name}: {machine.instructions_per_element} instructions per element; at most {variant.budget}"
+            f"{variant.name}: {machine.instructions_per_element} instructions per element; "
+            f"at most {variant.budget}"
         )
 
 

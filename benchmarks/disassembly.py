@@ -18,7 +18,7 @@ USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 class Machine:
     """A kernel as the hardware sees it.
 
-    spills: instructions that read or write local memory. global_atomics: instructions, not how often they run.
+    spills: instructions on local memory. global_atomics: instructions, not how often they run.
     loop_elements: shared-memory atomics of the hot loop, one per element; loop: its instructions by name.
     instructions_per_element: 0 without such a loop.
     """

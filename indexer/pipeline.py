@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import torch
 from indexer_kernels import Keep, KernelInputError
-from indexer_kernels.dispatch import choose, instruction_set
+from indexer_kernels.dispatch import choose
+from indexer_kernels.dispatch import describe as describe_kernels
 
 from indexer import __version__
 from indexer.config import BuildConfig
@@ -198,7 +199,7 @@ class Build:
                 "neuron-activation-indexer": __version__,
                 "python": platform.python_version(),
                 **{name: version(name) for name in PACKAGES},
-                "kernels": kernels if kernels == "reference" else f"{kernels} {instruction_set()}",
+                "kernels": describe_kernels(kernels),
                 "threads": self.threads,
                 "machine": platform.machine(),
             },

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 
 import pytest
 
-# Read by Triton when it is first imported: kernels run in its interpreter, on the CPU
-os.environ["TRITON_INTERPRET"] = "1"
+
+def _import_triton_for_its_interpreter() -> None:
+    """Triton reads the variable when it and kernels are imported; elsewhere it stays unset."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        importlib.import_module("indexer_kernels.statistics_triton")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+    finally:
+        del os.environ["TRITON_INTERPRET"]
+
+
+_import_triton_for_its_interpreter()
 
 
 def _instruction_sets() -> list[str]:
@@ -32,6 +45,7 @@ def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     from tests.gluon_interpreter import interpreted
 
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     for module, name in ((statistics_triton, "gather"), (activations_triton, "activate_rows")):
         monkeypatch.setattr(module, name, interpreted(getattr(module, name)))
     torch.use_deterministic_algorithms(True)

@@ -1,9 +1,9 @@
 """Runs Gluon kernels in Triton's interpreter, which knows the Triton language alone.
 
-A Gluon kernel is Triton plus layouts, shared memory and barriers. Here layouts are dropped, shared memory is an
-array, a barrier does nothing, and everything else is handed to Triton's language as the interpreter has it.
-What a layout does to speed and to the order of programs' threads is thus not tested; what is computed is.
-The environment must have TRITON_INTERPRET=1 before triton is imported.
+A Gluon kernel is Triton plus layouts, shared memory and barriers. Here layouts are dropped, shared memory
+is an array, a barrier does nothing, and everything else is handed to Triton's language as the interpreter
+has it. What a layout does to speed and to the order of programs' threads is thus not tested; what is
+computed is. The environment must have TRITON_INTERPRET=1 before triton is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def _number(value: Any) -> Any:
 
 
 def _tensor(array: np.ndarray, dtype: tl.dtype) -> tl.tensor:
-    return tl.tensor(TensorHandle(np.ascontiguousarray(array), dtype), tl.block_type(dtype, list(array.shape)))
+    return tl.tensor(
+        TensorHandle(np.ascontiguousarray(array), dtype), tl.block_type(dtype, list(array.shape))
+    )
 
 
 class SharedMemory:
@@ -33,8 +35,8 @@ class SharedMemory:
     def __init__(self, dtype: tl.dtype, array: np.ndarray) -> None:
         self.dtype, self.array = dtype, array
 
-    def index(self, place: Any) -> SharedMemory:
-        return SharedMemory(self.dtype, self.array[int(place.handle.data.item())])
+    def index(self, place: int) -> SharedMemory:
+        return SharedMemory(self.dtype, self.array[place])
 
     def reinterpret(self, dtype: tl.dtype, shape: Any, layout: Any) -> SharedMemory:
         return SharedMemory(dtype, self.array.reshape([int(_number(size)) for size in shape]))

@@ -1,4 +1,4 @@
-"""The fused Triton kernel in Triton's interpreter: functions, statistics that ride along, and torch's operators."""
+"""The fused Triton kernel in Triton's interpreter: functions, statistics that ride along, operators."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_loop_without_masks_writes_every_row(packed: bool) -> None:
     gate, up = both[:, :units], both[:, units:]
     expected = activate("silu", gate, up)
     statistics = Statistics.empty(units, NONE, kernels="triton")
-    sequences = Sequences(*[np.array(part) for part in ([2], [16], [0], [0])], np.zeros(20), np.ones(20, bool))
+    sequences = Sequences(
+        *[np.array(part) for part in ([2], [16], [0], [0])], np.zeros(20), np.ones(20, bool)
+    )
     out = statistics.activate("silu", gate, up, sequences, out=gate if packed else None)
     torch.testing.assert_close(out, expected, rtol=2.0**-7, atol=1e-7)
     then = Statistics.empty(units, NONE, kernels="reference")
@@ -106,5 +108,8 @@ def test_compile_keeps_one_graph_around_the_operators() -> None:
 
 def _rows(sequences: Sequences) -> np.ndarray:
     return np.concatenate(
-        [np.arange(start, start + length) for start, length in zip(sequences.start, sequences.length, strict=True)]
+        [
+            np.arange(start, start + length)
+            for start, length in zip(sequences.start, sequences.length, strict=True)
+        ]
     )

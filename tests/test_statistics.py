@@ -195,7 +195,6 @@ def test_arrays_that_do_not_fit_are_refused(
 
 
 def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(KernelInputError, match="triton"):
         Statistics.empty(7, kernels="triton")
     with pytest.raises(KernelInputError, match="choose one of"):

@@ -120,7 +120,10 @@ def test_full_counters_and_limbs_are_settled(monkeypatch: pytest.MonkeyPatch) ->
 def test_ties_go_to_the_earlier_document() -> None:
     keep = Keep(top=2, bottom=2, window=(1, 1))
     batches = [
-        (torch.zeros(6, 2), Sequences.from_offsets(np.array([0, 3, 6]), np.array(ids), np.zeros(2), np.zeros(6)))
+        (
+            torch.zeros(6, 2),
+            Sequences.from_offsets(np.array([0, 3, 6]), np.array(ids), np.zeros(2), np.zeros(6)),
+        )
         for ids in ([4, 9], [2, 7], [1, 8])
     ]  # fmt: skip
     statistics = gathered(2, batches, "triton", keep)

@@ -85,7 +85,7 @@ def gelu(value, WIDE: gl.constexpr):
 
 @gluon.jit
 def activated(value, FUNCTION: gl.constexpr, WIDE: gl.constexpr):
-    """f(value), float32 of any shape. FUNCTION: a name in activations.FUNCTIONS, or "plain" for the identity."""
+    """f(value), float32 of any shape. FUNCTION: a name in activations.FUNCTIONS, or "plain"."""
     if FUNCTION == "gelu":
         return gelu(value, WIDE)
     elif FUNCTION == "gelu_tanh":
@@ -112,7 +112,7 @@ def rounded(value, DTYPE: gl.constexpr):
 def activate_row(gate, up, out, mask, FUNCTION: gl.constexpr, GATED: gl.constexpr):
     """Read, activate, write where FUNCTION is not "plain"; returns the float32 that a reader of `out` sees.
 
-    gate, up, out: pointers of one shape and dtype. A gated model rounds f(gate) before it multiplies; so do we.
+    gate, up, out: pointers of one shape and dtype. A gated model rounds f(gate) before it multiplies.
     """
     WIDE: gl.constexpr = gate.dtype.element_ty == gl.float32
     read = gl.load(gate, mask)

@@ -1,9 +1,10 @@
-"""The states of a layer in the memory of a GPU: what the kernels write, and its way back into the NumPy states.
+"""The states of a layer in the memory of a GPU: what the kernels write, and its way back into the NumPy
+states.
 
-Sums and counts are increments over the NumPy states, and `settle` moves them there. Places of the top-k are a
-copy, which `settle` writes back. Each split of a batch has sums and counters of its own: one program
-owns them and adds to them without atomics, and since integers add up in any order it does not matter which
-split took what.
+Sums and counts are increments over the NumPy states, and `settle` moves them there. Places of the top-k are
+a copy, which `settle` writes back. Each split of a batch has sums and counters of its own: one program owns
+them and adds to them without atomics, and since integers add up in any order it does not matter which split
+took what.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ IMPLEMENTATIONS = ("auto", "cpp", "triton", "reference")
 def choose(name: str, device: str | None = None) -> str:
     """The implementation behind a name: "cpp", "triton" or "reference".
 
-    device: where the activations will be, "cpu" or "cuda"; None: where that implementation runs, and the CPU for
-    "auto". Raises KernelInputError where it cannot run.
+    device: where the activations will be, "cpu" or "cuda"; None: where that implementation runs, the CPU
+    for "auto". Raises KernelInputError where it cannot run.
     """
     if name not in IMPLEMENTATIONS:
         raise KernelInputError(f"kernels {name!r} are unknown; choose one of: {', '.join(IMPLEMENTATIONS)}")
@@ -28,7 +28,9 @@ def choose(name: str, device: str | None = None) -> str:
         name = "triton" if device == "cuda" else "cpp"
     expected = device_type(name)
     if device is not None and expected is not None and device != expected:
-        raise KernelInputError(f"kernels {name!r} run on {expected}, not on {device!r}; use --device {expected}")
+        raise KernelInputError(
+            f"kernels {name!r} run on {expected}, not on {device!r}; use --device {expected}"
+        )
     if name == "cpp":
         instruction_set()
     elif name == "triton":
@@ -58,13 +60,20 @@ def check_triton() -> None:
         found = version("triton")
     except PackageNotFoundError as error:
         raise KernelInputError(
-            "kernels 'triton' need the package triton; install it with: pip install 'neuron-activation-indexer[gpu]'"
+            "kernels 'triton' need the package triton; install it with: "
+            "pip install 'neuron-activation-indexer[gpu]'"
         ) from error
     if tuple(int(part) for part in found.split(".")[:2]) < TRITON_FLOOR:
         raise KernelInputError(
-            f"kernels 'triton' need Triton 3.8 or newer, and this is {found}: older ones have no atomics in shared "
-            "memory; upgrade it, or use --device cpu"
+            f"kernels 'triton' need Triton 3.8 or newer, and this is {found}: older ones have no atomics in "
+            "shared memory; upgrade it, or use --device cpu"
         )
+
+
+def describe(name: str) -> str:
+    """An implementation with what decides how it computes: "cpp avx512", "triton 3.9.0" or "reference"."""
+    detail = {"cpp": instruction_set, "triton": lambda: version("triton")}.get(name)
+    return name if detail is None else f"{name} {detail()}"
 
 
 def instruction_set() -> str:

@@ -63,7 +63,7 @@ def clear(counters, LAYOUT: gl.constexpr):
 def flush(counters, recent, first_unit, units, LAYOUT: gl.constexpr):
     """Add the counters to those in global memory, which belong to this program alone.
 
-    counters: shared [8, 64, 32]. recent: int32 [390, units]; non-negative rows, then negative ones by magnitude.
+    counters: shared [8, 64, 32]. recent: int32 [390, units]; non-negative rows, then negative ones.
     """
     gl.barrier()
     # a loop, for its addresses would be kept in registers throughout the kernel

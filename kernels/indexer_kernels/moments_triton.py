@@ -1,4 +1,5 @@
-"""The moments on the GPU: four float32 sums that ride in registers, and their exact addition to integer limbs.
+"""The moments on the GPU: four float32 sums that ride in registers, and their exact addition to integer
+limbs.
 
 A unit's sums over 256 positions stay with one lane from the first to the last, so that tokens are added one
 after another as the reference does. Products and sums are rounded one by one: the kernel must be compiled

@@ -25,8 +25,8 @@ UNROLLED_TOKENS = 8
 class Plan:
     """A batch on one device.
 
-    block_row: int64 [blocks], row of the first counted token; block_span: int32 [blocks], rows from there to the
-        last one, at most 256; 0 for the blocks that fill the last group.
+    block_row: int64 [blocks], row of the first counted token; block_span: int32 [blocks], rows from there to
+        the last one, at most 256; 0 for the blocks that fill the last group.
     block_sequence: int64 [blocks], and block_document: int64 [blocks], that sequence's document.
     group_run: int32 [groups], rows of all blocks of a group that count without a gap, a multiple of 8.
     start, length, document, ordinal: int64 [sequences]; token_ids: int32, counted: uint8 [tokens].
@@ -72,7 +72,8 @@ class Plan:
         order = np.argsort(-run, kind="stable")
         missing = -len(order) % GROUP_BLOCKS
         row, span, run, sequence = (
-            np.concatenate([array[order], np.zeros(missing, np.int64)]) for array in (row, span, run, sequence)
+            np.concatenate([array[order], np.zeros(missing, np.int64)])
+            for array in (row, span, run, sequence)
         )
         group_run = run.reshape(-1, GROUP_BLOCKS).min(axis=1) // UNROLLED_TOKENS * UNROLLED_TOKENS
         document = sequences.document[sequence] if len(sequence) else sequence
@@ -93,7 +94,7 @@ def _inside(sequences: Sequences) -> NDArray[np.bool_]:
 
 
 def _blocks(sequences: Sequences) -> tuple[NDArray[np.int64], ...]:
-    """Row of the first counted token, span, rows before the first gap, and sequence, of every block that has any."""
+    """Row of the first counted token, span, rows before the first gap, and sequence of every block."""
     number = -(-sequences.length // BLOCK_TOKENS)
     sequence = np.repeat(np.arange(len(sequences)), number)
     place = np.arange(len(sequence)) - np.repeat(np.cumsum(number) - number, number)

@@ -148,6 +148,14 @@ class Statistics:
             elif ours and theirs:
                 ours.merge(theirs)
 
+    def non_finite(self) -> int:
+        """NaN and infinite values so far, over all units; on a GPU this waits for its kernels."""
+        assert self.moments is not None
+        total = int(self.moments.nan.sum() + self.moments.inf.sum())
+        if self._on_device is not None:
+            total += int((self._on_device.sums.nan + self._on_device.sums.inf).sum())
+        return total
+
     def settle(self) -> None:
         """Bring every state up to date for reading."""
         if self._on_device is not None:

@@ -1,10 +1,11 @@
-"""Top-k on the GPU: the blocks that may hold a better example compete for their unit's places, one unit a program.
+"""Top-k on the GPU: the blocks that may hold a better example compete for their unit's places, one unit a
+program.
 
-The gathering kernel leaves each block's extremes, and whether any of a unit's blocks reaches the threshold. Most
-units end there. For the others a program looks at the blocks that do reach it: finds the peak, compares
-it with the places under the total order, and copies the window of whoever takes a place, while the
-activations are still in memory. The buffer between the two kernels has room for every block of the batch, so
-nothing can overflow it; a threshold that is one batch old only lets more blocks through.
+The gathering kernel leaves each block's extremes, and whether any of a unit's blocks reaches the threshold.
+Most units end there. For the others a program looks at the blocks that do reach it: finds the peak,
+compares it with the places under the total order, and copies the window of whoever takes a place, while the
+activations are still in memory. The buffer between the two kernels has room for every block of the batch,
+so nothing can overflow it; a threshold that is one batch old only lets more blocks through.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def compete(
     """
     unit = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
-    hit = tl.max(tl.load(hits + split * units.to(tl.int64) + unit, split < splits, other=0), axis=0)
+    hit = tl.max(tl.load(hits + split.to(tl.int64) * units + unit, split < splits, other=0), axis=0)
     if hit != 0:
         place = tl.arange(0, PLACES)
         at = unit * k + place
@@ -90,7 +91,9 @@ def compete(
             block = first_block + tl.arange(0, BLOCKS)
             there = block < blocks
             peak = SIGN * tl.load(extremes + block.to(tl.int64) * units + unit, there, other=0.0)
-            their_document = tl.load(document + tl.load(block_sequence + block, there, other=0), there, other=0)
+            their_document = tl.load(
+                document + tl.load(block_sequence + block, there, other=0), there, other=0
+            )
             passing = there & ((peak > bar) | ((peak == bar) & (their_document <= bar_document)))
             left = tl.sum(passing.to(tl.int32), axis=0)
             while left > 0:
@@ -103,12 +106,16 @@ def compete(
                 own_document, own_ordinal = tl.load(document + sequence), tl.load(ordinal + sequence)
                 inside = token < tl.load(block_span + number)
                 inside &= tl.load(counted + first_row + token, inside, other=0) != 0
-                value = tl.load(values + (first_row + token) * stride + unit, inside, other=0.0).to(tl.float32)
+                value = tl.load(values + (first_row + token) * stride + unit, inside, other=0.0).to(
+                    tl.float32
+                )
                 inside &= (value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
                 tokens_left = tl.sum(inside.to(tl.int32), axis=0)
                 while tokens_left > 0:
                     best = tl.max(tl.where(inside, SIGN * value, float("-inf")), axis=0)
-                    peak_token = tl.min(tl.where(inside & (SIGN * value == best), token, BLOCK_TOKENS), axis=0)
+                    peak_token = tl.min(
+                        tl.where(inside & (SIGN * value == best), token, BLOCK_TOKENS), axis=0
+                    )
                     inside &= token != peak_token
                     position = first_row + peak_token - own_start
                     same = held & (held_document == own_document)
@@ -173,6 +180,6 @@ def launch(
         plan.start, plan.length, plan.document, plan.ordinal, extremes, hits, hits.shape[0],
         *places, k, *window,
         SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by], PLACES=triton.next_power_of_2(k),
-        WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]), BLOCKS=64,
-        num_warps=1,
+        WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]),
+        BLOCKS=64, num_warps=1,
     )  # fmt: skip
