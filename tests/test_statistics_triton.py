@@ -11,6 +11,7 @@ import pytest
 import torch
 from indexer_kernels import Keep, KernelInputError, Sequences, Statistics, dispatch
 
+from indexer.observer import StatisticsObserver
 from tests.kernel_cases import DTYPES, KEEP, assert_equal, some_activations
 from tests.test_statistics import Batches, gathered, pieces, reference, some_batches
 
@@ -86,7 +87,9 @@ def test_settling_in_between_changes_nothing() -> None:
     batches = some_batches(63, 3, number=3)
     statistics = Statistics.empty(3, KEEP, kernels="triton")
     for batch in batches:
-        statistics.update(*batch)
+        # as a model runs, and as an index is written
+        with torch.inference_mode():
+            statistics.update(*batch)
         statistics.settle()
     assert_equal(statistics, gathered(3, batches, "reference"))
 
@@ -148,6 +151,22 @@ def test_powers_beyond_float32_leave_that_moment_undefined() -> None:
 def test_no_tokens_leave_the_empty_state() -> None:
     nothing = Sequences(*[np.zeros(0, np.int64)] * 4, np.zeros(0, np.int32), np.zeros(0, bool))
     assert_equal(gathered(3, [(torch.zeros(0, 3), nothing)], "triton"), Statistics.empty(3, KEEP))
+
+
+def test_observer_sees_what_the_device_holds() -> None:
+    batches = some_batches(63, 3, number=2)
+    observers = []
+    for kernels in ("triton", "reference"):
+        observer = StatisticsObserver({4: 3}, KEEP, kernels=kernels, threads=1)
+        for batch in batches:
+            observer.update(4, *batch)
+        seen = (observer.documents(), observer.non_finite, observer.first_non_finite)
+        observers.append((seen, observer.take_record(4)))
+    (ours, record), (theirs, expected) = observers
+    assert ours == theirs
+    np.testing.assert_array_equal(record.histogram, expected.histogram)
+    np.testing.assert_array_equal(record.kurtosis, expected.kurtosis)
+    np.testing.assert_array_equal(record.top.document, expected.top.document)
 
 
 def test_older_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,12 @@ class DeviceTopK:
 
     def tensors(self) -> list[Tensor]:
         """In the order that the kernel takes them."""
-        return [*self.bar, self.arrays["worst"], self.arrays["filled"], *map(self.arrays.get, COPIED[3:])]
+        return [
+            *self.bar,
+            self.arrays["worst"],
+            self.arrays["filled"],
+            *(self.arrays[name] for name in COPIED[3:]),
+        ]
 
     def into_host(self) -> None:
         """Write the places back."""
@@ -140,8 +145,10 @@ class DeviceStatistics:
     def of(cls, units: int, top: TopK | None, bottom: TopK | None, device: torch.device) -> DeviceStatistics:
         """Empty sums, and the places that are there."""
         splits = _splits(units, device)
-        ends = [None if end is None else DeviceTopK.of(end, device) for end in (top, bottom)]
-        return cls(device, splits, DeviceSums.empty(units, splits, device), *ends)
+        # a model runs in inference mode, and tensors made there could not be changed outside of it
+        with torch.inference_mode(False):
+            ends = [None if end is None else DeviceTopK.of(end, device) for end in (top, bottom)]
+            return cls(device, splits, DeviceSums.empty(units, splits, device), *ends)
 
     def bars(self) -> list[Tensor]:
         """Thresholds of both ends; no value reaches that of an end that is not kept."""

@@ -257,7 +257,16 @@ def launch(
     bars: DeviceStatistics.bars(); sums, top, bottom: the tensors of these states, empty lists for an end that
         is not kept. window: tokens before and after a peak. by: what competes.
     """
-    plan = Plan(*arrays)
+    with torch.cuda.device_of(gate):
+        _launch(function, gate, up, out, Plan(*arrays), bars, sums, top, bottom, window, by)
+
+
+def _launch(
+    function: str, gate: Tensor, up: Tensor | None, out: Tensor, plan: Plan,
+    bars: Sequence[Tensor], sums: Sequence[Tensor], top: Sequence[Tensor], bottom: Sequence[Tensor],
+    window: Sequence[int], by: str,
+) -> None:  # fmt: skip
+    """`launch` on the present device."""
     units = gate.shape[1]
     if function != "plain":
         activate_other_rows(function, gate, up, out, plan)
