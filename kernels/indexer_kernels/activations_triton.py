@@ -33,10 +33,8 @@ def reciprocal_hardware(value):
 
 
 @gluon.jit
-def exponential(exponent, correction, WIDE: gl.constexpr):
-    """exp(exponent + correction), correction tiny; exponent in [-87, 88] where WIDE."""
-    if not WIDE:
-        return exp2_hardware(exponent * 1.44269504)
+def exponential(exponent, correction):
+    """exp(exponent + correction), correction tiny, exponent in [-87, 88]; float32."""
     octaves = gl.floor(gl.fma(exponent, 1.44269504, 0.5))
     rest = gl.fma(octaves, -0.693145752, exponent)
     rest = gl.fma(octaves, -1.42860677e-6, rest) + correction
@@ -56,28 +54,40 @@ def times_sigmoid(value, slope, WIDE: gl.constexpr):
     if not WIDE:
         return value * reciprocal_hardware(1.0 + exp2_hardware(slope * -1.44269504))
     inside = gl.minimum(gl.maximum(slope, -88.0), 87.0)
-    sigmoid = 1.0 + exponential(-inside, 0.0, WIDE)
+    sigmoid = 1.0 + exponential(-inside, 0.0)
     return gl.where(slope < -88.0, value * 0.0, gl.div_rn(value, sigmoid))
 
 
 @gluon.jit
 def gelu(value, WIDE: gl.constexpr):
-    """relu(x) - |x| Q(|x|) with the normal tail Q(t) = exp(-t^2 / 2) v P(v), v = 1 / (1 + 0.26 t)."""
+    """relu(x) - |x| Q(|x|) with the normal tail Q(t) = exp(-t^2 / 2) v P(v), v = 1 / (1 + 0.26 t).
+
+    P has degree 8 for float32 and 4 for 16 bits: relative error 7.8e-5, a sixth of a float16's last place.
+    """
     size = gl.abs(value)
-    t = gl.minimum(size, 13.0)
+    # exp(-16^2 / 2) is 0 in float32, as is the tail of infinity; WIDE keeps to the exponential's range
+    t = gl.minimum(size, 13.0 if WIDE else 16.0)
     square = t * t
-    lost = gl.fma(t, t, -square)
-    density = exponential(square * -0.5, lost * -0.5, WIDE)
-    v = gl.div_rn(1.0, gl.fma(t, 0.26, 1.0)) if WIDE else reciprocal_hardware(gl.fma(t, 0.26, 1.0))
-    series = gl.fma(v, 0.031065758, -0.15557297)
-    series = gl.fma(series, v, 0.2572077)
-    series = gl.fma(series, v, -0.1575571)
-    series = gl.fma(series, v, 0.16557452)
-    series = gl.fma(series, v, 0.049022744)
-    series = gl.fma(series, v, 0.10355442)
-    series = gl.fma(series, v, 0.10294127)
-    series = gl.fma(series, v, 0.10376364)
-    tail = gl.where(size > 13.0, 0.0, density * (v * series))
+    if WIDE:
+        lost = gl.fma(t, t, -square)
+        density = exponential(square * -0.5, lost * -0.5)
+        v = gl.div_rn(1.0, gl.fma(t, 0.26, 1.0))
+        series = gl.fma(v, 0.031065758, -0.15557297)
+        series = gl.fma(series, v, 0.2572077)
+        series = gl.fma(series, v, -0.1575571)
+        series = gl.fma(series, v, 0.16557452)
+        series = gl.fma(series, v, 0.049022744)
+        series = gl.fma(series, v, 0.10355442)
+        series = gl.fma(series, v, 0.10294127)
+        series = gl.fma(series, v, 0.10376364)
+        tail = gl.where(size > 13.0, 0.0, density * (v * series))
+    else:
+        v = reciprocal_hardware(gl.fma(t, 0.26, 1.0))
+        series = gl.fma(v, 0.16982546, 0.0061483117)
+        series = gl.fma(series, v, 0.11867775)
+        series = gl.fma(series, v, 0.1017083)
+        series = gl.fma(series, v, 0.10367901)
+        tail = exp2_hardware(square * -0.72134752) * (v * series)
     # maximum alone would turn NaN to 0
     positive = gl.where(value < 0.0, 0.0, value)
     return gl.fma(-t, tail, positive)
