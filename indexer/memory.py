@@ -14,12 +14,14 @@ _NEVER = 2**31 - 1
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept(largest_block: int) -> Iterator[None]:
     """Within the block, freed memory stays with the process for the next allocation.
+
+    largest_block: bytes of the largest array that the program allocates again and again.
 
     By itself glibc returns it to the system, which hands it out again page by page, zeroed: in a forward pass
     on the CPU, a tenth of the time or more. Afterwards the thresholds are those that glibc's own adaption
-    reaches in such a program. Does nothing where the C library is another.
+    reaches with such blocks: the block's size, and twice that. Does nothing where the C library is another.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
@@ -30,5 +32,7 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
+        adapted = min(largest_block, _LARGEST_THRESHOLD)
+        mallopt(_MMAP_THRESHOLD, adapted)
+        mallopt(_TRIM_THRESHOLD, 2 * adapted)
         ctypes.CDLL(None).malloc_trim(0)

@@ -120,7 +120,8 @@ class Build:
         runner = Runner(self.loaded, chosen, observer, chunk_tokens=chunk, force_hooks=config.hooks)
         self.matmul = "onednn" if runner.onednn else "torch"
         begin = time.perf_counter()
-        with freed_memory_kept(), batches, runner:
+        widest = max(layer.units for layer in self.layers) * self.loaded.dtype.itemsize
+        with freed_memory_kept(config.batch_tokens * widest), batches, runner:
             for batch in batches:
                 runner.run(batch)
                 self.documents.add(batches.finished_documents())
