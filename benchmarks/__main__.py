@@ -20,6 +20,7 @@ CASES = {
     "overhead": "the whole build against the bare forward pass, and against two algorithms in use elsewhere",
     "update": "ns per element and GB/s of every kernel and instruction set, against a plain memory read",
     "query": "p50 and p95 of a unit's record, a token search and a table scan, on a large synthetic index",
+    "compile": "registers, spills and instructions per element of the GPU kernels, without a GPU",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexer_kernels import Keep
-from indexer_kernels.dispatch import instruction_set
+from indexer_kernels.dispatch import describe
 
 from indexer import __version__
 from indexer.models import MlpLayer
@@ -102,7 +102,7 @@ def manifest(build: Build) -> dict[str, Any]:
             "neuron-activation-indexer": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
-            "kernels": build.kernels + (f" {instruction_set()}" if build.kernels == "cpp" else ""),
+            "kernels": describe(build.kernels),
             "threads": build.threads,
             "machine": platform.machine(),
         },

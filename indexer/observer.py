@@ -81,6 +81,7 @@ class StatisticsObserver:
         """Ids of the documents that examples point to at present."""
         found: set[int] = set()
         for statistics in self.statistics.values():
+            statistics.settle()
             for state in (statistics.top, statistics.bottom):
                 if state is not None:
                     found.update(np.unique(state.document[_taken(state)]).tolist())
@@ -109,9 +110,7 @@ class StatisticsObserver:
         )
 
     def _look_for_non_finite(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        moments = self.statistics[layer].moments
-        assert moments is not None
-        total = int(moments.nan.sum() + moments.inf.sum())
+        total = self.statistics[layer].non_finite()
         if total == self._non_finite[layer]:
             return
         self._non_finite[layer] = total
@@ -125,7 +124,7 @@ def _first_non_finite(layer: int, activations: Tensor, sequences: Sequences) -> 
     for index in order:
         rows = np.arange(sequences.start[index], sequences.start[index] + sequences.length[index])
         rows = rows[sequences.counted[rows]]
-        values = activations[rows].float().numpy()
+        values = activations[rows].float().cpu().numpy()
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             row, unit = bad[0]

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
+from collections.abc import Iterator
 
 import pytest
+
+
+def _import_triton_for_its_interpreter() -> None:
+    """Triton reads the variable when it and kernels are imported; elsewhere it stays unset."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        importlib.import_module("indexer_kernels.statistics_triton")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+    finally:
+        del os.environ["TRITON_INTERPRET"]
+
+
+_import_triton_for_its_interpreter()
 
 
 def _instruction_sets() -> list[str]:
@@ -26,3 +44,19 @@ def signals_reach_children() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture
+def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels "triton" run in the interpreter, and memory that torch has not set is full of NaN."""
+    import torch
+    from indexer_kernels import activations_triton, statistics_triton
+
+    from tests.gluon_interpreter import interpreted
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for module, name in ((statistics_triton, "gather"), (activations_triton, "activate_rows")):
+        monkeypatch.setattr(module, name, interpreted(getattr(module, name)))
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from indexer_kernels import activations as functions
-from indexer_kernels.dispatch import choose
+from indexer_kernels.device import MOST_PENDING, MOST_RECENT, DeviceStatistics
+from indexer_kernels.dispatch import choose, device_type
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.histogram import Histogram
 from indexer_kernels.moments import Moments
+from indexer_kernels.plan import Plan
 from indexer_kernels.sequences import Sequences
 from indexer_kernels.topk import TopK
 
@@ -45,6 +47,8 @@ class Keep:
 
 class Statistics:
     """The state of one layer; any part that is None is not kept."""
+
+    _on_device: DeviceStatistics | None = None
 
     def __init__(
         self,
@@ -86,6 +90,8 @@ class Statistics:
         self._check("activations", activations, sequences)
         if self.kernels == "reference":
             self._update_reference(activations, sequences)
+        elif self.kernels == "triton":
+            self._launch(None, activations, None, activations, sequences)
         else:
             self._process(0, activations, None, None, sequences)
         self._count(sequences)
@@ -114,6 +120,8 @@ class Statistics:
         if self.kernels == "reference":
             out.copy_(functions.activate(function, gate, up))
             self._update_reference(out, sequences)
+        elif self.kernels == "triton":
+            self._launch(function, gate, up, out, sequences)
         else:
             self._process(1 + functions.FUNCTIONS.index(function), gate, up, out, sequences)
         self._count(sequences)
@@ -125,6 +133,10 @@ class Statistics:
             raise KernelInputError(
                 f"statistics of {other.units} units do not merge into those of {self.units}"
             )
+        self.settle()
+        other.settle()
+        # places are merged in the main memory; the device gets a copy with the next batch
+        self._on_device = None
         self.count += other.count
         if self.moments and other.moments:
             self.moments.merge(other.moments)
@@ -136,8 +148,18 @@ class Statistics:
             elif ours and theirs:
                 ours.merge(theirs)
 
+    def non_finite(self) -> int:
+        """NaN and infinite values so far, over all units; on a GPU this waits for its kernels."""
+        assert self.moments is not None
+        total = int(self.moments.nan.sum() + self.moments.inf.sum())
+        if self._on_device is not None:
+            total += int((self._on_device.sums.nan + self._on_device.sums.inf).sum())
+        return total
+
     def settle(self) -> None:
         """Bring every state up to date for reading."""
+        if self._on_device is not None:
+            self._on_device.settle(self.histogram, self.moments)
         if self.moments:
             self.moments.settle()
         if self.histogram:
@@ -155,18 +177,45 @@ class Statistics:
             )
         if matrix.dtype not in DTYPES:
             raise KernelInputError(f"{name} is {matrix.dtype}; kernels take float32, bfloat16 or float16")
-        if matrix.device.type != "cpu":
-            raise KernelInputError(f"{name} is on {matrix.device}; these kernels run on the CPU")
+        expected = device_type(self.kernels)
+        if expected is not None and matrix.device.type != expected:
+            raise KernelInputError(
+                f"{name} is on {matrix.device}; kernels {self.kernels!r} take arrays on {expected}"
+            )
         if self.units > 1 and matrix.stride(1) != 1:
             raise KernelInputError(
                 f"{name} has unit stride {matrix.stride(1)}; units of a token must be adjacent"
             )
 
     def _update_reference(self, activations: Tensor, sequences: Sequences) -> None:
-        values = activations.float().numpy()
+        values = activations.float().cpu().numpy()
         for state in (self.moments, self.histogram, self.top, self.bottom):
             if state is not None:
                 state.update(values, sequences)
+
+    def _launch(
+        self, function: str | None, gate: Tensor, up: Tensor | None, out: Tensor, sequences: Sequences
+    ) -> None:
+        from indexer_kernels import ops
+
+        if self._on_device is None or self._on_device.device != gate.device:
+            self.settle()
+            self._on_device = DeviceStatistics.of(self.units, self.top, self.bottom, gate.device)
+        state, plan = self._on_device, Plan.of(sequences, gate.device)
+        if state.sums.tokens + sequences.tokens > MOST_RECENT:
+            state.settle(self.histogram, self.moments)
+        if state.sums.blocks + plan.blocks > MOST_PENDING:
+            state.sums.settle_carries()
+        state.sums.tokens += sequences.tokens
+        state.sums.blocks += plan.blocks
+        ends = [[] if end is None else end.tensors() for end in (state.top, state.bottom)]
+        kept = self.top or self.bottom
+        window, by = ([kept.before, kept.after], kept.by) if kept else ([0, 0], "sequence")
+        arguments = (plan.tensors(), state.bars(), state.sums.tensors(), *ends, window, by)
+        if function is None:
+            ops.update(gate, *arguments)
+        else:
+            ops.activate(function, None if gate is out else gate, up, out, *arguments)
 
     def _process(
         self, function: int, gate: Tensor, up: Tensor | None, out: Tensor | None, sequences: Sequences

@@ -1,0 +1,188 @@
+"""What the GPU kernels become, without a GPU: registers, spills, shared memory and instructions per
+element.
+
+Every variant is compiled ahead of time by Triton's own compiler and taken apart by the disassembler that
+comes with it. The hot loop is the innermost loop with the most shared-memory atomics, of which there is one
+per element, so instructions per element are its length over their number. This proves that kernels compile
+and what they are made of; it says nothing about time.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from indexer_kernels import FUNCTIONS, KernelInputError
+from indexer_kernels.dispatch import check_triton
+
+from benchmarks.disassembly import Machine, take_apart
+from benchmarks.options import option, settings_of
+from benchmarks.report import Report, Table, WrongResultError, say
+from indexer.errors import IndexerError
+
+# Shared memory of a multiprocessor in bytes; every block takes 1 kB of it for the system.
+SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
+RESERVED_BYTES = 1024
+BLOCKS = 2
+# Instructions per element of the loop without masks, in 16 bits, that no variant may pass.
+BUDGET = {"plain": 22, "relu": 27, "relu2": 29, "silu": 31, "gelu_tanh": 35, "gelu": 42}
+GATED_BUDGET = 4
+TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+# What is neither float32* nor an int32, by argument name.
+ARGUMENTS = {
+    "*i64": (
+        "rows", "block_row", "block_document", "block_sequence", "sums", "nan", "inf", "top_document",
+        "bottom_document", "start", "length", "document", "ordinal", "threshold_document", "place_document",
+        "place_sequence",
+    ),
+    "*i32": (
+        "block_span", "group_run", "recent", "top_hits", "bottom_hits", "hits", "token_ids", "worst",
+        "filled", "place_position", "window_start", "window_length", "window_tokens",
+    ),
+    "*u8": ("counted",),
+    "i32": (
+        "gate_stride", "up_stride", "out_stride", "stride", "units", "groups", "blocks", "splits", "k",
+        "before", "after",
+    ),
+}  # fmt: skip
+PLACES = {"PLACES": 32, "WINDOW": 64, "SPLITS": 4, "BLOCKS": 64}
+ONES = {"units": 1, "groups": 1, "splits": 1, "before": 1, "after": 1}
+ACTIVATIONS = ("gate", "up", "out", "values")
+
+
+@dataclass(frozen=True)
+class Options:
+    variants: str = option("all", "which variants", quick="few", choices=("all", "few"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel as it is launched for one model."""
+
+    kernel: str
+    architecture: int
+    dtype: str
+    constants: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        chosen = [str(value) for name, value in self.constants.items() if name in ("FUNCTION", "IDENTITY")]
+        gated = ["gated"] * bool(self.constants.get("GATED"))
+        tiny = ["of one unit"] * ("units" in self.constants)
+        return " ".join([self.kernel, *chosen, *gated, *tiny, self.dtype, f"sm_{self.architecture}"])
+
+    @property
+    def budget(self) -> int | None:
+        """Instructions per element; None without such a loop, and for float32, whose functions are longer."""
+        if self.kernel != "gather" or self.dtype == "float32" or not self.constants["WHOLE"]:
+            return None
+        return BUDGET[self.constants["FUNCTION"]] + GATED_BUDGET * self.constants["GATED"]
+
+
+def run(options: Options) -> Report:
+    """Compile all variants; raises WrongResultError where one spills, is too large or too long."""
+    try:
+        check_triton()
+    except KernelInputError as error:
+        raise IndexerError(str(error)) from error
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise WrongResultError("TRITON_INTERPRET=1 is set, so that there is no compiler; unset it")
+    rows = []
+    variants = list(_variants(options.variants == "few"))
+    for number, variant in enumerate(variants, 1):
+        say(f"{number} of {len(variants)}: {variant.name}")
+        machine = _compiled(variant)
+        _check(variant, machine)
+        rows.append({**asdict(variant), "name": variant.name, **machine.figures()})
+    checks = [
+        "no variant spills a register or keeps a stack",
+        f"{BLOCKS} blocks of every variant fit the shared memory of a multiprocessor",
+        "the loop without masks of every 16-bit variant keeps to its budget of instructions per element",
+        "no variant has an atomic on global memory",
+    ]
+    return Report(
+        settings_of(options), checks, {"triton": version("triton"), "rows": rows}, [_table(rows)], []
+    )
+
+
+def _variants(few: bool) -> Iterator[Variant]:
+    forms = [("plain", False), *((function, gated) for function in FUNCTIONS for gated in (False, True))]
+    # numbers that are 1 when a kernel is launched are compiled in
+    yield Variant("gather", 90, "bfloat16", {"FUNCTION": "plain", "GATED": False, "WHOLE": False, **ONES})
+    yield Variant("compete", 90, "bfloat16", {"SIGN": -1, "IDENTITY": 2, "k": 1, **PLACES, **ONES})
+    for architecture in SHARED_BYTES:
+        for dtype in ("bfloat16",) if few else TYPES:
+            for function, gated in (("plain", False), ("gelu", False), ("silu", True)) if few else forms:
+                constants = {"FUNCTION": function, "GATED": gated}
+                yield Variant("gather", architecture, dtype, {**constants, "WHOLE": True})
+                if function != "plain":
+                    yield Variant("activate_rows", architecture, dtype, {**constants, "WIDTH": 1024})
+            for identity in (2,) if few else (1, 2, 3):
+                yield Variant("compete", architecture, dtype, {"SIGN": 1, "IDENTITY": identity, **PLACES})
+
+
+def _compiled(variant: Variant) -> Machine:
+    import triton
+    from indexer_kernels import activations_triton, statistics_triton, topk_triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    kernel, source, warps = {
+        "gather": (statistics_triton.gather, GluonASTSource, statistics_triton.WARPS.value),
+        "activate_rows": (activations_triton.activate_rows, GluonASTSource, 4),
+        "compete": (topk_triton.compete, ASTSource, 1),
+    }[variant.kernel]
+    signature, constants, aligned = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in variant.constants:
+            signature[name] = "constexpr"
+            constants[(place,)] = variant.constants[name]
+            continue
+        kind = next((kind for kind, names in ARGUMENTS.items() if name in names), "*fp32")
+        signature[name] = f"*{TYPES[variant.dtype]}" if name in ACTIVATIONS else kind
+        # as a launch finds them: allocations, strides and layer sizes are multiples of 16
+        if kind.startswith("*") or name == "units" or name.endswith("stride"):
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        source(kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", variant.architecture, 32),
+        options={"num_warps": warps, "enable_fp_fusion": False},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        return take_apart(path, compiled.metadata.shared)
+
+
+def _check(variant: Variant, machine: Machine) -> None:
+    most = SHARED_BYTES[variant.architecture] // BLOCKS - RESERVED_BYTES
+    if machine.stack_bytes or machine.spills:
+        raise WrongResultError(
+            f"{variant.name}: {machine.stack_bytes} bytes of stack, {machine.spills} spills"
+        )
+    if machine.shared_bytes > most:
+        raise WrongResultError(
+            f"{variant.name}: {machine.shared_bytes} bytes of shared memory; at most {most}"
+        )
+    if machine.global_atomics:
+        raise WrongResultError(f"{variant.name}: {machine.global_atomics} atomics on global memory")
+    if variant.budget is not None and not 0 < machine.instructions_per_element <= variant.budget:
+        raise WrongResultError(
+            f"{variant.name}: {machine.instructions_per_element} instructions per element; "
+            f"at most {variant.budget}"
+        )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    shown = ("registers", "stack_bytes", "shared_bytes", "instructions_per_element")
+    return Table(
+        "kernels ahead of time",
+        ("variant", "registers", "stack, bytes", "shared, bytes", "instructions per element"),
+        [(row["name"], *(str(row[name]) for name in shown)) for row in rows],
+    )

@@ -1,0 +1,177 @@
+"""The states of a layer in the memory of a GPU: what the kernels write, and its way back into the NumPy
+states.
+
+Sums and counts are increments over the NumPy states, and `settle` moves them there. Places of the top-k are
+a copy, which `settle` writes back. Each split of a batch has sums and counters of its own: one program owns
+them and adds to them without atomics, and since integers add up in any order it does not matter which split
+took what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer_kernels.histogram import BINS, MAGNITUDES, Histogram
+from indexer_kernels.moments import LIMBS, OVERFLOWED, POWERS, Moments
+from indexer_kernels.topk import TopK
+
+PROGRAM_UNITS = 64
+# What 32-bit counters and 64-bit limbs hold for certain; see csrc/exact_sum.hpp
+MOST_RECENT = 2**31 - 1
+MOST_PENDING = 2**22
+NO_DOCUMENT = -(2**63)
+COPIED = (
+    "filled", "worst", "threshold", "value", "document", "sequence", "position", "window_start",
+    "window_length", "token_ids", "activations",
+)  # fmt: skip
+
+
+@dataclass
+class DeviceSums:
+    """What is new in histogram and moments.
+
+    recent: int32 [splits, 390, units]; bins 0 and above of magnitude 0 to 194, then the negative ones.
+    sums: int64 [splits, 4, 17, units], limbs as in Moments. nan, inf: int64, minimum, maximum: float32, all
+        [splits, units].
+    tokens, blocks: what entered since counters and carries were settled, at most.
+    """
+
+    recent: Tensor
+    sums: Tensor
+    nan: Tensor
+    inf: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    tokens: int = 0
+    blocks: int = 0
+
+    @classmethod
+    def empty(cls, units: int, splits: int, device: torch.device) -> DeviceSums:
+        """Nothing new."""
+        return cls(
+            torch.zeros(splits, 2 * (MAGNITUDES + 1), units, dtype=torch.int32, device=device),
+            torch.zeros(splits, POWERS, LIMBS, units, dtype=torch.int64, device=device),
+            torch.zeros(splits, units, dtype=torch.int64, device=device),
+            torch.zeros(splits, units, dtype=torch.int64, device=device),
+            torch.full((splits, units), torch.inf, device=device),
+            torch.full((splits, units), -torch.inf, device=device),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """In the order that the kernel takes them."""
+        return [self.recent, self.sums, self.nan, self.inf, self.minimum, self.maximum]
+
+    def settle_carries(self) -> None:
+        """Carry between limbs; every one but the highest is below 2^16 then."""
+        for limb in range(OVERFLOWED - 1):
+            self.sums[:, :, limb + 1] += self.sums[:, :, limb] >> 16
+            self.sums[:, :, limb] &= 0xFFFF
+        self.blocks = 0
+
+    def into(self, histogram: Histogram | None, moments: Moments | None) -> None:
+        """Add what is new to the NumPy states; nothing is new then."""
+        if histogram is not None:
+            recent = self.recent.sum(dim=0).cpu().numpy()  # int64 [390, units]
+            positive, negative = recent[: MAGNITUDES + 1], recent[MAGNITUDES + 1 :]
+            histogram.counts[:, MAGNITUDES:BINS] += positive.T
+            histogram.counts[:, MAGNITUDES::-1] += negative.T
+        if moments is not None:
+            self.settle_carries()
+            moments.nan += self.nan.sum(dim=0).cpu().numpy()
+            moments.inf += self.inf.sum(dim=0).cpu().numpy()
+            np.minimum(moments.minimum, self.minimum.amin(dim=0).cpu().numpy(), out=moments.minimum)
+            np.maximum(moments.maximum, self.maximum.amax(dim=0).cpu().numpy(), out=moments.maximum)
+            moments.sums += self.sums.sum(dim=0).permute(2, 0, 1).cpu().numpy()
+        for state in (self.recent, self.sums, self.nan, self.inf):
+            state.zero_()
+        self.minimum.fill_(torch.inf)
+        self.maximum.fill_(-torch.inf)
+        self.tokens = 0
+
+
+@dataclass
+class DeviceTopK:
+    """The places of one end, arrays as in TopK, and the document of the worst place, int64 [units].
+
+    Where not all places are taken, threshold is -/+infinity and threshold_document the smallest integer.
+    """
+
+    host: TopK
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, host: TopK, device: torch.device) -> DeviceTopK:
+        """A copy of the places."""
+        worst = host.document[np.arange(host.units), host.worst]
+        documents = np.where(host.filled == host.k, worst, NO_DOCUMENT)
+        arrays = {name: torch.from_numpy(getattr(host, name)).to(device, copy=True) for name in COPIED}
+        return cls(host, {**arrays, "threshold_document": torch.from_numpy(documents).to(device)})
+
+    @property
+    def bar(self) -> list[Tensor]:
+        """What a value has to reach: threshold, and the document that wins a tie."""
+        return [self.arrays["threshold"], self.arrays["threshold_document"]]
+
+    def tensors(self) -> list[Tensor]:
+        """In the order that the kernel takes them."""
+        return [
+            *self.bar,
+            self.arrays["worst"],
+            self.arrays["filled"],
+            *(self.arrays[name] for name in COPIED[3:]),
+        ]
+
+    def into_host(self) -> None:
+        """Write the places back."""
+        for name in COPIED:
+            getattr(self.host, name)[...] = self.arrays[name].cpu().numpy()
+
+
+@dataclass
+class DeviceStatistics:
+    """One layer's states on one device."""
+
+    device: torch.device
+    splits: int
+    sums: DeviceSums
+    top: DeviceTopK | None
+    bottom: DeviceTopK | None
+
+    @classmethod
+    def of(cls, units: int, top: TopK | None, bottom: TopK | None, device: torch.device) -> DeviceStatistics:
+        """Empty sums, and the places that are there."""
+        splits = _splits(units, device)
+        # a model runs in inference mode, and tensors made there could not be changed outside of it
+        with torch.inference_mode(False):
+            ends = [None if end is None else DeviceTopK.of(end, device) for end in (top, bottom)]
+            return cls(device, splits, DeviceSums.empty(units, splits, device), *ends)
+
+    def bars(self) -> list[Tensor]:
+        """Thresholds of both ends; no value reaches that of an end that is not kept."""
+        bars = []
+        for end, out_of_reach in ((self.top, torch.inf), (self.bottom, -torch.inf)):
+            units = self.sums.nan.shape[1]
+            bars += end.bar if end is not None else [
+                torch.full((units,), out_of_reach, device=self.device),
+                torch.full((units,), NO_DOCUMENT, dtype=torch.int64, device=self.device),
+            ]  # fmt: skip
+        return bars
+
+    def settle(self, histogram: Histogram | None, moments: Moments | None) -> None:
+        """Bring the NumPy states up to date."""
+        self.sums.into(histogram, moments)
+        for end in (self.top, self.bottom):
+            if end is not None:
+                end.into_host()
+
+
+def _splits(units: int, device: torch.device) -> int:
+    """Programs that share the blocks of the same units, so that two of them run on every multiprocessor."""
+    if device.type != "cuda":
+        return 2
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, 2 * processors // -(-units // PROGRAM_UNITS))

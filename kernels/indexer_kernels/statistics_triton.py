@@ -1,0 +1,288 @@
+"""All statistics of a layer over a batch in one read on the GPU, riding on the activation function.
+
+A program takes 64 units and walks over blocks of up to 256 positions, one to each of its eight warps. Lanes
+are units, two to a lane, and a warp reads one token's 128 bytes (in 16 bits) at a time: sums and extremes
+stay in registers, and every value adds one to a counter in shared memory (histogram_triton). After a block
+its sums go to integers (moments_triton), its extremes to memory, and each unit notes whether they reach the
+running k-th value; then topk_triton looks at the units for which one did. No number in global memory is
+shared between programs, so there are no atomics there: each split of a batch has sums and counters of its
+own.
+
+Rows that count without a gap run through a loop without masks, eight tokens to a step; those behind a gap
+go one by one. Values are not checked there: NaN and infinities show up in the sum of x^4, and only then is
+a group read again.
+
+Roofline. H200: 4.3 TB/s copied; 132 multiprocessors issue 29.6e12 lane-instructions/s at an ASSUMED 1.755
+GHz. Bytes and instructions per element in bfloat16, the latter counted in the compiled loop for sm_90
+(`python -m benchmarks compile`). Times are predicted from these two alone; none of this was measured on a
+GPU.
+
+| | bytes | instructions | memory, ps | issue, ps |
+|---|---|---|---|---|
+| update | 2 | 21.4 | 0.47 | 0.72 |
+| GELU (tanh) | 4 | 34.6 | 0.93 | 1.17 |
+| GELU (erf) | 4 | 41.4 | 0.93 | 1.40 |
+| SwiGLU | 6 | 33.1 | 1.40 | 1.12 |
+
+GPT-2 (12 layers of 3,072): 43 ns a token, the plain function's memory traffic alone 34. Llama-3.1-8B (32
+layers of 14,336 gated): 0.64 us a token, which is the memory traffic of the plain function, of a forward of
+at least 17.7 us. Beside the loop, a block writes 8 bytes of extremes per unit, and a program reads and
+writes what it counted once per batch, at most 1.6 kB each way per unit: 10% of the read at 16,384 tokens a
+split, so large batches are cheaper.
+
+Tried, instructions per element of update on sm_90: table row by complement 24.9; sign as a bit of the row
+and the magnitude clamped as a float 21.4; strides in 32 bits 23.6, for every row's address is widened
+again. `tl.histogram` reads all its bins back for every tile, and is no faster than a tile is large. With
+the counters' flush unrolled its addresses were kept in registers throughout: 112 bytes of stack on sm_80,
+none since it is a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from indexer_kernels import topk_triton
+from indexer_kernels.activations_triton import activate_other_rows, activate_row
+from indexer_kernels.histogram_triton import FLUSH_GROUPS, PARTS, RECENT_ROWS, ROWS, clear, count, flush
+from indexer_kernels.moments_triton import LIMBS, POWERS, add_exactly, add_powers, is_finite
+from indexer_kernels.plan import GROUP_BLOCKS, Plan
+from indexer_kernels.plan import UNROLLED_TOKENS as HOST_UNROLLED_TOKENS
+
+UNITS = gl.constexpr(64)
+WARPS = gl.constexpr(GROUP_BLOCKS)
+UNROLLED_TOKENS = gl.constexpr(HOST_UNROLLED_TOKENS)
+# [WARPS, UNITS] values, [rows, 32] words of counters, [POWERS, UNITS] sums
+VALUES = gl.constexpr(gl.BlockedLayout([1, 2], [1, 32], [GROUP_BLOCKS, 1], [1, 0]))
+WORDS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [GROUP_BLOCKS, 1], [1, 0]))
+ROW_BY_ROW = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+SUMS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [GROUP_BLOCKS // 2, 2], [1, 0]))
+
+
+@gluon.jit
+def add_value(value, mask, counters, sum1, sum2, sum3, sum4, high, low):
+    """One value of every lane into histogram, sums and extremes; where mask is None, all of them count."""
+    count(counters, value, 1, mask)
+    high_value, low_value, summed = value, value, value
+    if mask is not None:
+        high_value = gl.where(mask, value, float("-inf"))
+        low_value = gl.where(mask, value, float("inf"))
+        summed = gl.where(mask, value, 0.0)
+    sum1, sum2, sum3, sum4 = add_powers(summed, sum1, sum2, sum3, sum4)
+    return sum1, sum2, sum3, sum4, gl.maximum(high, high_value), gl.minimum(low, low_value)
+
+
+@gluon.jit
+def read_finite(read, stride, row, span, counted, unit, inside, counters):
+    """Sums and extremes of a group again; non-finite values are counted, and taken out of the bins."""
+    sum1 = gl.full([WARPS, UNITS], 0.0, gl.float32, VALUES)
+    sum2, sum3, sum4 = sum1, sum1, sum1
+    high = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
+    low = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
+    nans = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
+    infs = nans
+    for token in range(gl.max(span, axis=0)):
+        taken = (token < span) & (gl.load(counted + row + token, token < span, other=0) != 0)
+        mask = taken[:, None] & inside
+        at = read + ((row + token) * stride)[:, None] + unit[None, :]
+        value = gl.load(at, mask, other=0.0).to(gl.float32)
+        finite = is_finite(value)
+        count(counters, value, -1, mask & ~finite)
+        is_nan = value != value
+        nans += gl.where(mask & is_nan, 1, 0)
+        infs += gl.where(mask & ~finite & ~is_nan, 1, 0)
+        mask = mask & finite
+        high = gl.maximum(high, gl.where(mask, value, float("-inf")))
+        low = gl.minimum(low, gl.where(mask, value, float("inf")))
+        sum1, sum2, sum3, sum4 = add_powers(gl.where(mask, value, 0.0), sum1, sum2, sum3, sum4)
+    return sum1, sum2, sum3, sum4, high, low, nans, infs
+
+
+@gluon.jit
+def add_to_unit(state, addend, mask):
+    """Add [WARPS, UNITS] counts, summed over warps, to one number per unit; int64 pointers [UNITS]."""
+    gl.store(state, gl.load(state, mask, other=0) + gl.sum(addend, axis=0).to(gl.int64), mask)
+
+
+@gluon.jit
+def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, sums, units):
+    """Add a group's sums to the integers; a thread takes one unit and power, block after block.
+
+    partial: shared float32 [32, 64], scratch. sums: int64 [4, 17, units].
+    """
+    place = (warp * POWERS)[:, None]
+    gl.barrier()
+    partial.scatter(sum1, place, axis=0)
+    partial.scatter(sum2, place + 1, axis=0)
+    partial.scatter(sum3, place + 2, axis=0)
+    partial.scatter(sum4, place + 3, axis=0)
+    gl.barrier()
+    power = gl.arange(0, POWERS, gl.SliceLayout(1, SUMS)).to(gl.int64)
+    unit = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, SUMS))
+    limbs = sums + (power * LIMBS * units)[:, None] + unit[None, :]
+    for number in gl.static_range(WARPS):
+        add_exactly(limbs, partial.slice(number * POWERS, POWERS).load(SUMS), units, (unit < units)[None, :])
+
+
+@gluon.jit
+def gather(
+    gate, up, out, gate_stride, up_stride, out_stride, units,
+    counted, block_row, block_span, block_document, group_run, groups,
+    recent, sums, nan, inf, minimum, maximum, block_maximum, block_minimum,
+    top_bar, top_document, bottom_bar, bottom_document, top_hits, bottom_hits,
+    FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr,
+):  # fmt: skip
+    """Take the blocks of a split into the states of 64 units; arguments as `launch` hands them.
+
+    Axes of the grid: 64 units, split. WHOLE: units are a multiple of 64, so that none needs a mask.
+    """
+    # GELU (erf) takes so many registers that eight rows at a time would spill
+    UNROLLED: gl.constexpr = UNROLLED_TOKENS // 2 if FUNCTION == "gelu" else UNROLLED_TOKENS
+    parts = gl.allocate_shared_memory(gl.int32, [PARTS, ROWS // PARTS, 32], ROW_BY_ROW)
+    counters = parts.reinterpret(gl.int32, [ROWS, 32], ROW_BY_ROW)
+    partial = gl.allocate_shared_memory(gl.float32, [POWERS * WARPS, UNITS], ROW_BY_ROW)
+    # in 64 bits a step is one addition to each pointer; 32 bits would be widened at every row
+    gate_stride = gl.to_tensor(gate_stride).to(gl.int64)
+    up_stride = gl.to_tensor(up_stride).to(gl.int64)
+    out_stride = gl.to_tensor(out_stride).to(gl.int64)
+    first_unit = gl.program_id(0) * UNITS
+    split = gl.program_id(1).to(gl.int64)
+    unit = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, VALUES))
+    warp = gl.arange(0, WARPS, gl.SliceLayout(1, VALUES))
+    real = unit < units
+    inside = real[None, :]
+    top_value = gl.load(top_bar + unit, real, other=float("inf"))[None, :]
+    top_last = gl.load(top_document + unit, real, other=-1)[None, :]
+    bottom_value = gl.load(bottom_bar + unit, real, other=float("-inf"))[None, :]
+    bottom_last = gl.load(bottom_document + unit, real, other=-1)[None, :]
+    top_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
+    bottom_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
+    highest = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
+    lowest = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
+    splits = gl.num_programs(1)
+    for first_group in range(gl.program_id(1), groups, splits * FLUSH_GROUPS):
+        clear(parts, WORDS)
+        for group in range(first_group, gl.minimum(groups, first_group + splits * FLUSH_GROUPS), splits):
+            block = group * WARPS + warp
+            row = gl.load(block_row + block)
+            span = gl.load(block_span + block)
+            sum1 = gl.full([WARPS, UNITS], 0.0, gl.float32, VALUES)
+            sum2, sum3, sum4 = sum1, sum1, sum1
+            high = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
+            low = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
+            gate_at = gate + (row * gate_stride)[:, None] + unit[None, :]
+            up_at = up + (row * up_stride)[:, None] + unit[None, :]
+            out_at = out + (row * out_stride)[:, None] + unit[None, :]
+            run = 0
+            if WHOLE:
+                run = gl.load(group_run + group)
+                for _ in range(0, run, UNROLLED):
+                    for ahead in gl.static_range(UNROLLED):
+                        value = activate_row(
+                            gate_at + ahead * gate_stride, up_at + ahead * up_stride,
+                            out_at + ahead * out_stride, None, FUNCTION, GATED,
+                        )  # fmt: skip
+                        sum1, sum2, sum3, sum4, high, low = add_value(
+                            value, None, counters, sum1, sum2, sum3, sum4, high, low
+                        )
+                    gate_at += UNROLLED * gate_stride
+                    up_at += UNROLLED * up_stride
+                    out_at += UNROLLED * out_stride
+            for token in range(run, gl.max(span, axis=0)):
+                taken = (token < span) & (gl.load(counted + row + token, token < span, other=0) != 0)
+                mask = taken[:, None] & inside
+                value = activate_row(gate_at, up_at, out_at, mask, FUNCTION, GATED)
+                sum1, sum2, sum3, sum4, high, low = add_value(
+                    value, mask, counters, sum1, sum2, sum3, sum4, high, low
+                )
+                gate_at += gate_stride
+                up_at += up_stride
+                out_at += out_stride
+
+            # a NaN or an infinity, and rarely a power beyond float32, shows up in the largest power's sum
+            odd = gl.max(gl.max(gl.where(is_finite(sum4), 0, 1), axis=1), axis=0)
+            if odd != 0:
+                read, stride = (gate, gate_stride) if FUNCTION == "plain" else (out, out_stride)
+                sum1, sum2, sum3, sum4, high, low, nans, infs = read_finite(
+                    read, stride, row, span, counted, unit, inside, counters
+                )
+                add_to_unit(nan + split * units + unit, nans, real)
+                add_to_unit(inf + split * units + unit, infs, real)
+
+            at = block.to(gl.int64)[:, None] * units + unit[None, :]
+            gl.store(block_maximum + at, high, inside)
+            gl.store(block_minimum + at, low, inside)
+            highest, lowest = gl.maximum(highest, high), gl.minimum(lowest, low)
+            document = gl.load(block_document + block)[:, None]
+            beats_top = (high > top_value) | ((high == top_value) & (document <= top_last))
+            beats_bottom = (low < bottom_value) | ((low == bottom_value) & (document <= bottom_last))
+            top_hit = gl.where(beats_top, 1, top_hit)
+            bottom_hit = gl.where(beats_bottom, 1, bottom_hit)
+            add_sums(
+                partial,
+                sum1,
+                sum2,
+                sum3,
+                sum4,
+                warp,
+                first_unit,
+                sums + split * POWERS * LIMBS * units,
+                units,
+            )
+        flush(parts, recent + split * RECENT_ROWS * units, first_unit, units, WORDS)
+
+    unit_at = split * units + unit
+    # + 0.0 turns -0.0 into 0.0
+    highest_yet = gl.maximum(gl.load(maximum + unit_at, real, other=0.0), gl.max(highest, axis=0))
+    lowest_yet = gl.minimum(gl.load(minimum + unit_at, real, other=0.0), gl.min(lowest, axis=0))
+    gl.store(maximum + unit_at, highest_yet + 0.0, real)
+    gl.store(minimum + unit_at, lowest_yet + 0.0, real)
+    gl.store(top_hits + unit_at, gl.max(top_hit, axis=0), real)
+    gl.store(bottom_hits + unit_at, gl.max(bottom_hit, axis=0), real)
+
+
+def launch(
+    function: str, gate: Tensor, up: Tensor | None, out: Tensor, arrays: Sequence[Tensor],
+    bars: Sequence[Tensor], sums: Sequence[Tensor], top: Sequence[Tensor], bottom: Sequence[Tensor],
+    window: Sequence[int], by: str,
+) -> None:  # fmt: skip
+    """Take one batch of one layer in.
+
+    function: a name in activations.FUNCTIONS, or "plain" where `out` holds the activations already.
+    gate, up, out: [tokens, units] of one dtype, any row strides. arrays: the tensors of a Plan.
+    bars: DeviceStatistics.bars(); sums, top, bottom: the tensors of these states, empty lists for an end that
+        is not kept. window: tokens before and after a peak. by: what competes.
+    """
+    with torch.cuda.device_of(gate):
+        _launch(function, gate, up, out, Plan(*arrays), bars, sums, top, bottom, window, by)
+
+
+def _launch(
+    function: str, gate: Tensor, up: Tensor | None, out: Tensor, plan: Plan,
+    bars: Sequence[Tensor], sums: Sequence[Tensor], top: Sequence[Tensor], bottom: Sequence[Tensor],
+    window: Sequence[int], by: str,
+) -> None:  # fmt: skip
+    """`launch` on the present device."""
+    units = gate.shape[1]
+    if function != "plain":
+        activate_other_rows(function, gate, up, out, plan)
+    if not plan.blocks:
+        return
+    splits = sums[0].shape[0]
+    extremes = torch.empty(2, plan.blocks, units, device=gate.device)
+    hits = torch.empty(2, splits, units, dtype=torch.int32, device=gate.device)
+    factor = gate if up is None else up
+    gather[(-(-units // UNITS.value), splits)](
+        gate, factor, out, gate.stride(0), factor.stride(0), out.stride(0), units,
+        plan.counted, plan.block_row, plan.block_span, plan.block_document, plan.group_run, plan.groups,
+        *sums, *extremes, *bars, *hits,
+        FUNCTION=function, GATED=up is not None, WHOLE=units % UNITS.value == 0,
+        num_warps=WARPS.value, enable_fp_fusion=False,
+    )  # fmt: skip
+    for end, places in enumerate((top, bottom)):
+        if places:
+            topk_triton.launch(out, plan, extremes[end], hits[end], places, window, by, largest=end == 0)

@@ -1,0 +1,185 @@
+"""Top-k on the GPU: the blocks that may hold a better example compete for their unit's places, one unit a
+program.
+
+The gathering kernel leaves each block's extremes, and whether any of a unit's blocks reaches the threshold.
+Most units end there. For the others a program looks at the blocks that do reach it: finds the peak,
+compares it with the places under the total order, and copies the window of whoever takes a place, while the
+activations are still in memory. The buffer between the two kernels has room for every block of the batch,
+so nothing can overflow it; a threshold that is one batch old only lets more blocks through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from indexer_kernels.blocks import BLOCK_TOKENS as HOST_BLOCK_TOKENS
+from indexer_kernels.plan import Plan
+
+BLOCK_TOKENS = tl.constexpr(HOST_BLOCK_TOKENS)
+LOWEST = tl.constexpr(-(2**63))
+COMPETITORS = {"document": 1, "sequence": 2, "token": 3}
+
+
+@triton.jit
+def ranks_before(key, document, sequence, position, held_key, held_document, held_sequence, held_position):
+    """Total order: key descending, then document, sequence and position ascending."""
+    later = (sequence < held_sequence) | ((sequence == held_sequence) & (position < held_position))
+    before = (document < held_document) | ((document == held_document) & later)
+    return (key > held_key) | ((key == held_key) & before)
+
+
+@triton.jit
+def worst_of(held, key, document, sequence, position):
+    """Which of the held places ranks last, as a mask; all [PLACES]."""
+    last = held & (key == tl.min(tl.where(held, key, float("inf")), axis=0))
+    last &= document == tl.max(tl.where(last, document, LOWEST), axis=0)
+    last &= sequence == tl.max(tl.where(last, sequence, LOWEST), axis=0)
+    return last & (position == tl.max(tl.where(last, position, -1), axis=0))
+
+
+@triton.jit
+def copy_window(
+    values, stride, token_ids, start, length, position, before, after, place, width,
+    window_start, window_length, window_tokens, window_values, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Tokens and activations around a peak, to a place. values: pointer to one unit's first row."""
+    first = tl.maximum(position - before, 0)
+    last = tl.minimum(position + after, length - 1)
+    offset = tl.arange(0, WINDOW)
+    row = start + first + offset
+    mask = offset <= last - first
+    tl.store(window_start + place, first.to(tl.int32))
+    tl.store(window_length + place, (last + 1 - first).to(tl.int32))
+    tl.store(window_tokens + place * width + offset, tl.load(token_ids + row, mask, other=0), mask)
+    value = tl.load(values + row * stride, mask, other=0.0).to(tl.float32)
+    tl.store(window_values + place * width + offset, value + 0.0, mask)
+
+
+@triton.jit
+def compete(
+    values, stride, units, counted, token_ids, block_row, block_span, block_sequence, blocks,
+    start, length, document, ordinal, extremes, hits, splits,
+    threshold, threshold_document, worst, filled,
+    place_value, place_document, place_sequence, place_position,
+    window_start, window_length, window_tokens, window_values, k, before, after,
+    SIGN: tl.constexpr, IDENTITY: tl.constexpr, PLACES: tl.constexpr, WINDOW: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Let a unit's blocks compete for its k places. SIGN: 1 for the largest values, -1 for the smallest.
+
+    IDENTITY: who holds at most one place: 1 a document, 2 a sequence, 3 a token.
+    """
+    unit = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, SPLITS)
+    hit = tl.max(tl.load(hits + split.to(tl.int64) * units + unit, split < splits, other=0), axis=0)
+    if hit != 0:
+        place = tl.arange(0, PLACES)
+        at = unit * k + place
+        taken = tl.load(filled + unit)
+        held = place < taken
+        key = SIGN * tl.load(place_value + at, held, other=0.0)
+        held_document = tl.load(place_document + at, held, other=0)
+        held_sequence = tl.load(place_sequence + at, held, other=0)
+        held_position = tl.load(place_position + at, held, other=0)
+        bar, bar_document = SIGN * tl.load(threshold + unit), tl.load(threshold_document + unit)
+        token = tl.arange(0, BLOCK_TOKENS)
+        for first_block in range(0, blocks, BLOCKS):
+            block = first_block + tl.arange(0, BLOCKS)
+            there = block < blocks
+            peak = SIGN * tl.load(extremes + block.to(tl.int64) * units + unit, there, other=0.0)
+            their_document = tl.load(
+                document + tl.load(block_sequence + block, there, other=0), there, other=0
+            )
+            passing = there & ((peak > bar) | ((peak == bar) & (their_document <= bar_document)))
+            left = tl.sum(passing.to(tl.int32), axis=0)
+            while left > 0:
+                number = tl.min(tl.where(passing, block, 2147483647), axis=0)
+                passing &= block != number
+                left -= 1
+                sequence = tl.load(block_sequence + number)
+                first_row = tl.load(block_row + number)
+                own_start, own_length = tl.load(start + sequence), tl.load(length + sequence)
+                own_document, own_ordinal = tl.load(document + sequence), tl.load(ordinal + sequence)
+                inside = token < tl.load(block_span + number)
+                inside &= tl.load(counted + first_row + token, inside, other=0) != 0
+                value = tl.load(values + (first_row + token) * stride + unit, inside, other=0.0).to(
+                    tl.float32
+                )
+                inside &= (value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
+                tokens_left = tl.sum(inside.to(tl.int32), axis=0)
+                while tokens_left > 0:
+                    best = tl.max(tl.where(inside, SIGN * value, float("-inf")), axis=0)
+                    peak_token = tl.min(
+                        tl.where(inside & (SIGN * value == best), token, BLOCK_TOKENS), axis=0
+                    )
+                    inside &= token != peak_token
+                    position = first_row + peak_token - own_start
+                    same = held & (held_document == own_document)
+                    if IDENTITY > 1:
+                        same &= held_sequence == own_ordinal
+                    if IDENTITY > 2:
+                        same &= held_position == position
+                    is_same = tl.max(same.to(tl.int32), axis=0)
+                    if is_same == 0:
+                        if taken == k:
+                            same = worst_of(held, key, held_document, held_sequence, held_position)
+                        else:
+                            same = place == taken
+                    wins = (same & ~held) | (same & ranks_before(
+                        best, own_document, own_ordinal, position,
+                        key, held_document, held_sequence, held_position,
+                    ))  # fmt: skip
+                    won = tl.max(tl.where(wins, place, -1), axis=0)
+                    if won >= 0:
+                        taken = tl.maximum(taken, won + 1)
+                        held = place < taken
+                        key = tl.where(wins, best + 0.0, key)
+                        held_document = tl.where(wins, own_document, held_document)
+                        held_sequence = tl.where(wins, own_ordinal, held_sequence)
+                        held_position = tl.where(wins, position.to(tl.int32), held_position)
+                        copy_window(
+                            values + unit, stride, token_ids, own_start, own_length, position, before, after,
+                            unit * k + won, before + 1 + after,
+                            window_start, window_length, window_tokens, window_values, WINDOW,
+                        )  # fmt: skip
+                    # a block's next best token can win only where this one did, or is held already
+                    if IDENTITY == 3:
+                        tokens_left = tl.where((won >= 0) | (is_same != 0), tokens_left - 1, 0)
+                    else:
+                        tokens_left = 0
+        tl.store(place_value + at, SIGN * key + 0.0, held)
+        tl.store(place_document + at, held_document, held)
+        tl.store(place_sequence + at, held_sequence, held)
+        tl.store(place_position + at, held_position, held)
+        tl.store(filled + unit, taken)
+        if taken == k:
+            last = worst_of(held, key, held_document, held_sequence, held_position)
+            tl.store(worst + unit, tl.max(tl.where(last, place, -1), axis=0))
+            tl.store(threshold + unit, tl.max(tl.where(last, SIGN * key, float("-inf")), axis=0) + 0.0)
+            tl.store(threshold_document + unit, tl.max(tl.where(last, held_document, LOWEST), axis=0))
+
+
+def launch(
+    values: Tensor, plan: Plan, extremes: Tensor, hits: Tensor, places: Sequence[Tensor],
+    window: Sequence[int], by: str, *, largest: bool,
+) -> None:  # fmt: skip
+    """Bring one end's places up to date with a batch.
+
+    values: [tokens, units], the activations. extremes: float32 [blocks, units]; hits: int32 [splits, units].
+    places: DeviceTopK.tensors(). window: tokens before and after the peak.
+    """
+    units = values.shape[1]
+    k = places[4].shape[1]
+    compete[(units,)](
+        values, values.stride(0), units, plan.counted, plan.token_ids,
+        plan.block_row, plan.block_span, plan.block_sequence, plan.blocks,
+        plan.start, plan.length, plan.document, plan.ordinal, extremes, hits, hits.shape[0],
+        *places, k, *window,
+        SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by], PLACES=triton.next_power_of_2(k),
+        WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]),
+        BLOCKS=64, num_warps=1,
+    )  # fmt: skip

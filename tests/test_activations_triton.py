@@ -1,0 +1,115 @@
+"""The fused Triton kernel in Triton's interpreter: functions, statistics that ride along, operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from indexer_kernels import FUNCTIONS, Keep, Sequences, Statistics, activate
+from indexer_kernels.activations import apply
+from torch import Tensor
+
+from tests.kernel_cases import DTYPES, assert_equal, some_sequences
+from tests.test_activations import one_sequence, pre_activations
+
+pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
+pytestmark = pytest.mark.usefixtures("triton_interpreter")
+
+KEEP = Keep(top=2, bottom=1, window=(4, 2))
+NONE = Keep(top=0, bottom=0)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_fused_is_activation_then_update(function: str, dtype: torch.dtype, gated: bool) -> None:
+    tokens, units = 60, 3
+    sequences = some_sequences(tokens, np.random.default_rng(7))
+    gate = pre_activations(tokens, units, dtype)
+    up = pre_activations(tokens, units, dtype, seed=1) if gated else None
+    before = gate.clone()
+    fused = Statistics.empty(units, KEEP, kernels="triton")
+    out = fused.activate(function, gate, up, sequences, out=gate)
+    assert out is gate
+    then = Statistics.empty(units, KEEP, kernels="reference")
+    then.update(out, sequences)
+    assert_equal(fused, then)
+    expected = activate(function, before, up).double()
+    unit = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}[dtype]
+    close = torch.abs(out.double() - expected) <= unit * expected.abs() + 1e-7
+    assert (close | (out == expected)).all()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+def test_loop_without_masks_writes_every_row(packed: bool) -> None:
+    tokens, units = 20, 64
+    both = pre_activations(tokens, 2 * units, torch.bfloat16)
+    gate, up = both[:, :units], both[:, units:]
+    expected = activate("silu", gate, up)
+    statistics = Statistics.empty(units, NONE, kernels="triton")
+    sequences = Sequences(
+        *[np.array(part) for part in ([2], [16], [0], [0])], np.zeros(20), np.ones(20, bool)
+    )
+    out = statistics.activate("silu", gate, up, sequences, out=gate if packed else None)
+    torch.testing.assert_close(out, expected, rtol=2.0**-7, atol=1e-7)
+    then = Statistics.empty(units, NONE, kernels="reference")
+    then.update(out, sequences)
+    statistics.settle()
+    np.testing.assert_array_equal(statistics.histogram.counts, then.histogram.counts)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_function_is_within_a_few_units_in_the_last_place(function: str) -> None:
+    x = torch.linspace(-30, 30, 20 * 61).reshape(20, 61)
+    got = Statistics.empty(61, NONE, kernels="triton").activate(function, x, None, one_sequence(20)).double()
+    expected = apply(function, x)
+    exponent = 2 * np.sqrt(2 / np.pi) * (x.double().abs() + 0.044715 * x.double().abs() ** 3)
+    relative = 6e-7 + (1.5e-7 * exponent if function == "gelu_tanh" else 0)
+    assert (torch.abs(got - expected) <= relative * expected.abs() + 1e-36).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_function_keeps_what_is_not_finite(function: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([[float("nan"), float("inf"), 0.0, -0.0, 1e30, -1e30]], dtype=dtype)
+    got = Statistics.empty(6, NONE, kernels="triton").activate(function, x, None, one_sequence(1))[0]
+    assert torch.isnan(got[0])
+    assert got[1] == float("inf")
+    assert (got[2:4] == 0).all()
+    assert got[4] == (float("inf") if function == "relu2" else x[0, 4])
+    assert got[5] == 0
+
+
+def test_compile_keeps_one_graph_around_the_operators() -> None:
+    from indexer_kernels import ops
+    from indexer_kernels.device import DeviceStatistics
+    from indexer_kernels.plan import Plan
+
+    sequences = some_sequences(20, np.random.default_rng(0))
+    plan = Plan.of(sequences, torch.device("cpu")).tensors()
+    weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    x = pre_activations(20, 4, torch.float32)
+
+    def layer(x: Tensor, bars: list[Tensor], sums: list[Tensor]) -> Tensor:
+        gate = x @ weight
+        out = torch.empty_like(gate)
+        ops.activate("relu", gate, None, out, plan, bars, sums, [], [], [0, 0], "sequence")
+        ops.update(out, plan, bars, sums, [], [], [0, 0], "sequence")
+        return out @ weight.T
+
+    results = []
+    for form in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        state = DeviceStatistics.of(3, None, None, torch.device("cpu"))
+        results.append([form(x, state.bars(), state.sums.tensors()), *state.sums.tensors()])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=0, atol=0)
+    assert results[0][1].sum() == 2 * 3 * sequences.counted[_rows(sequences)].sum()
+
+
+def _rows(sequences: Sequences) -> np.ndarray:
+    return np.concatenate(
+        [
+            np.arange(start, start + length)
+            for start, length in zip(sequences.start, sequences.length, strict=True)
+        ]
+    )

@@ -1,0 +1,186 @@
+"""Laws of the states, and parity with the reference, for the Triton kernels in Triton's interpreter."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+from indexer_kernels import Keep, KernelInputError, Sequences, Statistics, dispatch
+
+from indexer.observer import StatisticsObserver
+from tests.kernel_cases import DTYPES, KEEP, assert_equal, some_activations
+from tests.test_statistics import Batches, gathered, pieces, reference, some_batches
+
+pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
+pytestmark = pytest.mark.usefixtures("triton_interpreter")
+
+COMPETITORS = ["sequence", "token", "document"]
+# one unit, a part of a warp's units, sequences over several blocks
+SHAPES = [(1, 1), (63, 7), (600, 3)]
+
+
+def whole_batches(units: int, dtype: torch.dtype, number: int = 2, tokens: int = 19) -> Batches:
+    """Sequences that count without a gap but for their first token, as most of a corpus does."""
+    rng = np.random.default_rng(units)
+    sequences = 9
+    batches = []
+    for batch in range(number):
+        counted = np.ones((sequences, tokens), bool)
+        counted[:, 0] = False
+        document = 10 * batch + np.arange(sequences)
+        rows = Sequences.from_offsets(
+            np.arange(sequences + 1) * tokens, document, np.zeros(sequences),
+            rng.integers(0, 30000, sequences * tokens), counted.reshape(-1),
+        )  # fmt: skip
+        batches.append((some_activations(rows.tokens, units, rng, dtype), rows))
+    return batches
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("by", COMPETITORS)
+def test_kernel_equals_reference(shape: tuple[int, int], dtype: torch.dtype, by: str) -> None:
+    batches, expected = reference(shape, dtype, by)
+    statistics = gathered(shape[1], batches, "triton", dataclasses.replace(KEEP, by=by))
+    assert_equal(statistics, expected)
+    bins = statistics.histogram.counts.sum(axis=1)
+    np.testing.assert_array_equal(bins + statistics.moments.nan + statistics.moments.inf, statistics.count)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_loop_without_masks_equals_reference(dtype: torch.dtype) -> None:
+    keep = Keep(top=1, bottom=0, window=(3, 2))
+    batches = whole_batches(64, dtype, tokens=18)
+    assert_equal(gathered(64, batches, "triton", keep), gathered(64, batches, "reference", keep))
+
+
+@pytest.mark.parametrize("by", COMPETITORS)
+def test_any_order_and_any_split_give_the_same_bits(by: str) -> None:
+    batches = some_batches(300, 3, number=2)
+    keep = dataclasses.replace(KEEP, by=by)
+    alone = pieces(batches)
+    random.Random(1).shuffle(alone)
+    assert_equal(gathered(3, alone, "triton", keep), gathered(3, batches, "reference", keep))
+
+
+@pytest.mark.parametrize("by", COMPETITORS)
+def test_merge_is_the_whole(by: str) -> None:
+    batches = some_batches(300, 3, number=3)
+    keep = dataclasses.replace(KEEP, by=by)
+    whole = gathered(3, batches, "reference", keep)
+    parts = [gathered(3, [batch], "triton", keep) for batch in batches]
+    merged = Statistics.empty(3, keep, kernels="triton")
+    for part in parts[::-1]:
+        merged.merge(copy.deepcopy(part))
+    assert_equal(merged, whole)
+    # a state goes on after a merge
+    parts[0].merge(parts[1])
+    parts[0].update(*batches[2])
+    assert_equal(parts[0], whole)
+
+
+def test_settling_in_between_changes_nothing() -> None:
+    batches = some_batches(63, 3, number=3)
+    statistics = Statistics.empty(3, KEEP, kernels="triton")
+    for batch in batches:
+        # as a model runs, and as an index is written
+        with torch.inference_mode():
+            statistics.update(*batch)
+        statistics.settle()
+    assert_equal(statistics, gathered(3, batches, "reference"))
+
+
+def test_more_blocks_than_one_look_and_one_flush_take() -> None:
+    # every block in a group of its own program: 33 groups, where counters are flushed after 31
+    tokens = 8 * 66
+    rng = np.random.default_rng(0)
+    sequences = Sequences.from_offsets(
+        np.arange(tokens + 1), np.arange(tokens) // 2, np.arange(tokens) % 2, np.arange(tokens)
+    )
+    batches = [(some_activations(tokens, 1, rng, torch.float32), sequences)]
+    assert_equal(gathered(1, batches, "triton"), gathered(1, batches, "reference"))
+
+
+def test_counters_cannot_wrap_before_they_are_flushed() -> None:
+    from indexer_kernels.blocks import BLOCK_TOKENS
+    from indexer_kernels.histogram_triton import FLUSH_GROUPS
+    from indexer_kernels.plan import GROUP_BLOCKS
+
+    assert FLUSH_GROUPS.value * GROUP_BLOCKS * BLOCK_TOKENS <= 65535
+
+
+def test_full_counters_and_limbs_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer_kernels.statistics.MOST_RECENT", 100)
+    monkeypatch.setattr("indexer_kernels.statistics.MOST_PENDING", 10)
+    batches = some_batches(63, 3, number=3)
+    assert_equal(gathered(3, batches, "triton"), gathered(3, batches, "reference"))
+
+
+def test_ties_go_to_the_earlier_document() -> None:
+    keep = Keep(top=2, bottom=2, window=(1, 1))
+    batches = [
+        (
+            torch.zeros(6, 2),
+            Sequences.from_offsets(np.array([0, 3, 6]), np.array(ids), np.zeros(2), np.zeros(6)),
+        )
+        for ids in ([4, 9], [2, 7], [1, 8])
+    ]  # fmt: skip
+    statistics = gathered(2, batches, "triton", keep)
+    assert_equal(statistics, gathered(2, batches, "reference", keep))
+    assert statistics.top.ranked().document.tolist() == [[1, 2], [1, 2]]
+
+
+def test_one_end_or_none_may_be_kept() -> None:
+    batches = some_batches(63, 3)
+    for keep in (Keep(top=0, bottom=3, window=(2, 2)), Keep(top=0, bottom=0)):
+        assert_equal(gathered(3, batches, "triton", keep), gathered(3, batches, "reference", keep))
+
+
+def test_powers_beyond_float32_leave_that_moment_undefined() -> None:
+    activations = torch.full((4, 3), 1e12)
+    activations[0] = -1e12
+    sequences = Sequences.from_offsets(np.array([0, 4]), np.array([0]), np.array([0]), np.zeros(4))
+    batches = [(activations, sequences)]
+    assert_equal(gathered(3, batches, "triton"), gathered(3, batches, "reference"))
+
+
+def test_no_tokens_leave_the_empty_state() -> None:
+    nothing = Sequences(*[np.zeros(0, np.int64)] * 4, np.zeros(0, np.int32), np.zeros(0, bool))
+    assert_equal(gathered(3, [(torch.zeros(0, 3), nothing)], "triton"), Statistics.empty(3, KEEP))
+
+
+def test_observer_sees_what_the_device_holds() -> None:
+    batches = some_batches(63, 3, number=2)
+    observers = []
+    for kernels in ("triton", "reference"):
+        observer = StatisticsObserver({4: 3}, KEEP, kernels=kernels, threads=1)
+        for batch in batches:
+            observer.update(4, *batch)
+        seen = (observer.documents(), observer.non_finite, observer.first_non_finite)
+        observers.append((seen, observer.take_record(4)))
+    (ours, record), (theirs, expected) = observers
+    assert ours == theirs
+    np.testing.assert_array_equal(record.histogram, expected.histogram)
+    np.testing.assert_array_equal(record.kurtosis, expected.kurtosis)
+    np.testing.assert_array_equal(record.top.document, expected.top.document)
+
+
+def test_older_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "version", lambda package: "3.7.1")
+    with pytest.raises(KernelInputError, match=r"need Triton 3\.8 or newer, and this is 3\.7\.1"):
+        Statistics.empty(3, kernels="triton")
+
+
+def test_auto_takes_triton_on_a_gpu_and_cpp_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dispatch.choose("auto", "cpu") == "cpp"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert dispatch.choose("auto", "cuda") == "triton"
+    with pytest.raises(KernelInputError, match="run on cuda, not on 'cpu'"):
+        dispatch.choose("triton", "cpu")
+    with pytest.raises(KernelInputError, match="run on cpu, not on 'cuda'"):
+        dispatch.choose("cpp", "cuda")
