@@ -21,6 +21,7 @@ CASES = {
     "update": "ns per element and GB/s of every kernel and instruction set, against a plain memory read",
     "query": "p50 and p95 of a unit's record, a token search and a table scan, on a large synthetic index",
     "compile": "registers, spills and instructions per element of the GPU kernels, without a GPU",
+    "merge": "peak memory and time of merging many partial indexes, against a plain read of them",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
 }
 

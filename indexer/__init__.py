@@ -39,7 +39,7 @@ def build(**options: Any) -> Path:
     options: the fields of indexer.config.BuildConfig, e.g. model, corpus, output, layers, top, max_tokens.
     Raises IndexerError, in one line, for an option that does not exist or a value that cannot be.
     """
+    from indexer.engines import build as run
     from indexer.options import build_config
-    from indexer.pipeline import build as run
 
     return run(build_config(options))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,9 +13,11 @@ from indexer_kernels import Keep
 from indexer_kernels.dispatch import describe
 
 from indexer import __version__
+from indexer.index.unfinished import last_progress
 from indexer.models import MlpLayer
 from indexer.progress import in_bytes, in_tokens, peak_memory
 from indexer.units import format_layers
+from indexer.work.identity import tokenizer_digest
 
 if TYPE_CHECKING:
     from indexer.pipeline import Build
@@ -34,15 +34,19 @@ def plan(build: Build, keep: Keep) -> str:
         f"indexing {units:,} neurons of layers {format_layers([layer.layer for layer in build.layers])} "
         f"({fused} fused, {len(build.layers) - fused} by hook), {build.loaded.provenance['dtype']} on "
         f"{build.loaded.device}, {files:,} file{'s' if files != 1 else ''}, "
-        f"{in_bytes(units * keep.bytes_per_unit())} of statistics"
+        f"{in_bytes(units * keep.bytes_per_unit())} of statistics" + _continued(build)
     )
+
+
+def _continued(build: Build) -> str:
+    return f"; continuing after {build.tokens_before:,} tokens" if build.tokens_before else ""
 
 
 def cost(build: Build, output: Path) -> Iterator[str]:
     """Lines after it is done: tokens, speed, shares of the time, memory; then what was odd."""
     totals, observer = build.totals, build.observer
     assert observer is not None
-    seconds, model = time.perf_counter() - build.begin, max(build.model_seconds, 1e-9)
+    seconds, model = build.seconds, max(build.model_seconds, 1e-9)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     padding = totals.padding / max(1, totals.padding + totals.tokens)
     yield (
@@ -72,13 +76,12 @@ def cost(build: Build, output: Path) -> Iterator[str]:
 
 def interrupted(build: Build) -> str:
     """One line after Ctrl-C."""
-    if build.writer is not None and build.writer.published:
+    if build.published:
         return f"stopped when all was done: {build.config.output} is whole"
-    tokens = build.observer.count if build.observer is not None and build.observer.statistics else 0
-    return (
-        f"stopped after {tokens:,} tokens; nothing was kept, {build.config.output} is as it was "
-        "(an index appears only when it is whole)"
-    )
+    kept = last_progress(build.work.path, "checkpoint").get("tokens", 0)
+    if not kept:
+        return f"stopped before there was anything to keep; {build.config.output} is as it was"
+    return f"stopped; {kept:,} tokens are kept in {build.work.path}, and the same command continues there"
 
 
 def manifest(build: Build) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def manifest(build: Build) -> dict[str, Any]:
         "tokenizer": {
             "class": type(tokenizer).__name__,
             "vocabulary": len(tokenizer),
-            "digest": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "digest": tokenizer_digest(tokenizer),
         },
         "corpus": _corpus(build),
         "configuration": build.config.model_dump(mode="json"),
@@ -103,6 +106,7 @@ def manifest(build: Build) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
             "kernels": describe(build.kernels),
+            "device": build.loaded.device.type,
             "threads": build.threads,
             "machine": platform.machine(),
         },
@@ -127,6 +131,9 @@ def _layer(build: Build, layer: MlpLayer) -> dict[str, Any]:
 def _corpus(build: Build) -> dict[str, Any]:
     counts = build.corpus.counts
     return {
+        "listing": build.corpus.listing(build.before),
+        "sources": [*build.before, *((file.source, file.bytes) for file in build.corpus.files)],
+        "coverage": [asdict(covered) for covered in build.corpus.coverage()],
         "files": build.corpus.digests(),
         "documents": counts.documents,
         "empty_documents": counts.empty,
@@ -145,7 +152,7 @@ def _totals(build: Build) -> dict[str, Any]:
         **asdict(build.totals),
         "non_finite": observer.non_finite,
         "first_non_finite": None if met is None else asdict(met),
-        "seconds": round(time.perf_counter() - build.begin, 3),
+        "seconds": round(build.seconds, 3),
         "model_seconds": round(build.model_seconds, 3),
         "kernel_seconds": round(observer.seconds, 3),
         "waited_seconds": round(build.waited, 3),

@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _parts(value: object) -> object:
+    """I/N as its two numbers; anything else is left to be refused."""
+    if isinstance(value, str) and value.count("/") == 1:
+        return tuple(value.split("/"))
+    return value
+
 
 # a path is as good as its text
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 Count = Annotated[int, Field(ge=1)]
+Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Count], BeforeValidator(_parts)]
 
 
 class BuildConfig(BaseModel):
@@ -45,3 +54,45 @@ class BuildConfig(BaseModel):
     # far more than any machine has; OpenMP runtimes end the process when asked for a million
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     overwrite: bool = False
+    append: bool = Field(False, description="add the corpus to the finished index at `output`")
+    numerics: Literal["fast", "reproducible"] = Field(
+        "fast", description="reproducible: batches of fixed shapes, so that no choice of batches moves a bit"
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    piece_bytes: Count = Field(
+        64 << 20, description="the corpus is cut into pieces of about so many bytes; shards are made of them"
+    )
+    shard: Shard | None = Field(None, description="build shard I of N alone, as a partial index to be merged")
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    ray: str | None = Field(None, description="address of a Ray cluster, or local, to share the work out to")
+    shards: Count | None = Field(None, description="with ray: into how many shards the work is cut")
+
+    storage: str | None = Field(
+        None,
+        min_length=1,
+        description="with ray: fsspec URL that takes finished shards; else disks are shared",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> BuildConfig:
+        if self.shard is not None and self.shard[0] >= self.shard[1]:
+            raise ValueError(f"--shard {self.shard[0]}/{self.shard[1]}: I counts from 0 and stays below N")
+        parted = [
+            name
+            for name, given in (
+                ("--shard", self.shard is not None),
+                ("--workers", self.workers > 1),
+                ("--ray", self.ray is not None),
+            )
+            if given
+        ]
+        if len(parted) > 1:
+            raise ValueError(f"{' and '.join(parted)} share the work out in different ways; give one of them")
+        for name, given in (("--max-tokens", self.max_tokens is not None), ("--append", self.append)):
+            if parted and given:
+                raise ValueError(f"{name} is for a build in one process, not with {parted[0]}")
+        if self.append and self.overwrite:
+            raise ValueError("--append adds to an index and --overwrite replaces it; give one of them")
+        if self.shards is not None and self.ray is None:
+            raise ValueError("--shards says how --ray cuts the work; use --shard I/N with other schedulers")
+        return self

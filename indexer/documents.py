@@ -36,6 +36,20 @@ class Documents:
             self._prune()
             self._prune_at = max(PRUNE_AT, 2 * len(self._characters))
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` takes: the lengths that are still needed, int64 arrays of one size."""
+        self._prune()
+        count = len(self._characters)
+        return {
+            "document": np.fromiter(self._characters.keys(), np.int64, count),
+            "characters": np.fromiter(self._characters.values(), np.int64, count),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take the lengths of `state` in place of those that are here."""
+        pairs = zip(state["document"].tolist(), state["characters"].tolist(), strict=True)
+        self._characters = dict(pairs)
+
     def table(self, corpus: Corpus, referenced: np.ndarray) -> pa.Table:
         """The columns document: int64, source: string, row: int64, characters: int64; in the order of ids.
 
@@ -43,7 +57,7 @@ class Documents:
         characters is null for a document that --max-tokens cut off before its end.
         """
         ids = referenced.tolist()
-        sources = [file.source for file in corpus.files]
+        sources = {file.ordinal: file.source for file in corpus.files}
         return pa.table(
             {
                 "document": pa.array(ids, pa.int64()),

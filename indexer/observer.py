@@ -10,7 +10,8 @@ from indexer_kernels import Keep, Sequences, Statistics
 from indexer_kernels.topk import TopK
 from torch import Tensor
 
-from indexer.index.records import Examples, LayerRecord
+from indexer.index.records import LayerRecord
+from indexer.partials.state import record_of
 from indexer.units import Unit
 
 MLP = "mlp"
@@ -87,27 +88,15 @@ class StatisticsObserver:
                     found.update(np.unique(state.document[_taken(state)]).tolist())
         return found
 
+    def restore(self, layer: int, statistics: Statistics) -> None:
+        """Go on with an earlier state of a layer."""
+        self.statistics[layer] = statistics
+        self._non_finite[layer] = statistics.non_finite()
+
     def take_record(self, layer: int) -> LayerRecord:
         """The finished numbers of one layer, whose state is given up for them."""
         statistics = self.statistics.pop(layer)
-        statistics.settle()
-        moments, histogram = statistics.moments, statistics.histogram
-        assert moments is not None
-        assert histogram is not None
-        seen = moments.minimum <= moments.maximum
-        return LayerRecord(
-            site=MLP,
-            layer=layer,
-            count=statistics.count,
-            nan=moments.nan,
-            inf=moments.inf,
-            minimum=np.where(seen, moments.minimum, np.float32(np.nan)),
-            maximum=np.where(seen, moments.maximum, np.float32(np.nan)),
-            histogram=histogram.counts,
-            top=_examples(statistics.top, statistics.units),
-            bottom=_examples(statistics.bottom, statistics.units),
-            **moments.summary(statistics.count),
-        )
+        return record_of(statistics, MLP, layer, copy=False)
 
     def _look_for_non_finite(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         total = self.statistics[layer].non_finite()
@@ -141,20 +130,3 @@ def _first_non_finite(layer: int, activations: Tensor, sequences: Sequences) -> 
 
 def _taken(state: TopK) -> np.ndarray:
     return np.arange(state.k) < state.filled[:, None]
-
-
-def _examples(state: TopK | None, units: int) -> Examples:
-    if state is None:
-        return Examples.empty(units)
-    ranked = state.ranked()
-    return Examples(
-        filled=ranked.filled,
-        value=ranked.value,
-        document=ranked.document,
-        sequence=ranked.sequence,
-        position=ranked.position,
-        window_start=ranked.window_start,
-        window_length=ranked.window_length,
-        token_ids=ranked.token_ids,
-        activations=ranked.activations,
-    )

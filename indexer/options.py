@@ -45,6 +45,9 @@ def build_config(options: Mapping[str, Any], config_file: Path | None = None) ->
 
 def _one_line(error: ValidationError, source: Mapping[str, str]) -> str:
     first, *others = error.errors(include_url=False)
+    if not first["loc"] and first["type"] == "value_error":
+        # options that do not go together: the message names them
+        return str(first["msg"]).removeprefix("Value error, ")
     key = str(first["loc"][0]) if first["loc"] else "options"
     where = f"{source.get(key, '')}{option_name(key)}"
     if first["type"] == "missing" and len(first["loc"]) == 1:

@@ -1,10 +1,12 @@
-"""A build: corpus -> tokens -> model -> kernels -> index, in one pass."""
+"""A build: corpus -> tokens -> model -> kernels -> index, in one pass that survives being stopped."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -16,15 +18,20 @@ from indexer.config import BuildConfig
 from indexer.corpus import Corpus
 from indexer.documents import Documents
 from indexer.errors import IndexerError
+from indexer.index.manifest import read_manifest
 from indexer.index.output import check_output
 from indexer.index.vocabulary import Vocabulary
-from indexer.index.write import IndexWriter
 from indexer.memory import freed_memory_kept
 from indexer.models import LoadedModel, MlpLayer, Runner, load
 from indexer.observer import StatisticsObserver
 from indexer.progress import Progress, in_bytes
 from indexer.tokens import Batches
 from indexer.units import parse_layers
+from indexer.work import checkpoints
+from indexer.work.folder import WorkFolder, differences
+from indexer.work.identity import identity, identity_of, options_of
+from indexer.work.pace import Pace
+from indexer.work.signals import StopRequest
 
 # Rows that an MLP takes at a time on a CPU, so that its activations stay in cache until they are projected.
 CHUNK_TOKENS = 1024
@@ -33,8 +40,9 @@ CHUNK_TOKENS = 1024
 def build(config: BuildConfig) -> Path:
     """Run the model over the corpus once and write the index; returns the output folder.
 
-    Raises IndexerError for anything wrong with the request, the model, the corpus or the disk; the output
-    folder then is as it was before. KeyboardInterrupt passes through, with a word on what was kept.
+    Stopped at any moment - by Ctrl-C, a crash, a full disk - the same call continues; an index that is
+    finished is left as it is. Raises IndexerError for anything wrong with the request, the model, the corpus
+    or the disk. KeyboardInterrupt passes through, with a word on what was kept.
     """
     return Build(config).run()
 
@@ -42,19 +50,31 @@ def build(config: BuildConfig) -> Path:
 class Build:
     """One build; `run` does it. What a benchmark, a test or the manifest asks of it are attributes.
 
-    threads: of the model and the kernels. model_seconds: from the first batch to the last, waiting included.
-    observer, documents, totals, waited: see `_run_model`.
+    before: (source, bytes) of the files that come before this corpus in an index that this one will join.
+    threads: of the model and the kernels. tokens_before: those that earlier processes had counted.
+    seconds, model_seconds, waited: of this build, earlier processes included.
+    observer, documents, totals: see `_run_model`.
     """
 
-    def __init__(self, config: BuildConfig) -> None:
+    def __init__(self, config: BuildConfig, before: Sequence[tuple[str, int | None]] = ()) -> None:
         self.config = config
+        self.before = list(before)
         self.begin = time.perf_counter()
+        self.tokens_before = 0
+        self.seconds_before = 0.0
         self.model_seconds = 0.0
         self.waited = 0.0
         self.threads = config.threads or psutil.cpu_count(logical=False) or 1
         self.progress = Progress()
+        self.pace = Pace(config.checkpoint_minutes * 60)
         self.observer: StatisticsObserver | None = None
-        self.writer: IndexWriter | None = None
+        self.published = False
+        self.work = WorkFolder(config.output)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that this build has taken, in all processes."""
+        return self.seconds_before + time.perf_counter() - self.begin
 
     def run(self) -> Path:
         """Do it all; returns the output folder."""
@@ -63,18 +83,59 @@ class Build:
                 return self._run(stack)
         except KeyboardInterrupt:
             self.progress.say(account.interrupted(self))
+            self.note("interrupted")
+            raise
+        except IndexerError as error:
+            self.note("failed", message=str(error))
             raise
         finally:
             self.progress.close()
 
+    def note(self, event: str, **facts: Any) -> None:
+        """A line in the log, if the build has begun."""
+        if self.work.exists:
+            self.work.log.write(event, **facts)
+
     def _run(self, stack: ExitStack) -> Path:
         config = self.config
         # what can be refused at once comes before the model, which takes seconds to load
-        check_output(config.output, config.overwrite)
+        self._check_output()
         self.kernels = _chosen_kernels(config)
-        self.corpus = Corpus(config.corpus, text_column=config.text_column, on_bad_text=config.on_bad_text)
+        self.corpus = Corpus(
+            config.corpus,
+            text_column=config.text_column,
+            on_bad_text=config.on_bad_text,
+            first_ordinal=len(self.before),
+            allow_empty=config.shard is not None,
+        )
+        self.pieces = _pieces(config, self.corpus)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(self.threads)
+        self._load()
+        self.identity = identity(self)
+        if self._is_finished():
+            return config.output
+        stack.enter_context(self.work)
+        checkpoint = self.work.begin(self.identity, overwrite=config.overwrite)
+        self.vocabulary = Vocabulary.from_tokenizer(self.loaded.tokenizer)
+        units = {layer.layer: layer.units for layer in self.layers}
+        self.observer = StatisticsObserver(units, self.keep, kernels=self.kernels, threads=self.threads)
+        self.documents = Documents(self.observer.documents)
+        start = None if checkpoint is None else checkpoints.restored(self, checkpoint)
+        self.tokens_before = self.observer.count
+        self.progress.say(account.plan(self, self.keep))
+        self.note("started" if checkpoint is None else "resumed", tokens=self.observer.count)
+        with StopRequest() as stop:
+            self._run_model(self.observer, start, stop)
+            output = checkpoints.publish(self)
+        self.progress.close()
+        for line in account.cost(self, output):
+            self.progress.say(line)
+        return output
+
+    def _load(self) -> None:
+        """The model and what follows from it: layers, what is kept, whether there is room."""
+        config = self.config
         self.loaded = load(
             config.model,
             dtype=config.dtype,
@@ -84,59 +145,116 @@ class Build:
         )
         _check_context(config, self.loaded)
         self.layers = _chosen_layers(config, self.loaded)
-        keep = _kept(config)
-        _check_memory(self.layers, keep)
-        self.progress.say(account.plan(self, keep))
-        vocabulary = Vocabulary.from_tokenizer(self.loaded.tokenizer)
-        writer = self.writer = IndexWriter(config.output, vocabulary, overwrite=config.overwrite)
-        stack.enter_context(writer)
-        units = {layer.layer: layer.units for layer in self.layers}
-        self.observer = StatisticsObserver(units, keep, kernels=self.kernels, threads=self.threads)
-        self.documents = Documents(self.observer.documents)
-        self._run_model(self.observer)
-        for layer in sorted(units):
-            writer.add_layer(self.observer.take_record(layer))
-        documents = self.documents.table(self.corpus, writer.documents)
-        output = writer.publish(account.manifest(self), documents)
-        self.progress.close()
-        for line in account.cost(self, output):
-            self.progress.say(line)
-        return output
+        self.keep = _kept(config)
+        _check_memory(self.layers, self.keep)
 
-    def _run_model(self, observer: StatisticsObserver) -> None:
-        """Every batch once through the model, into the states."""
+    def _check_output(self) -> None:
+        """Refuse an output that can neither be made nor is the index that is asked for."""
+        output, overwrite = self.config.output, self.config.overwrite
+        if overwrite or not (output / "manifest.json").is_file():
+            check_output(output, overwrite)
+            return
+        found = read_manifest(output)
+        self._check_same(options_of(found.configuration), options_of(self.config.model_dump(mode="json")))
+
+    def _is_finished(self) -> bool:
+        """Whether the output is the very index that is asked for."""
+        output = self.config.output
+        if self.config.overwrite or not (output / "manifest.json").is_file():
+            return False
+        self._check_same(identity_of(read_manifest(output)), self.identity)
+        self.progress.say(f"{output} is finished already: the same model, corpus and options")
+        self.work.remove()
+        return True
+
+    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        differing = differences(before, now)
+        if differing:
+            raise IndexerError(
+                f"output {self.config.output}: already exists, and differs: {differing}. Choose another "
+                "--output, or replace it with --overwrite"
+            )
+
+    def _run_model(self, observer: StatisticsObserver, start: Any, stop: StopRequest) -> None:
+        """Every batch once through the model, into the states, with a checkpoint now and then."""
         config = self.config
-        batches = Batches(
+        batches = self.batches = Batches(
             self.corpus,
             self.loaded.tokenizer,
             context=config.context,
             batch_tokens=config.batch_tokens,
             count_special_tokens=config.count_special_tokens,
             max_tokens=config.max_tokens,
+            shapes="fixed" if config.numerics == "reproducible" else "tight",
+            pieces=self.pieces,
+            start=start,
         )
         self.totals = batches.totals
         chosen = [layer.layer for layer in self.layers]
-        chunk = CHUNK_TOKENS if self.loaded.device.type == "cpu" else 0
+        # parts of a batch of a fixed shape would have shapes that are not
+        whole = self.loaded.device.type != "cpu" or config.numerics == "reproducible"
+        chunk = 0 if whole else CHUNK_TOKENS
         runner = Runner(self.loaded, chosen, observer, chunk_tokens=chunk, force_hooks=config.hooks)
         self.matmul = "onednn" if runner.onednn else "torch"
-        begin = time.perf_counter()
         widest = max(layer.units for layer in self.layers) * self.loaded.dtype.itemsize
+        self.progress.start(self.share_done() or 0.0, observer.count)
         with freed_memory_kept(config.batch_tokens * widest), batches, runner:
-            for batch in batches:
+            seconds_before, waited_before = self.model_seconds, self.waited
+            begin = time.perf_counter()
+            for batch in self._until_it_fails(batches):
                 runner.run(batch)
                 self.documents.add(batches.finished_documents())
-                self.progress.show(self._share_done(batches, observer), observer.count)
+                self.model_seconds = seconds_before + time.perf_counter() - begin
+                self.waited = waited_before + batches.waited
+                self.progress.show(self.share_done(), observer.count)
+                if self.pace.event_due():
+                    self._note_progress(observer)
+                if stop.requested:
+                    checkpoints.save(self)
+                    raise KeyboardInterrupt
+                if self.pace.checkpoint_due():
+                    self.pace.took(checkpoints.save(self))
             self.documents.add(batches.finished_documents(), running=False)
-        self.waited = batches.waited
-        self.model_seconds = time.perf_counter() - begin
 
-    def _share_done(self, batches: Batches, observer: StatisticsObserver) -> float | None:
+    def _until_it_fails(self, batches: Batches) -> Any:
+        """The batches; where the corpus fails, what was read before is kept first."""
+        try:
+            yield from batches
+        except IndexerError:
+            if self.observer is not None and self.observer.count:
+                checkpoints.save(self)
+            raise
+
+    def _note_progress(self, observer: StatisticsObserver) -> None:
+        share = self.share_done()
+        speed, left = self.progress.rate(share, observer.count)
+        self.note(
+            "progress",
+            tokens=observer.count,
+            share=share,
+            tokens_per_second=round(speed, 1),
+            seconds_left=None if left is None else round(left),
+            seconds=round(self.seconds, 1),
+        )
+
+    def share_done(self) -> float | None:
+        """Of the whole work, 0 to 1; None where that is not known."""
         shares = []
-        if self.corpus.bytes:
-            shares.append(batches.bytes_done / self.corpus.bytes)
-        if self.config.max_tokens:
-            shares.append(observer.count / self.config.max_tokens)
+        wanted = sum(piece.bytes for piece in self.pieces)
+        if wanted:
+            shares.append(self.batches.bytes_done / wanted)
+        if self.config.max_tokens and self.observer is not None:
+            shares.append(self.observer.count / self.config.max_tokens)
         return min(1.0, max(shares)) if shares else None
+
+
+def _pieces(config: BuildConfig, corpus: Corpus) -> Sequence[Any]:
+    """The corpus's pieces, or those of the shard: as many in one shard as in another, or one more."""
+    pieces = corpus.pieces(config.piece_bytes)
+    if config.shard is None:
+        return pieces
+    shard, shards = config.shard
+    return pieces[len(pieces) * shard // shards : len(pieces) * (shard + 1) // shards]
 
 
 def _chosen_kernels(config: BuildConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 STEPS = 1000
 LINE_SECONDS = 30.0
+MOST_WORKERS_SHOWN = 8
 
 
 def peak_memory() -> int:
@@ -44,6 +46,14 @@ def in_tokens(number: float) -> str:
     return f"{number:.3g}T"
 
 
+def in_time(seconds: float) -> str:
+    """A duration as people read it: 12 min."""
+    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.{1 if unit == 'h' else 0}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
 @dataclass
 class Progress:
     """A bar on a terminal, a line every half minute elsewhere; always on stderr."""
@@ -51,6 +61,8 @@ class Progress:
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     _begin: float = field(default_factory=time.perf_counter)
     _spoke: float = field(default_factory=time.perf_counter)
+    _share_before: float = 0.0
+    _tokens_before: int = 0
     _bar: tqdm | None = None
 
     def __post_init__(self) -> None:
@@ -58,26 +70,50 @@ class Progress:
             self._bar = tqdm(
                 total=STEPS,
                 file=self.stream,
-                bar_format="{percentage:3.0f}% {bar} {postfix}, {remaining} left",
+                bar_format="{percentage:3.0f}% {bar} {postfix}",
                 leave=False,
                 dynamic_ncols=True,
             )
 
+    def start(self, share: float = 0.0, tokens: int = 0) -> None:
+        """The work begins now; share and tokens: what an earlier process had done of it."""
+        self._begin = time.perf_counter()
+        self._share_before, self._tokens_before = share, tokens
+
+    def rate(self, share: float | None, tokens: int) -> tuple[float, float | None]:
+        """Tokens/s since `start`, and the seconds left at that pace, None where it is not known."""
+        seconds = max(time.perf_counter() - self._begin, 1e-9)
+        done = (share or 0.0) - self._share_before
+        left = None if share is None or done <= 0 else seconds * max(0.0, 1 - share) / done
+        return (tokens - self._tokens_before) / seconds, left
+
     def show(self, share: float | None, tokens: int) -> None:
         """share: of the whole work, 0 to 1, None where it is not known; tokens: counted ones so far."""
-        seconds = max(time.perf_counter() - self._begin, 1e-9)
-        rate = f"{in_tokens(tokens)} tokens, {in_tokens(tokens / seconds)}/s, {in_bytes(peak_memory())}"
+        speed, left = self.rate(share, tokens)
+        rate = f"{in_tokens(tokens)} tokens, {in_tokens(speed)}/s, {in_bytes(peak_memory())}"
+        self._draw(share, rate, left)
+
+    def show_share(self, share: float) -> None:
+        """How far work without tokens is."""
+        self._draw(share, in_bytes(peak_memory()), self.rate(share, 0)[1])
+
+    def show_sum(self, parts: Sequence[tuple[float, int]]) -> None:
+        """How far several workers are: the share that each has done of its own part, and its tokens."""
+        share, tokens = sum(part[0] for part in parts) / len(parts), sum(part[1] for part in parts)
+        speed, left = self.rate(share, tokens)
+        each = " ".join(f"{part[0]:.0%}" for part in parts) if len(parts) <= MOST_WORKERS_SHOWN else ""
+        self._draw(share, f"{in_tokens(tokens)} tokens, {in_tokens(speed)}/s {each}".rstrip(), left)
+
+    def _draw(self, share: float | None, rate: str, left: float | None) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(rate, refresh=False)
+            told = rate if left is None else f"{rate}, {in_time(left)} left"
+            self._bar.set_postfix_str(told, refresh=False)
             self._bar.update(min(STEPS, int(STEPS * (share or 0.0))) - self._bar.n)
         elif time.perf_counter() - self._spoke >= LINE_SECONDS:
             self._spoke = time.perf_counter()
-            done = ""
-            if share:
-                left = seconds * (1 - share) / share
-                done = (
-                    f"{share:.0%} done, {left / 60:.0f} min left, " if left >= 60 else f"{share:.0%} done, "
-                )
+            done = f"{share:.0%} done, " if share else ""
+            if left is not None and left >= 60:
+                done += f"{in_time(left)} left, "
             print(f"{done}{rate}", file=self.stream, flush=True)
 
     def say(self, message: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from indexer.index.moments import POWERS, exact_sums
 from indexer.index.quantiles import bins_of
 from indexer.index.records import HISTOGRAM_BINS, Examples, LayerRecord
 from indexer.index.vocabulary import Vocabulary
@@ -17,7 +18,7 @@ SECTIONS: dict[str, Any] = {
     "model": {"name": "tiny", "digest": "0" * 64},
     "tokenizer": {"name": "tiny"},
     "corpus": {"files": [{"source": "a.txt", "bytes": 10}]},
-    "configuration": {"top": 3, "bottom": 2},
+    "configuration": {"top": 3, "bottom": 2, "by": "sequence", "window": [2, 1], "context": 9},
     "totals": {"documents": 5},
     "software": {"python": "3"},
 }
@@ -49,10 +50,9 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
         inf=np.isinf(every).sum(axis=0),
         minimum=np.array([min(values, default=np.nan) for values in columns], np.float32),
         maximum=np.array([max(values, default=np.nan) for values in columns], np.float32),
-        mean=np.array([values.mean() if len(values) else np.nan for values in columns]),
-        variance=np.array([values.var() if len(values) else np.nan for values in columns]),
-        skewness=np.full(units, np.nan),
-        kurtosis=np.full(units, np.nan),
+        sums=exact_sums(
+            np.array([[(values**power).sum() for power in range(1, POWERS + 1)] for values in columns])
+        ),
         histogram=histogram,
         top=_best(sequences, units, 3, 1, random),
         bottom=_best(sequences, units, 2, -1, random),

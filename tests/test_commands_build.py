@@ -23,9 +23,9 @@ MINIMUM = ["build", "model", "texts", "--output", "my.index"]
 def built(monkeypatch: pytest.MonkeyPatch) -> list[BuildConfig]:
     """The configurations that a build was asked for; none is run."""
     asked: list[BuildConfig] = []
-    module = ModuleType("indexer.pipeline")
+    module = ModuleType("indexer.engines")
     module.build = lambda config: asked.append(config) or config.output  # type: ignore[attr-defined, func-returns-value]
-    monkeypatch.setitem(sys.modules, "indexer.pipeline", module)
+    monkeypatch.setitem(sys.modules, "indexer.engines", module)
     return asked
 
 
@@ -44,7 +44,7 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
         "--layers 0-5,7 --top 3 --bottom 4 --by token --context 128 --window 8,2 --max-tokens 1000 "
         "--batch-tokens 512 --dtype float32 --device cpu --kernels reference --text-column body "
         "--count-special-tokens --on-bad-text skip --output-projection h.*.mlp --revision main --hooks "
-        "--threads 2 --overwrite"
+        "--threads 2 --overwrite --numerics reproducible --checkpoint-minutes 1.5 --piece-bytes 1000"
     )
     assert run(*MINIMUM[:2], "a.txt", "b/*.txt", "-o", "my.index", *options.split())[0] == 0
     assert built == [
@@ -54,10 +54,48 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
             max_tokens=1000, batch_tokens=512, dtype="float32",
             device="cpu", kernels="reference", text_column="body", count_special_tokens=True,
             on_bad_text="skip", output_projection="h.*.mlp", revision="main", hooks=True, threads=2,
-            overwrite=True,
+            overwrite=True, numerics="reproducible", checkpoint_minutes=1.5, piece_bytes=1000,
         )
     ]  # fmt: skip
-    assert set(built[0].model_fields_set) == set(BuildConfig.model_fields)
+    shared = {"append", "shard", "workers", "ray", "shards", "storage"}
+    assert set(built[0].model_fields_set) == set(BuildConfig.model_fields) - shared
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ("--append", {"append": True}),
+        ("--shard 3/64", {"shard": (3, 64)}),
+        ("--workers 2", {"workers": 2}),
+        ("--ray", {"ray": "auto"}),
+        ("--ray local --shards 8", {"ray": "local", "shards": 8}),
+        ("--ray 10.0.0.1:6379 --storage s3://bucket/x", {"ray": "10.0.0.1:6379", "storage": "s3://bucket/x"}),
+    ],
+)
+def test_ways_to_share_the_work_out(built: list[BuildConfig], options: str, fields: dict[str, Any]) -> None:
+    assert run("build", *options.split(), "model", "texts", "-o", "my.index")[0] == 0
+    assert built == [BuildConfig(model="model", corpus=("texts",), output=Path("my.index"), **fields)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--shard 4/4", "--shard 4/4: I counts from 0 and stays below N"),
+        ("--shard 4", "--shard"),
+        ("--shard 0/4 --workers 2", "--shard and --workers share the work out in different ways"),
+        ("--workers 2 --max-tokens 10", "--max-tokens is for a build in one process"),
+        ("--ray local --append", "--append is for a build in one process"),
+        ("--append --overwrite", "--append adds to an index and --overwrite replaces it"),
+        ("--shards 4", "--shards says how --ray cuts the work"),
+        ("--checkpoint-minutes -1", "--checkpoint-minutes"),
+        ("--numerics exact", "--numerics"),
+    ],
+)
+def test_options_that_do_not_fit(built: list[BuildConfig], options: str, said: str) -> None:
+    status, out, err = run("build", "model", "texts", "-o", "my.index", *options.split())
+    assert (status, out, built) == (2, "", [])
+    assert said in err
+    assert err.count("\n") == 1
 
 
 def test_the_help_tells_the_configs_defaults() -> None:
@@ -174,7 +212,7 @@ def raising(error: BaseException) -> Callable[[Any], None]:
 def test_no_error_is_a_traceback(
     built: list[BuildConfig], monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, told: str
 ) -> None:
-    monkeypatch.setattr(sys.modules["indexer.pipeline"], "build", raising(error))
+    monkeypatch.setattr(sys.modules["indexer.engines"], "build", raising(error))
     code, out, said = run(*MINIMUM)
     assert (code, out) == (status, "")
     assert said.startswith(told)

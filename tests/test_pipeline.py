@@ -19,6 +19,7 @@ import indexer
 from indexer import account
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
+from indexer.index.unfinished import progress_of
 from indexer.pipeline import Build, _kept, build
 from tests.real_model import minilm, standard_library
 
@@ -186,9 +187,13 @@ def test_ctrl_c_stops_cleanly(corpus: list[str], tmp_path: Path) -> None:
     out, said = program.communicate(timeout=60)
     assert program.returncode == 130
     assert out == ""
-    assert "nothing was kept" in said
+    assert "the same command continues there" in said
     assert "Traceback" not in said
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.index.build"]
+    state = progress_of(tmp_path / "a.index")
+    assert state is not None
+    assert state["state"] == "interrupted; the same command continues it"
+    assert state["tokens"] > 0
 
 
 def test_a_window_is_no_wider_than_the_context(corpus: list[str], tmp_path: Path) -> None:
@@ -217,7 +222,7 @@ def test_views_serve_a_plain_duckdb(
     assert bins[0] > 300
 
 
-def test_a_broken_file_at_the_end_leaves_nothing(corpus: list[str], tmp_path: Path) -> None:
+def test_a_broken_file_before_the_first_batch_leaves_nothing(corpus: list[str], tmp_path: Path) -> None:
     bad = tmp_path / "corpus"
     bad.mkdir()
     (bad / "b.txt").write_bytes(b"fine " * 3000 + b"\xff")

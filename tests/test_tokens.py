@@ -19,7 +19,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from indexer.corpus import Corpus, Document
+from indexer.corpus import Corpus, Covered, Document, Mark
 from indexer.corpus.policy import Reading
 from indexer.errors import IndexerError
 from indexer.tokens import Batch, Batches
@@ -37,18 +37,23 @@ class Texts(Corpus):
         self.piece = piece
         self.error = error
         self.closed = threading.Event()
+        self.allow_empty = False
         self.read = 0
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, pieces: Any = None, start: Any = None) -> Iterator[Document]:
         try:
             for row, text in enumerate(self.texts):
                 self.read += 1
                 pieces = (text[first : first + self.piece] for first in range(0, len(text), self.piece))
-                yield Document(row, "texts", row, pieces)
+                self.row = row
+                yield Document(row, "texts", row, 0, pieces)
             if self.error is not None:
                 raise self.error
         finally:
             self.closed.set()
+
+    def mark(self) -> Mark:
+        return Mark(0, self.row + 1, self.counts, Covered(0, 0, self.row + 1))
 
 
 def collected(corpus: Corpus, tokenizer: Any, **options: Any) -> tuple[list[Batch], Batches]:

@@ -20,6 +20,7 @@ class TinyBatch:
 
     token_ids: NDArray[np.int64]
     length: NDArray[np.int64]
+    fixed: bool = False
 
     def sequences(self) -> Sequences:
         count, width = self.token_ids.shape

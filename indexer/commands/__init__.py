@@ -91,6 +91,8 @@ def program(
         "build ./model texts/*.txt more.jsonl.gz --output my.index",
         "build openai-community/gpt2 hf://datasets/OWNER/NAME --max-tokens 1000000 -o gpt2.index",
         "build --config build.toml --overwrite",
+        "build ./model texts/ -o my.index --shard $SLURM_ARRAY_TASK_ID/64",
+        "build ./model more/ -o my.index --append",
     )
 )
 def build(
@@ -118,8 +120,20 @@ def build(
     kernels: Annotated[str | None, choices.KERNELS] = None,
     hooks: Annotated[bool | None, choices.HOOKS] = None,
     threads: Annotated[str | None, choices.THREADS] = None,
+    numerics: Annotated[str | None, choices.NUMERICS] = None,
+    append: Annotated[bool | None, choices.APPEND] = None,
+    shard: Annotated[str | None, choices.SHARD] = None,
+    workers: Annotated[str | None, choices.WORKERS] = None,
+    ray: Annotated[str | None, choices.RAY] = None,
+    shards: Annotated[str | None, choices.SHARDS] = None,
+    storage: Annotated[str | None, choices.STORAGE] = None,
+    checkpoint_minutes: Annotated[str | None, choices.CHECKPOINT_MINUTES] = None,
+    piece_bytes: Annotated[str | None, choices.PIECE_BYTES] = None,
 ) -> None:
-    """Run a model over a corpus and write the index of its neurons."""
+    """Run a model over a corpus and write the index of its neurons.
+
+    Stopped at any moment, the same command continues where it was.
+    """
     from indexer.options import build_config, read_window
 
     given = {name: value for name, value in context.params.items() if value is not None and value != ()}
@@ -130,10 +144,9 @@ def build(
         given["window"] = read_window(given["window"])
     checked = build_config(given, config)
 
-    from indexer.pipeline import build as run
+    from indexer.engines import build as run
 
-    run(checked)
-    print(checked.output)
+    print(run(checked))
 
 
 INDEX = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of a finished index.")]
@@ -283,9 +296,36 @@ def sql(
         tell(f"{rows:,} of {table.num_rows:,} rows shown (--rows N for more, --format csv for all)")
 
 
+@app.command(
+    epilog=_examples(
+        "merge my.index.shards/*.index --output my.index", "merge my.index.shards --output my.index"
+    )
+)
+def merge(
+    parts: Annotated[
+        list[Path],
+        typer.Argument(metavar="INDEX...", help="Indexes of shards of one corpus, or folders of them."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the index goes.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an index that is already there.")
+    ] = False,
+) -> None:
+    """Merge the indexes of shards into one: what a single build over all of them gives."""
+    from indexer.engines import merge as run
+
+    print(run(parts, output, overwrite=overwrite))
+
+
 @app.command(epilog=_examples("info my.index", "info my.index --format json"))
 def info(index: INDEX, form: FORMAT = Format.TABLE) -> None:
-    """Show what an index holds and how it was made."""
+    """Show what an index holds and how it was made; of an unfinished one, how far it is."""
+    from indexer.index.unfinished import progress_of
+
+    unfinished = progress_of(index)
+    if unfinished is not None:
+        _print_facts(unfinished, form)
+        return
     with _open(index) as opened:
         _print_facts(opened.info(), form)
 

@@ -10,6 +10,7 @@ _MODEL = "What to index"
 _KEEP = "What to keep of each unit"
 _CORPUS = "How the corpus is read"
 _RUN = "How it is run"
+_SHARE = "Long builds and many machines"
 
 
 def _option(panel: str, name: str, metavar: str, help: str, default: str = "", short: str = "") -> Any:
@@ -68,3 +69,30 @@ DEVICE = _option(_RUN, "--device", "NAME", "Where the model runs: auto, cpu or c
 KERNELS = _option(_RUN, "--kernels", "NAME", "The statistics: auto, cpp, triton or reference.", "auto")
 HOOKS = _option(_RUN, "--hooks", "", "Read activations by hooks even where fusing is possible.")
 THREADS = _option(_RUN, "--threads", "N", "Processor threads.", "all cores")
+NUMERICS = _option(
+    _RUN,
+    "--numerics",
+    "HOW",
+    "fast, or reproducible: batches of fixed shapes, so that no choice of batches or shards moves a bit.",
+    "fast",
+)
+APPEND = _option(_SHARE, "--append", "", "Add the corpus to the finished index at --output.")
+SHARD = _option(
+    _SHARE, "--shard", "I/N", "Build shard I of N alone, I from 0, for `merge`; as a Slurm array does."
+)
+WORKERS = _option(_SHARE, "--workers", "N", "Processes on this machine, a GPU each where there are any.", "1")
+RAY = _option(_SHARE, "--ray", "[ADDRESS]", "Share the work out on a Ray cluster; local starts one here.")
+SHARDS = _option(_SHARE, "--shards", "N", "With --ray: into how many shards.", "4 for each worker")
+STORAGE = _option(
+    _SHARE,
+    "--storage",
+    "URL",
+    "With --ray and no shared disk: where finished shards go, as s3://bucket/folder (fsspec).",
+    "beside --output",
+)
+CHECKPOINT_MINUTES = _option(
+    _SHARE, "--checkpoint-minutes", "N", "Minutes between checkpoints; rarer where they take long.", "5"
+)
+PIECE_BYTES = _option(
+    _SHARE, "--piece-bytes", "N", "Size of the corpus's pieces, of which shards are made.", "67108864"
+)

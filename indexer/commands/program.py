@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from indexer.errors import IndexerError
 
 NAME = "neuron-indexer"
 _TRACEBACK = "NEURON_INDEXER_TRACEBACK"
+# what Ray takes for the address of a cluster
+_ADDRESS = re.compile(r"auto|local|(ray://)?[\w.\[\]-]+:\d+")
 
 # the class above every complaint of the option parser; typer gives it no public name
 _OptionError: Any = typer.BadParameter.__base__
@@ -38,10 +41,24 @@ class Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return None
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does; an option whose value may be left out gets the one it then stands for."""
+        return list(super().parse_args(ctx, _with_address(args)))
+
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run a command line and leave with its exit status."""
         options["standalone_mode"] = False
         sys.exit(_status(lambda: super(Commands, self).main(*arguments, **options)))
+
+
+def _with_address(arguments: list[str]) -> list[str]:
+    """`--ray` without an address is `--ray auto`: the cluster that this machine belongs to."""
+    whole: list[str] = []
+    for place, argument in enumerate(arguments):
+        following = arguments[place + 1] if place + 1 < len(arguments) else ""
+        bare = argument == "--ray" and not _ADDRESS.fullmatch(following)
+        whole.append("--ray=auto" if bare else argument)
+    return whole
 
 
 def _status(run: Callable[[], Any]) -> int:

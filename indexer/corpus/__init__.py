@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from indexer.corpus.corpus import Corpus, CorpusCounts, Document
+from indexer.corpus.corpus import Corpus, CorpusCounts, Document, Mark
+from indexer.corpus.coverage import Covered
+from indexer.corpus.pieces import Piece
 from indexer.corpus.sources import CorpusFile
 
-__all__ = ["Corpus", "CorpusCounts", "CorpusFile", "Document"]
+__all__ = ["Corpus", "CorpusCounts", "CorpusFile", "Covered", "Document", "Mark", "Piece"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
+from indexer.corpus.coverage import Covered
 from indexer.corpus.hub import parse, read_hub
+from indexer.corpus.pieces import PIECE_BYTES, Piece, Run, pieces_of, runs_of
 from indexer.corpus.policy import BAD_TEXT_CHOICES, CorpusCounts, Reading
 from indexer.corpus.records import read_csv, read_json, read_jsonl
 from indexer.corpus.sources import ROW_BITS, CorpusFile, expand
@@ -15,7 +20,7 @@ from indexer.corpus.tables import read_parquet
 from indexer.corpus.text import read_text
 from indexer.errors import IndexerError
 
-READERS: dict[str, Callable[[CorpusFile, Reading], Iterator[tuple[int, str]]]] = {
+READERS: dict[str, Callable[[Run, Reading], Iterator[tuple[int, str]]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
@@ -30,13 +35,28 @@ class Document:
     """One text, handed out in pieces so that a huge one is never held whole.
 
     id: file ordinal << ROW_BITS | row.
-    pieces: to be used up before the next document is asked for; their sum is the text.
+    piece: number of the piece of the corpus that it is in.
+    pieces: of the text, to be used up before the next document is asked for; their sum is the text.
     """
 
     id: int
     source: str
     row: int
+    piece: int
     pieces: Iterator[str]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where reading stands between two documents: before row `row` of file `file`.
+
+    counts, covered: what had been met then; counts.bytes_read without the bytes of that file.
+    """
+
+    file: int
+    row: int
+    counts: CorpusCounts
+    covered: Covered
 
 
 class Corpus:
@@ -45,21 +65,31 @@ class Corpus:
     sources: paths, globs and hf://datasets/OWNER/NAME[@REVISION][/CONFIGURATION][:SPLIT], read in this order.
     text_column: the column that holds the text, in files of records.
     on_bad_text: what becomes of a document that is not valid UTF-8: `error`, `replace` (by U+FFFD) or `skip`.
+    first_ordinal: the ordinal of the first file, where others come before it.
+    allow_empty: whether there may be no text at all, as in a small part of a corpus.
     Raises IndexerError where a source is missing or unreadable; the files are opened by `documents`.
     """
 
     def __init__(
-        self, sources: Sequence[str], *, text_column: str = "text", on_bad_text: str = "error"
+        self,
+        sources: Sequence[str],
+        *,
+        text_column: str = "text",
+        on_bad_text: str = "error",
+        first_ordinal: int = 0,
+        allow_empty: bool = False,
     ) -> None:
         if on_bad_text not in BAD_TEXT_CHOICES:
             raise IndexerError(f"--on-bad-text {on_bad_text}: choose one of {', '.join(BAD_TEXT_CHOICES)}")
-        self.files: list[CorpusFile] = expand(sources)
+        self.files: list[CorpusFile] = expand(sources, first_ordinal)
         for file in self.files:
             if file.kind == "hub":
                 parse(file.source)
+        self.allow_empty = allow_empty
         self._text_column = text_column
         self._on_bad_text = on_bad_text
         self._reading = Reading(text_column, on_bad_text)
+        self._file: CorpusFile | None = None
 
     @property
     def counts(self) -> CorpusCounts:
@@ -72,61 +102,146 @@ class Corpus:
         sizes = [file.bytes for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
+    def pieces(self, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+        """The whole corpus in pieces of about so many bytes, see indexer.corpus.pieces."""
+        return pieces_of(self.files, piece_bytes)
+
+    def listing(self, before: Iterable[tuple[str, int | None]] = ()) -> str:
+        """SHA-256 of the list of files, names and bytes in order; before: those that come before these."""
+        digest = hashlib.sha256()
+        for entry in chain(before, ((file.source, file.bytes) for file in self.files)):
+            digest.update(json.dumps(list(entry)).encode())
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+    def stamps(self) -> list[list[int] | None]:
+        """Size and time of change (nanoseconds) of every file as it is now; None for hub data sets."""
+        return [_stamp(file) for file in self.files]
+
+    def changed_since(self, stamps: Sequence[Sequence[int] | None]) -> str | None:
+        """Which file is another than it was when `stamps` were taken, in words; None where none is."""
+        for file, before, now in zip(self.files, stamps, self.stamps(), strict=True):
+            if before != now:
+                return f"corpus file {file.source} has changed"
+        return None
+
     def digests(self) -> list[dict[str, Any]]:
         """source, bytes and SHA-256 of what the latest pass has read to its end, in the order of the files.
 
         `bytes` and `sha256` are None for a file of which only a part was read. A hub data set has `revision`
         and `rows` too, and the digest of its texts.
         """
-        found = self._reading.digests
+        found = dict(self._reading.digests)
         return [found[file.ordinal] for file in self.files if file.ordinal in found]
 
-    def documents(self) -> Iterator[Document]:
+    def coverage(self) -> list[Covered]:
+        """The rows that the latest pass has met, by file."""
+        covered = dict(self._reading.covered)
+        return [replace(covered[ordinal]) for ordinal in sorted(covered)]
+
+    def documents(
+        self, pieces: Sequence[Piece] | None = None, start: dict[str, Any] | None = None
+    ) -> Iterator[Document]:
         """Every document that is not empty, in order; a new pass with counts from zero.
 
+        pieces: consecutive ones, all where not given. start: a state of `state` to continue from.
         Raises IndexerError for what cannot be read, and at the end if there was no text at all.
         """
         reading = self._reading = Reading(self._text_column, self._on_bad_text)
-        for file in self.files:
+        row_of_file, skip = -1, 0
+        if start is not None:
+            row_of_file, skip = _restored(reading, start)
+        for run in runs_of(self.pieces() if pieces is None else pieces):
+            file = self._file = run.file
+            if file.ordinal < row_of_file:
+                continue
+            if file.ordinal == row_of_file:
+                run = replace(run, skip=skip)
+            reading.index, reading.bytes_before = run.first, reading.counts.bytes_read
             if file.kind == "text":
-                for row, pieces in read_text(file, reading):
-                    yield from _streamed(file, reading, row, pieces)
+                for row, parts in read_text(run, reading):
+                    yield from _streamed(run, reading, row, parts)
             else:
-                yield from _records(file, reading, READERS[file.kind](file, reading))
-        if reading.counts.documents == 0:
+                yield from _records(run, reading, READERS[file.kind](run, reading))
+        if reading.counts.documents == 0 and not self.allow_empty:
             raise IndexerError(_no_text(len(self.files), reading.counts))
 
+    def mark(self) -> Mark:
+        """Where the pass stands; to be called when a document has been used up and no other was asked for."""
+        reading, file = self._reading, self._file
+        assert file is not None
+        covered = replace(reading.covered[file.ordinal])
+        counts = replace(reading.counts, bytes_read=reading.bytes_before)
+        return Mark(file.ordinal, covered.end, counts, covered)
 
-def _streamed(file: CorpusFile, reading: Reading, row: int, pieces: Iterable[str]) -> Iterator[Document]:
-    counts = reading.counts
-    pieces = iter(pieces)
-    first = next(pieces, None)
+    def state(self, mark: Mark) -> dict[str, Any]:
+        """What `documents` continues from, as JSON values; the pass may have gone on since the mark."""
+        reading = self._reading
+        before = [part for number, part in list(reading.covered.items()) if number < mark.file]
+        digests = [[number, found] for number, found in list(reading.digests.items()) if number < mark.file]
+        return {
+            "file": mark.file,
+            "row": mark.row,
+            "counts": asdict(mark.counts),
+            "covered": [asdict(part) for part in (*before, mark.covered)],
+            "digests": digests,
+            "left_out": sorted(number for number in list(reading.left_out) if number < mark.file),
+        }
+
+
+def _restored(reading: Reading, state: dict[str, Any]) -> tuple[int, int]:
+    """Set a new reading to a state; returns the file and the row to go on from."""
+    reading.counts = CorpusCounts(**state["counts"])
+    reading.covered = {part["file"]: Covered(**part) for part in state["covered"]}
+    reading.digests = dict(state["digests"])
+    reading.left_out = set(state["left_out"])
+    return state["file"], state["row"]
+
+
+def _stamp(file: CorpusFile) -> list[int] | None:
+    if file.kind == "hub":
+        return None
+    try:
+        found = os.stat(file.path)
+    except OSError:
+        return [-1, 0]
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _streamed(run: Run, reading: Reading, row: int, parts: Iterable[str]) -> Iterator[Document]:
+    counts, file = reading.counts, run.file
+    parts = iter(parts)
+    first = next(parts, None)
     if first is None:
         counts.empty += 1
         return
     counts.documents += 1
 
     def counted() -> Iterator[str]:
-        for piece in chain((first,), pieces):
-            counts.characters += len(piece)
-            yield piece
+        digest, characters = hashlib.sha256(), 0
+        for part in chain((first,), parts):
+            counts.characters += len(part)
+            characters += len(part)
+            digest.update(part.encode())
+            yield part
+        reading.covered[file.ordinal].add(row, characters, digest.digest())
 
     rest = counted()
-    yield Document(file.ordinal << ROW_BITS | row, file.source, row, rest)
+    yield Document(file.ordinal << ROW_BITS | row, file.source, row, run.pieces[0], rest)
     # what a caller left unread still has to be checked and hashed
     for _ in rest:
         pass
 
 
-def _records(file: CorpusFile, reading: Reading, rows: Iterator[tuple[int, str]]) -> Iterator[Document]:
-    counts = reading.counts
-    source = file.source
-    base = file.ordinal << ROW_BITS
+def _records(run: Run, reading: Reading, rows: Iterator[tuple[int, str]]) -> Iterator[Document]:
+    counts, file, first = reading.counts, run.file, run.first
+    source, base, ordinal = file.source, file.ordinal << ROW_BITS, file.ordinal
     for row, text in rows:
         if text:
             counts.documents += 1
             counts.characters += len(text)
-            yield Document(base | row, source, row, iter((text,)))
+            reading.covered[ordinal].add(row, len(text), hashlib.sha256(text.encode()).digest())
+            yield Document(base | row, source, row, run.pieces[reading.index - first], iter((text,)))
         else:
             counts.empty += 1
 

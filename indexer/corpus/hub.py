@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from indexer.corpus.pieces import Run
 from indexer.corpus.policy import Reading
-from indexer.corpus.sources import HUB_PREFIX, CorpusFile
+from indexer.corpus.sources import HUB_PREFIX
 from indexer.corpus.tables import BATCH_ROWS, column_texts
 from indexer.errors import IndexerError
 
@@ -48,19 +49,21 @@ def parse(source: str) -> HubSource:
     return HubSource(match["name"], match["revision"], match["configuration"], match["split"] or "train")
 
 
-def read_hub(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
+def read_hub(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
     """(row, text) of each row of a data set's split, in the order in which the library streams it.
 
     The digest is the SHA-256 of all texts in UTF-8, each followed by one zero byte. It is noted at the end,
-    with the number of rows; the revision from the beginning.
+    with the number of rows; the revision from the beginning. Where reading is continued there is none: rows
+    that were read before are not fetched again.
     """
+    file = run.file
     source = parse(file.source)
     digest = hashlib.sha256()
-    row = 0
+    row = run.skip
     try:
         commit = _commit(source)
         reading.note_digest(file, None, None, revision=commit, rows=None)
-        for table in _tables(source, commit):
+        for table in _tables(source, commit, run.skip):
             if reading.text_column not in table.column_names:
                 raise reading.no_column(f"corpus {file.source}", table.column_names)
             column = table.column(reading.text_column)
@@ -68,15 +71,18 @@ def read_hub(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
             for number, text in texts:
                 digest.update(text.encode("utf-8"))
                 digest.update(b"\0")
+                reading.see(file, number)
                 yield number, text
             row += table.num_rows
+            reading.see(file, row - 1)
     except IndexerError:
         raise
     except Exception as error:
         # the library's errors have no common base, and a user can cause most of them: name, network, format
         reason = " ".join(str(error).split()) or type(error).__name__
         raise IndexerError(f"corpus {file.source}: cannot be read ({reason[:600]})") from error
-    reading.note_digest(file, None, digest.hexdigest(), revision=commit, rows=row)
+    whole = None if run.skip else digest.hexdigest()
+    reading.note_digest(file, None, whole, revision=commit, rows=row)
 
 
 def _commit(source: HubSource) -> str | None:
@@ -96,7 +102,7 @@ def _commit(source: HubSource) -> str | None:
     return HfApi().dataset_info(source.name, revision=source.revision).sha
 
 
-def _tables(source: HubSource, commit: str | None) -> Iterator[pa.Table]:
+def _tables(source: HubSource, commit: str | None, skip: int) -> Iterator[pa.Table]:
     # imported here: the library takes a second to load, and only this kind of source needs it
     from datasets import disable_progress_bars, load_dataset
 
@@ -104,4 +110,6 @@ def _tables(source: HubSource, commit: str | None) -> Iterator[pa.Table]:
     disable_progress_bars()
     options: dict[str, Any] = {"revision": commit} if commit else {}
     data = load_dataset(source.name, source.configuration, split=source.split, streaming=True, **options)
+    if skip:
+        data = data.skip(skip)
     yield from data.with_format("arrow").iter(BATCH_ROWS)

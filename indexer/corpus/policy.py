@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from indexer.corpus.coverage import Covered
 from indexer.corpus.sources import CorpusFile
 from indexer.errors import IndexerError
 
@@ -43,6 +44,8 @@ class Reading:
 
     digests: what was read of each file, by ordinal; see `note_digest`.
     left_out: ordinals of files that are not part of the corpus after all.
+    covered: the rows that were met, by file ordinal. index: the slice of the file that the present row is in.
+    bytes_before: counts.bytes_read when the present file was opened.
     """
 
     text_column: str
@@ -50,6 +53,17 @@ class Reading:
     counts: CorpusCounts = field(default_factory=CorpusCounts)
     digests: dict[int, dict[str, Any]] = field(default_factory=dict)
     left_out: set[int] = field(default_factory=set)
+    covered: dict[int, Covered] = field(default_factory=dict)
+    index: int = 0
+    bytes_before: int = 0
+
+    def see(self, file: CorpusFile, row: int) -> None:
+        """A row of a file was met, whatever becomes of it."""
+        covered = self.covered.get(file.ordinal)
+        if covered is None:
+            self.covered[file.ordinal] = Covered(file.ordinal, row, row + 1)
+        else:
+            covered.end = row + 1
 
     def note_digest(self, file: CorpusFile, size: int | None, sha256: str | None, **more: Any) -> None:
         """What was read of a file, for the manifest; size and sha256 are None where it was not all of it."""

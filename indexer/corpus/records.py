@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from indexer.corpus.json_stream import values
+from indexer.corpus.pieces import Run
 from indexer.corpus.policy import BadByteError, Reading, Utf8, bad_text
 from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, opened
@@ -21,19 +22,38 @@ from indexer.errors import IndexerError
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_jsonl(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(row, text) of each line of a JSON Lines file. Raises IndexerError naming the line."""
+def read_jsonl(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(row, text) of each line of a JSON Lines file. Raises IndexerError naming the line.
+
+    Lines before the run are counted, not parsed.
+    """
     row = -1
     offset = 0
     loads = json.loads
-    with opened(file, reading) as stream:
+    file, size = run.file, run.file.bytes or 0
+    begin, end = run.bound(run.first, size), run.bound(run.last, size)
+    bound = run.bound(run.first + 1, size)
+    with opened(file, reading, run.whole) as stream:
         for number, raw in enumerate(stream, 1):
             start, offset = offset, offset + len(raw)
+            if start < begin:
+                # of these bytes the run's own share is none
+                reading.counts.bytes_read -= len(raw)
+                row += not raw.removeprefix(BYTE_ORDER_MARK if number == 1 else b"").isspace()
+                continue
+            if not run.whole and start >= end:
+                break
+            while start >= bound and reading.index < run.last - 1:
+                reading.index += 1
+                bound = run.bound(reading.index + 1, size)
             if number == 1 and raw.startswith(BYTE_ORDER_MARK):
                 raw, start = raw[3:], 3
             if raw.isspace():
                 continue
             row += 1
+            reading.see(file, row)
+            if row < run.skip:
+                continue
 
             def place(byte: int = 0, number: int = number, start: int = start) -> str:
                 return f"corpus file {file.source}, line {number}, byte {start + byte}"
@@ -53,8 +73,9 @@ def read_jsonl(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
                 yield row, text
 
 
-def read_json(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
+def read_json(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
     """(row, text) of each object of a JSON file: an array of objects, or objects one after another."""
+    file = run.file
     with opened(file, reading) as stream:
         records = values(_decoded(file, reading, stream))
         for row in itertools.count():
@@ -65,13 +86,17 @@ def read_json(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
                 return
             except (ValueError, RecursionError) as error:
                 raise _not_json(place, error) from None
+            reading.see(file, row)
+            if row < run.skip:
+                continue
             text = reading.checked(_text(record, reading, place), place, escaped=True)
             if text is not None:
                 yield row, text
 
 
-def read_csv(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
+def read_csv(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
     """(row, text) of each record of a CSV file (.tsv: tab-separated) whose first line names the columns."""
+    file = run.file
     # the limit belongs to the process; a document may be longer than the 131,072 characters it starts with
     csv.field_size_limit((1 << 31) - 1)
     with opened(file, reading) as stream:
@@ -90,6 +115,9 @@ def read_csv(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
                 if not fields:
                     continue
                 row += 1
+                reading.see(file, row)
+                if row < run.skip:
+                    continue
                 place = f"corpus file {file.source}, line {rows.line_num}"
                 if len(fields) <= column:
                     raise IndexerError(

@@ -54,8 +54,8 @@ class CorpusFile:
     named: bool
 
 
-def expand(sources: Sequence[str]) -> list[CorpusFile]:
-    """The files behind the sources, in the order in which they are read.
+def expand(sources: Sequence[str], first_ordinal: int = 0) -> list[CorpusFile]:
+    """The files behind the sources, in the order in which they are read; ordinals from first_ordinal on.
 
     Raises IndexerError where a source is missing or unreadable, where a glob or folder has no file,
     and where there is no source at all.
@@ -75,10 +75,10 @@ def expand(sources: Sequence[str]) -> list[CorpusFile]:
                 repeated = True
                 continue
             seen.add(identity)
-            files.append(_corpus_file(len(files), path, size, named))
+            files.append(_corpus_file(first_ordinal + len(files), path, size, named))
         if len(files) == before and not repeated:
             raise IndexerError(f"corpus folder {_shown(source)}: no file in it (hidden files are skipped)")
-    if len(files) > MOST_FILES:
+    if first_ordinal + len(files) > MOST_FILES:
         raise IndexerError(f"corpus: {len(files)} files, the most is {MOST_FILES}; pack them into JSONL")
     return files
 

@@ -58,9 +58,10 @@ class HashedFile(io.RawIOBase):
 
 
 @contextmanager
-def opened(file: CorpusFile, reading: Reading) -> Iterator[io.BufferedReader]:
+def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[io.BufferedReader]:
     """The decompressed bytes of a file; its digest is noted in `reading` when it has been read to its end.
 
+    whole: whether all of it is wanted, so that a file that is left early is done with.
     Raises IndexerError, also from within the block, where the file cannot be read or decompressed.
     """
     try:
@@ -77,7 +78,8 @@ def opened(file: CorpusFile, reading: Reading) -> Iterator[io.BufferedReader]:
             sha256 = raw.sha256()
             reading.note_digest(file, raw.size if sha256 else None, sha256)
         # a file that was left early, being binary or bad, is done with all the same
-        reading.counts.bytes_read += max(0, (file.bytes or 0) - raw.size)
+        if whole:
+            reading.counts.bytes_read += max(0, (file.bytes or 0) - raw.size)
 
 
 def unreadable(file: CorpusFile, error: Exception) -> IndexerError:

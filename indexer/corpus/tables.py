@@ -8,23 +8,25 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from indexer.corpus.pieces import Run
 from indexer.corpus.policy import Reading
-from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, unreadable
 
 BATCH_ROWS = 1024
 
 
-def read_parquet(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(row, text) of each row of a Parquet file; only the text column is read."""
+def read_parquet(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(row, text) of each row of a Parquet file; only the text column is read, from where the run begins."""
+    file = run.file
     # what stays in the manifest where reading ends early
     reading.note_digest(file, None, None)
     try:
         with pq.ParquetFile(file.path, memory_map=False) as parquet:
-            yield from _rows(parquet, file, reading)
+            yield from _rows(parquet, run, reading)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(file, error) from None
-    reading.note_digest(file, *_digest(file.path))
+    if run.whole and run.first == 0:
+        reading.note_digest(file, *_digest(file.path))
 
 
 def column_texts(
@@ -57,23 +59,49 @@ def column_texts(
         yield row, value or ""
 
 
-def _rows(parquet: pq.ParquetFile, file: CorpusFile, reading: Reading) -> Iterator[tuple[int, str]]:
-    names = parquet.schema_arrow.names
+def _rows(parquet: pq.ParquetFile, run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
+    file, names = run.file, parquet.schema_arrow.names
     if reading.text_column not in names:
         raise reading.no_column(f"corpus file {file.source}", names)
 
     def place(row: int) -> str:
         return f"corpus file {file.source}, row {row}"
 
-    counts = reading.counts
-    rows = max(1, parquet.metadata.num_rows)
-    before = counts.bytes_read
+    counts, rows, before = reading.counts, parquet.metadata.num_rows, reading.counts.bytes_read
+    first, last = run.bound(run.first, rows), run.bound(run.last, rows)
+    bytes_before = (file.bytes or 0) * first // max(1, rows)
+    row, groups = _groups_from(parquet, max(first, run.skip))
+    for batch in parquet.iter_batches(
+        BATCH_ROWS, row_groups=groups, columns=[reading.text_column], use_threads=False
+    ):
+        column = batch.column(0)
+        # what lies before the run, or was read before, and what lies behind it
+        left_out = min(max(0, max(first, run.skip) - row), len(column))
+        wanted = column.slice(left_out, max(0, min(len(column), last - row) - left_out))
+        for place_in_file, text in column_texts(wanted, reading, place, row + left_out):
+            while place_in_file >= run.bound(reading.index + 1, rows) and reading.index < run.last - 1:
+                reading.index += 1
+            reading.see(file, place_in_file)
+            yield place_in_file, text
+        row += len(column)
+        counts.bytes_read = before + (file.bytes or 0) * min(row, last) // max(1, rows) - bytes_before
+        if row >= last:
+            break
+    counts.bytes_read = before + (file.bytes or 0) * last // max(1, rows) - bytes_before
+    if last > first:
+        reading.see(file, first)
+        reading.see(file, last - 1)
+
+
+def _groups_from(parquet: pq.ParquetFile, wanted: int) -> tuple[int, list[int]]:
+    """The first row of the row group that holds a row, and that group and all after it."""
     row = 0
-    for batch in parquet.iter_batches(BATCH_ROWS, columns=[reading.text_column], use_threads=False):
-        yield from column_texts(batch.column(0), reading, place, row)
-        row += batch.num_rows
-        counts.bytes_read = before + (file.bytes or 0) * row // rows
-    counts.bytes_read = before + (file.bytes or 0)
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        if row + rows > wanted:
+            return row, list(range(group, parquet.num_row_groups))
+        row += rows
+    return row, []
 
 
 def _digest(path: str) -> tuple[int, str]:

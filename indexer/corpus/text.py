@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
+from indexer.corpus.pieces import Run
 from indexer.corpus.policy import BadByteError, Reading, Utf8, bad_text
 from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, opened
@@ -14,17 +15,24 @@ from indexer.errors import IndexerError
 HEAD_BYTES = 8192
 
 
-def read_text(file: CorpusFile, reading: Reading) -> Iterator[tuple[int, Iterator[str]]]:
+def read_text(run: Run, reading: Reading) -> Iterator[tuple[int, Iterator[str]]]:
     """The one document of a text file: its row, 0, and its pieces.
 
     A file that is not text is skipped and counted where it was found in a folder or by a glob.
     Raises IndexerError where such a file was named itself, and for bad UTF-8 where the policy says so.
     """
+    file = run.file
     with opened(file, reading) as stream:
         head = stream.read(BLOCK_BYTES)
         if b"\0" in head[:HEAD_BYTES] and _is_binary(file, head):
             reading.counts.binary_skipped += 1
             reading.left_out.add(file.ordinal)
+            return
+        reading.see(file, 0)
+        if run.skip:
+            # done with before; what is left to be known is its digest
+            while stream.read(BLOCK_BYTES):
+                pass
             return
         # what was handed out cannot be called back, so a file of several blocks is looked through first
         if reading.on_bad_text == "skip" and _is_bad(file, head):

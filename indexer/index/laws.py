@@ -14,10 +14,17 @@ import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index.manifest import LayerEntry
-from indexer.index.quantiles import bin_edges, bins_of, quantiles
+from indexer.index.moments import OVERFLOWED, POWERS, summary, sums_of_powers
+from indexer.index.quantiles import bin_edges, bins_of, numbers_of_bins, quantiles
 from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN
 from indexer.index.tables import EXTREMES
 from indexer.index.vocabulary import Vocabulary
+
+# a sum of n tokens is within this share of the sum of |x|^p: float32 sums of up to 256 positions
+_SUM_ERROR = 256 * 2.0**-24
+# where |x|^p is below, no sum over 256 positions can leave float32
+_SAFE = 2.0**119
+_UNITS_AT_ONCE = 1_024
 
 
 class LayerLaws:
@@ -63,7 +70,7 @@ class LayerLaws:
 
         table: the whole histograms file of the layer.
         """
-        histogram = self._dense(table)
+        histogram = self._histogram = self._dense(table)
         number = np.arange(self._entry.units)
         column = {name: self._units[name].to_numpy() for name in ("count", "active", "nan", "inf")}
         finite = histogram.sum(axis=1)
@@ -90,6 +97,48 @@ class LayerLaws:
                 (found == wanted) | (np.isnan(found) & np.isnan(wanted)),
                 number,
                 f"{name} is not that of the bins",
+            )
+
+    def check_sums(self, sums: np.ndarray) -> None:
+        """The moments are those of the exact sums, and each sum is one that values in these bins can have.
+
+        sums: int64 [units, POWERS, LIMBS], settled. To be called after `check_histograms`.
+        """
+        number = np.arange(self._entry.units)
+        finite = self._histogram.sum(axis=1)
+        for name, wanted in summary(sums, finite, self._minimum, self._maximum).items():
+            found = self._units[name].to_numpy(zero_copy_only=False)
+            same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+            self._require(same, number, f"{name} is not that of the sums of powers")
+        for first in range(0, self._entry.units, _UNITS_AT_ONCE):
+            self._check_range_of_sums(sums, slice(first, first + _UNITS_AT_ONCE))
+
+    def _check_range_of_sums(self, sums: np.ndarray, units: slice) -> None:
+        """Between the sums of the lowest and of the highest value that each bin can have held."""
+        counts = self._histogram[units]
+        number = np.arange(self._entry.units)[units]
+        # the bins of a unit without a value are empty
+        extremes = [np.nan_to_num(values[units])[:, None] for values in (self._minimum, self._maximum)]
+        edges = [np.clip(edge, *extremes).astype(np.float64) for edge in bin_edges()]
+        total = sums_of_powers(sums[units])
+        ends = [np.ones(1), np.ones(1)]
+        for power in range(1, POWERS + 1):
+            ends = [end * edge for end, edge in zip(ends, edges, strict=True)]
+            largest = np.maximum(*map(np.abs, ends))
+            lowest, highest = ((counts * end(*ends)).sum(axis=1) for end in (np.minimum, np.maximum))
+            # beside the share of it, what each tiny value loses to underflow
+            slack = _SUM_ERROR * (counts * largest).sum(axis=1) + counts.sum(axis=1) * 2.0**-149
+            found = total[:, power - 1]
+            lost = sums[units, power - 1, OVERFLOWED]
+            self._require(
+                (lost >= 0) & ((lost == 0) | (largest.max(axis=1) >= _SAFE)),
+                number,
+                f"its sum of x^{power} left float32, and its range is too small for that",
+            )
+            self._require(
+                (lost > 0) | ((found >= lowest - slack) & (found <= highest + slack)),
+                number,
+                f"its sum of x^{power} is none that values in its bins can have",
             )
 
     def check_examples(self, table: pa.Table) -> None:
@@ -168,19 +217,14 @@ class LayerLaws:
 
     def _dense(self, table: pa.Table) -> np.ndarray:
         """int64 [units, HISTOGRAM_BINS] from rows, which must be bins of the format in ascending order."""
-        lower, upper = bin_edges()
-        middle = (lower + upper) / 2
         columns: dict[str, Any] = {
             name: table[name].to_numpy() for name in ("unit", "lower", "upper", "count")
         }
         unit = columns["unit"]
         if len(unit) and (unit.min() < 0 or unit.max() >= self._entry.units):
             raise IndexerError(f"{self._where}: bins of a unit the layer has not")
-        number = np.minimum(
-            np.searchsorted(middle, (columns["lower"] + columns["upper"]) / 2), HISTOGRAM_BINS - 1
-        )
-        same = (lower[number] == columns["lower"]) & (upper[number] == columns["upper"])
-        self._require(same, unit, "a bin has edges that are not the format's")
+        number = numbers_of_bins(columns["lower"], columns["upper"])
+        self._require(number >= 0, unit, "a bin has edges that are not the format's")
         key = unit.astype(np.int64) * HISTOGRAM_BINS + number
         self._require(np.concatenate([[True], np.diff(key) > 0])[: len(key)], unit, "bins are not in order")
         self._require(columns["count"] > 0, unit, "an empty bin")

@@ -46,6 +46,23 @@ def bins_of(values: np.ndarray) -> np.ndarray:
     return np.where(bits & 0x7FFFFFFF == 0, ZERO_BIN, signed)
 
 
+def numbers_of_bins(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """The numbers of bins from their edges, both float32 [n]; int64 [n], -1 for what is no bin's edges."""
+    edges = bin_edges()
+    # an edge has 3 mantissa bits: its upper 12 bits tell it from every other
+    table = np.zeros(1 << 12, np.int64)
+    table[_upper_bits(edges[0][::-1])] = np.arange(HISTOGRAM_BINS)[::-1]
+    number = table[_upper_bits(lower)]
+    # zero and the smallest positive bin begin alike
+    number += (number == ZERO_BIN) & (upper > 0)
+    right = (edges[0][number] == lower) & (edges[1][number] == upper)
+    return np.where(right, number, -1)
+
+
+def _upper_bits(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32).view(np.uint32) >> 20
+
+
 def quantiles(histogram: np.ndarray, minimum: np.ndarray, maximum: np.ndarray) -> dict[str, np.ndarray]:
     """The columns p01 ... p9999: the middle of the bin that holds the value of rank ceil(share * n).
 

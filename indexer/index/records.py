@@ -7,10 +7,12 @@ written here, so a writer that got past it can only fail on the disk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from indexer.errors import IndexerError
+from indexer.index.moments import LIMBS, POWERS, summary
 
 # magnitude bins, smallest first: below 2^-10, 8 per octave over [2^-10, 2^14), at least 2^14
 OCTAVES = 24
@@ -75,10 +77,7 @@ class LayerRecord:
     inf: np.ndarray  # int64 [units], both signs
     minimum: np.ndarray  # float32 [units], NaN where no finite value was seen
     maximum: np.ndarray  # float32 [units], NaN where no finite value was seen
-    mean: np.ndarray  # float64 [units], NaN where undefined, as in the next three
-    variance: np.ndarray  # float64 [units], of the population
-    skewness: np.ndarray  # float64 [units]
-    kurtosis: np.ndarray  # float64 [units], 3 for a normal distribution
+    sums: np.ndarray  # int64 [units, POWERS, LIMBS], exact sums of powers, settled; see moments.py
     histogram: np.ndarray  # int64 [units, HISTOGRAM_BINS], bins ascending by value
     top: Examples
     bottom: Examples
@@ -92,6 +91,11 @@ class LayerRecord:
     def active(self) -> np.ndarray:
         """int64 [units]: finite values above zero."""
         return self.histogram[:, ZERO_BIN + 1 :].sum(axis=1)
+
+    @cached_property
+    def summary(self) -> dict[str, np.ndarray]:
+        """mean, variance (of the population), skewness, kurtosis: float64 [units], NaN where undefined."""
+        return summary(self.sums, self.count - self.nan - self.inf, self.minimum, self.maximum)
 
     def check(self) -> None:
         """Raise IndexerError naming the first array whose shape or dtype is not the one documented."""
@@ -111,7 +115,7 @@ Layout = dict[str, tuple[type, tuple[int, ...]]]
 def _layer_layout(units: int) -> Layout:
     layout: Layout = dict.fromkeys(("nan", "inf"), (np.int64, (units,)))
     layout |= dict.fromkeys(("minimum", "maximum"), (np.float32, (units,)))
-    layout |= dict.fromkeys(("mean", "variance", "skewness", "kurtosis"), (np.float64, (units,)))
+    layout |= {"sums": (np.int64, (units, POWERS, LIMBS))}
     return layout | {"histogram": (np.int64, (units, HISTOGRAM_BINS))}
 
 

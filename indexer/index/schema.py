@@ -12,6 +12,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from indexer.index.moments import PACKED, POWERS
 from indexer.index.quantiles import QUANTILES
 
 FORMAT: Final = "neuron activation index"
@@ -24,6 +25,8 @@ DOCUMENTS_FILE = "documents.parquet"
 VOCABULARY_FILE = "vocabulary.parquet"
 EXAMPLES_FOLDER = "examples"
 HISTOGRAMS_FOLDER = "histograms"
+SUMS_FOLDER = "sums"
+FOLDERS = (EXAMPLES_FOLDER, HISTOGRAMS_FOLDER, SUMS_FOLDER)
 
 # A row group is read in part for one unit and skipped or read whole by a scan: small groups serve the
 # one, large groups the other. Below this many rows a group costs more in the footer than it saves.
@@ -31,6 +34,7 @@ MOST_ROW_GROUPS = 64
 EXAMPLE_ROWS = 4_096
 HISTOGRAM_ROWS = 16_384
 UNIT_ROWS = 4_096
+DOCUMENT_ROWS = 16_384
 
 
 def examples_file(site: str, layer: int) -> str:
@@ -41,6 +45,11 @@ def examples_file(site: str, layer: int) -> str:
 def histograms_file(site: str, layer: int) -> str:
     """Path of a layer's histograms within the index."""
     return str(PurePosixPath(HISTOGRAMS_FOLDER) / f"{site}.{layer}.parquet")
+
+
+def sums_file(site: str, layer: int) -> str:
+    """Path of a layer's sums of powers within the index."""
+    return str(PurePosixPath(SUMS_FOLDER) / f"{site}.{layer}.parquet")
 
 
 def rows_per_group(rows: int, wanted: int) -> int:
@@ -91,6 +100,16 @@ DERIVED = ("tokens", "text")
 EXAMPLES_STORED = pa.schema([field for field in EXAMPLES if field.name not in DERIVED])
 
 HISTOGRAMS = _schema(*_UNIT, ("lower", pa.float32()), ("upper", pa.float32()), ("count", pa.int64()))
+
+# The exact sums of x, x^2, x^3 and x^4, of which the columns of `units` are rounded: what merging adds up.
+# Each is a little-endian two's complement integer in units of 2^-150; see moments.py.
+SUM_NAMES = tuple(f"sum{power}" for power in range(1, POWERS + 1))
+OVERFLOWED_NAMES = tuple(f"overflowed{power}" for power in range(1, POWERS + 1))
+SUMS = _schema(
+    *_UNIT,
+    *((name, pa.binary(PACKED)) for name in SUM_NAMES),
+    *((name, pa.int64()) for name in OVERFLOWED_NAMES),
+)
 
 DOCUMENTS = _schema(
     ("document", pa.int64()),

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from indexer.index.quantiles import bins_of
+from indexer.index.moments import POWERS, exact_sums
+from indexer.index.quantiles import bin_edges, bins_of
 from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN, Examples, LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
 
-_DOCUMENTS = 4_096
 _POSITIONS = 512
+_CONTEXT = 1_024
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Size:
     window: int = 64
     vocabulary: int = 30_000
     count: int = 1_000_000
+    documents: int = 4_096
+    first_document: int = 0
 
 
 def write_synthetic(
@@ -40,13 +43,21 @@ def write_synthetic(
     with IndexWriter(output, synthetic_vocabulary(size.vocabulary), overwrite=overwrite) as writer:
         for record in synthetic_records(size, seed):
             writer.add_layer(record)
-        sections: dict[str, Any] = {name: {"name": "synthetic"} for name in ("model", "tokenizer", "corpus")}
+        sections: dict[str, Any] = {name: {"name": "synthetic"} for name in ("model", "tokenizer")}
         sections |= {
-            "configuration": {"seed": seed},
+            "corpus": {"name": f"synthetic, seed {seed}"},
+            "configuration": configuration(size),
             "totals": {"counted_tokens": size.count},
             "software": {},
         }
-        return writer.publish(sections, synthetic_documents())
+        return writer.publish(sections, synthetic_documents(size))
+
+
+def configuration(size: Size) -> dict[str, Any]:
+    """What a build's configuration says of the shape of examples."""
+    before = size.window * 3 // 4
+    window = [before, size.window - before - 1]
+    return {"top": size.top, "bottom": size.bottom, "by": "sequence", "window": window, "context": _CONTEXT}
 
 
 def synthetic_vocabulary(size: int) -> Vocabulary:
@@ -62,13 +73,14 @@ def synthetic_vocabulary(size: int) -> Vocabulary:
     return Vocabulary(tokens)
 
 
-def synthetic_documents() -> pa.Table:
+def synthetic_documents(size: Size) -> pa.Table:
     """All documents that examples may point to."""
-    ids = np.arange(_DOCUMENTS)
+    count = size.documents
+    ids = np.arange(size.first_document, size.first_document + count)
     return pa.table(
         {
             "document": ids,
-            "source": pa.repeat("synthetic.txt", _DOCUMENTS),
+            "source": pa.repeat("synthetic.txt", count),
             "row": ids,
             "characters": ids * 10,
         }
@@ -83,6 +95,7 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
         bottom = _examples(random, size, size.bottom, -1)
         maximum = top.value[:, 0] if size.top else np.full(size.units, 4, np.float32)
         minimum = bottom.value[:, 0] if size.bottom else np.full(size.units, -4, np.float32)
+        histogram = _histogram(random, size, minimum, maximum)
         yield LayerRecord(
             site="mlp",
             layer=layer,
@@ -91,11 +104,8 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
             inf=np.zeros(size.units, np.int64),
             minimum=minimum,
             maximum=maximum,
-            mean=random.normal(size=size.units),
-            variance=random.random(size.units),
-            skewness=random.normal(size=size.units),
-            kurtosis=3 + random.random(size.units),
-            histogram=_histogram(random, size, minimum, maximum),
+            sums=_sums(histogram, minimum, maximum),
+            histogram=histogram,
             top=top,
             bottom=bottom,
         )
@@ -116,8 +126,9 @@ def _examples(random: np.random.Generator, size: Size, places: int, sign: int) -
     return Examples(
         filled=np.full(size.units, places, np.int32),
         value=value,
-        document=np.sort(random.integers(0, _DOCUMENTS, shape), axis=1),
-        sequence=random.integers(0, 30, shape),
+        document=size.first_document + np.sort(random.integers(0, size.documents, shape), axis=1),
+        # one place for each sequence
+        sequence=np.broadcast_to(np.arange(places), shape) + places * random.integers(0, 30, shape),
         position=position,
         window_start=window_start,
         window_length=np.full(shape, size.window, np.int32),
@@ -140,3 +151,13 @@ def _histogram(
     histogram[:, ZERO_BIN] = 0
     histogram[:, ZERO_BIN] = size.count - histogram.sum(axis=1)
     return histogram
+
+
+def _sums(histogram: np.ndarray, minimum: np.ndarray, maximum: np.ndarray) -> np.ndarray:
+    """The sums of values that lie in the middle of their bins, or at the extreme where it is nearer."""
+    lower, upper = bin_edges()
+    middle = (lower + upper) / 2
+    value = np.clip(middle, minimum[:, None], maximum[:, None]).astype(np.float64)
+    return exact_sums(
+        np.stack([(histogram * value**power).sum(axis=1) for power in range(1, POWERS + 1)], axis=1)
+    )

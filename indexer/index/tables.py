@@ -1,4 +1,7 @@
-"""Arrow tables of the index from a layer's record."""
+"""Arrow tables of the index from a layer's record, or from the record of a block of its units.
+
+first: the number, within the layer, of the record's first unit.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from indexer.index import schema
+from indexer.index.moments import pack
 from indexer.index.quantiles import bin_edges, quantiles
 from indexer.index.records import Examples, LayerRecord
 from indexer.index.vocabulary import Vocabulary
@@ -16,14 +20,13 @@ from indexer.index.vocabulary import Vocabulary
 EXTREMES = ("bottom", "top")
 
 
-def unit_table(record: LayerRecord) -> pa.Table:
-    """The layer's rows of units.parquet, one per unit."""
+def unit_table(record: LayerRecord, first: int = 0) -> pa.Table:
+    """Rows of units.parquet, one per unit."""
     minimum, maximum = _no_minus_zero(record.minimum), _no_minus_zero(record.maximum)
-    floats = {"minimum": minimum, "maximum": maximum}
-    floats |= {name: getattr(record, name) for name in schema.MOMENTS}
+    floats = {"minimum": minimum, "maximum": maximum} | record.summary
     floats |= quantiles(record.histogram, minimum, maximum)
     integers = {
-        "unit": np.arange(record.units, dtype=np.int32),
+        "unit": np.arange(first, first + record.units, dtype=np.int32),
         "count": np.full(record.units, record.count, np.int64),
         "active": record.active,
         "nan": record.nan,
@@ -36,44 +39,59 @@ def unit_table(record: LayerRecord) -> pa.Table:
     return _table(columns, schema.UNITS)
 
 
-def example_tables(record: LayerRecord, vocabulary: Vocabulary, group_rows: int) -> Iterator[pa.Table]:
-    """The layer's rows of its examples file: one table of whole units per row group, some `group_rows` rows.
+def sums_table(record: LayerRecord, first: int = 0) -> pa.Table:
+    """Rows of the layer's file of sums, one per unit."""
+    packed, overflowed = pack(record.sums)
+    columns = _constants(record, record.units)
+    columns["unit"] = pa.array(np.arange(first, first + record.units, dtype=np.int32))
+    for power, (name, lost) in enumerate(zip(schema.SUM_NAMES, schema.OVERFLOWED_NAMES, strict=True)):
+        content = pa.py_buffer(np.ascontiguousarray(packed[:, power]))
+        kind = schema.SUMS.field(name).type
+        columns[name] = pa.FixedSizeBinaryArray.from_buffers(kind, record.units, [None, content])
+        columns[lost] = pa.array(np.ascontiguousarray(overflowed[:, power]))
+    return _table(columns, schema.SUMS)
 
-    Sorted by unit, extreme ('bottom' first), rank. Memory: a few times one group.
+
+def units_per_group(units: int, places: int) -> int:
+    """Units of a row group of the examples of a layer of so many units, with `places` examples each."""
+    return -(-schema.rows_per_group(units * max(places, 1), schema.EXAMPLE_ROWS) // max(places, 1))
+
+
+def example_tables(
+    record: LayerRecord, vocabulary: Vocabulary, at_once: int, first: int = 0
+) -> Iterator[pa.Table]:
+    """Rows of the layer's examples file, `at_once` units at a time.
+
+    Sorted by unit, extreme ('bottom' first), rank. Memory: a few times one of the tables.
     """
-    per_unit = max(record.top.places + record.bottom.places, 1)
-    group_units = -(-schema.rows_per_group(record.units * per_unit, group_rows) // per_unit)
-    for first in range(0, record.units, group_units):
-        table = _example_table(record, slice(first, min(first + group_units, record.units)), vocabulary)
-        if table.num_rows:
-            yield table
+    for start in range(0, record.units, at_once):
+        units = slice(start, min(start + at_once, record.units))
+        yield _example_table(record, units, vocabulary, first)
 
 
-def histogram_tables(record: LayerRecord, group_rows: int) -> Iterator[pa.Table]:
-    """The layer's rows of its histograms file, filled bins only: one table of whole units per row group."""
+def histogram_tables(record: LayerRecord, rows: int, first: int = 0) -> Iterator[pa.Table]:
+    """Rows of the layer's histograms file, filled bins only: tables of whole units and some `rows` rows."""
     filled = (record.histogram > 0).sum(axis=1)
-    # rows before each unit; a group ends with the unit that fills it
+    # rows before each unit; a table ends with the unit that fills it
     before = np.concatenate([[0], np.cumsum(filled)])
-    wanted = schema.rows_per_group(int(before[-1]), group_rows)
     lower, upper = (pa.array(edges) for edges in bin_edges())
-    first = 0
-    while first < record.units:
-        last = int(np.searchsorted(before, before[first] + wanted, "left"))
-        last = min(max(last, first + 1), record.units)
-        counts = record.histogram[first:last]
+    start = 0
+    while start < record.units:
+        last = int(np.searchsorted(before, before[start] + rows, "left"))
+        last = min(max(last, start + 1), record.units)
+        counts = record.histogram[start:last]
         unit, number = np.nonzero(counts)
-        if len(unit):
-            columns = _constants(record, len(unit)) | {
-                "unit": pa.array((unit + first).astype(np.int32)),
-                "lower": lower.take(pa.array(number)),
-                "upper": upper.take(pa.array(number)),
-                "count": pa.array(counts[unit, number]),
-            }
-            yield _table(columns, schema.HISTOGRAMS)
-        first = last
+        columns = _constants(record, len(unit)) | {
+            "unit": pa.array((unit + (first + start)).astype(np.int32)),
+            "lower": lower.take(pa.array(number)),
+            "upper": upper.take(pa.array(number)),
+            "count": pa.array(counts[unit, number]),
+        }
+        yield _table(columns, schema.HISTOGRAMS)
+        start = last
 
 
-def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary) -> pa.Table:
+def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary, first: int) -> pa.Table:
     parts = [getattr(record, extreme) for extreme in EXTREMES]
     places = [part.places for part in parts]
     valid = np.concatenate([part.valid[units] for part in parts], axis=1)  # [units, places]
@@ -85,7 +103,8 @@ def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary) ->
     def spread(per_place: np.ndarray) -> np.ndarray:
         return np.broadcast_to(per_place, valid.shape)[valid]
 
-    unit = np.broadcast_to(np.arange(units.start, units.stop, dtype=np.int32)[:, None], valid.shape)[valid]
+    number = np.arange(first + units.start, first + units.stop, dtype=np.int32)
+    unit = np.broadcast_to(number[:, None], valid.shape)[valid]
     rank = np.concatenate([np.arange(1, count + 1, dtype=np.int32) for count in places])
     extreme = np.repeat(np.arange(len(EXTREMES), dtype=np.int8), places)
     windows = _windows(parts, units, valid, join("window_length"))

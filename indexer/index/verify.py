@@ -19,6 +19,7 @@ from indexer.index import schema
 from indexer.index.files import GroupedFile, RowFile
 from indexer.index.laws import LayerLaws
 from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256, size_problem
+from indexer.index.restore import LayerFiles
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
 
@@ -62,6 +63,7 @@ def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
     for entry in manifest.layers:
         files[schema.examples_file(entry.site, entry.layer)] = schema.EXAMPLES_STORED
         files[schema.histograms_file(entry.site, entry.layer)] = schema.HISTOGRAMS
+        files[schema.sums_file(entry.site, entry.layer)] = schema.SUMS
     return files
 
 
@@ -115,6 +117,8 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary) -> None
         laws.check_histograms(
             _table(index / schema.histograms_file(entry.site, entry.layer), schema.HISTOGRAMS)
         )
+        with LayerFiles(index, manifest, entry.site, entry.layer) as files:
+            laws.check_sums(files.sums())
         examples = GroupedFile(index / schema.examples_file(entry.site, entry.layer), schema.EXAMPLES_STORED)
         try:
             for group in range(examples.metadata.num_row_groups):

@@ -12,9 +12,9 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.encoding import parquet_options
+from indexer.index.groups import RowGroups
+from indexer.index.ids import Ids
 from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, sha256
 from indexer.index.output import check_output, flush, put_in_place
-from indexer.index.records import LayerRecord
-from indexer.index.tables import example_tables, histogram_tables, unit_table
+from indexer.index.records import HISTOGRAM_BINS, LayerRecord
+from indexer.index.tables import example_tables, histogram_tables, sums_table, unit_table, units_per_group
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
 from indexer.units import check_site
@@ -43,7 +43,8 @@ class IndexWriter:
     """Takes the layers of an index one by one and publishes it; `published` tells whether it is in place.
 
     Layers are written in the background by up to four threads; their arrays must not change until `publish`
-    or the end of the `with` block. Memory: the records of as many layers as there are threads.
+    or the end of the `with` block. Memory: the records of as many layers as there are threads; some 120 bytes
+    for every unit, and 8 for every document that examples point to.
     """
 
     def __init__(self, output: Path | str, vocabulary: Vocabulary, *, overwrite: bool = False) -> None:
@@ -60,9 +61,9 @@ class IndexWriter:
         self._target = Path(os.path.realpath(self.output))
         self.published = False
         self._folder: Path | None = None
-        self._units: dict[tuple[str, int], pa.Table] = {}
+        self._units: dict[tuple[str, int], list[pa.Table]] = {}
         self._layers: list[LayerEntry] = []
-        self._documents = np.empty(0, np.int64)
+        self._documents = Ids()
         self._files: list[FileEntry] = []
         self._lock = threading.Lock()
         self._pending: list[Future[None]] = []
@@ -70,7 +71,7 @@ class IndexWriter:
     def __enter__(self) -> IndexWriter:
         folder = self._target.parent / f".{self._target.name}.{secrets.token_hex(4)}.partial"
         with self._told():
-            for part in (folder, folder / schema.EXAMPLES_FOLDER, folder / schema.HISTOGRAMS_FOLDER):
+            for part in (folder, *(folder / name for name in schema.FOLDERS)):
                 part.mkdir()
                 self._folder = folder
         threads = max(1, min(_MOST_THREADS, os.cpu_count() or 1))
@@ -93,7 +94,7 @@ class IndexWriter:
     @property
     def documents(self) -> np.ndarray:
         """int64, ascending: the documents that the examples added so far point to."""
-        return self._documents
+        return self._documents.sorted()
 
     def add_layer(self, record: LayerRecord) -> None:
         """Write one layer, in the background; layers may come in any order.
@@ -101,26 +102,70 @@ class IndexWriter:
         Raises IndexerError where the record is not as documented or its layer was added before, or where
         writing an earlier layer failed.
         """
-        check_site(record.site)
         record.check()
-        key = (record.site, record.layer)
-        if key in self._units:
-            raise IndexerError(f"index {self.output}: layer {record.site}.{record.layer} was added twice")
-        self._units[key] = unit_table(record)
-        self._layers.append(
+        key = self._new_layer(
             LayerEntry(site=record.site, layer=record.layer, units=record.units, count=record.count)
         )
-        for examples in (record.top, record.bottom):
-            self._documents = np.union1d(self._documents, examples.document[examples.valid])
+        self._note(key, record, 0)
+        rows = int((record.histogram > 0).sum())
+
+        def write() -> None:
+            try:
+                with ExitStack() as stack:
+                    self._layer_files(stack, record, record.units, rows)(record, 0)
+            finally:
+                self._room.release()
+
         self._room.acquire()
-        self._later(self._pool.submit(self._write_layer, record))
+        self._later(self._pool.submit(write))
         self._settle(wait=False)
 
-    def publish(self, manifest: Mapping[str, Any], documents: pa.Table) -> Path:
+    def add_layer_blocks(
+        self,
+        site: str,
+        layer: int,
+        units: int,
+        count: int,
+        blocks: Iterable[LayerRecord],
+        *,
+        histogram_rows: int | None = None,
+    ) -> None:
+        """Write one layer out of records of consecutive blocks of its units, while they come.
+
+        units, count: of the whole layer. histogram_rows: its filled bins at most, where that is known; it
+        keeps row groups small. Memory: one block, and what `blocks` itself holds.
+        Raises IndexerError as `add_layer` does, and where the blocks are not those of the layer.
+        """
+        key = self._new_layer(LayerEntry(site=site, layer=layer, units=units, count=count))
+        rows = units * HISTOGRAM_BINS if histogram_rows is None else histogram_rows
+        first = 0
+        with self._told(), ExitStack() as stack:
+            write: Callable[[LayerRecord, int], None] | None = None
+            for block in blocks:
+                block.check()
+                if (block.site, block.layer, block.count) != (site, layer, count):
+                    raise IndexerError(
+                        f"index {self.output}: a block of {block.site}.{block.layer}, count {block.count}, "
+                        f"among those of {site}.{layer}, count {count}"
+                    )
+                self._note(key, block, first)
+                write = write or self._layer_files(stack, block, units, rows)
+                write(block, first)
+                first += block.units
+                # the next one is made without this one in memory
+                del block
+            if write is None or first != units:
+                raise IndexerError(
+                    f"index {self.output}: blocks of {first} units are not the {units} of {site}.{layer}"
+                )
+        self._settle(wait=False)
+
+    def publish(self, manifest: Mapping[str, Any], documents: pa.Table | Iterable[pa.Table]) -> Path:
         """Finish the index and put it in place; returns the path of the output.
 
         manifest: the sections model, tokenizer, corpus, configuration, totals, software, as JSON values.
         documents: columns document, source, row, characters of at least `self.documents`; more are left out.
+            Or tables of them, one after the other, of exactly `self.documents` in ascending order.
         Raises IndexerError where something is missing or the disk fails; then the output is as it was.
         """
         self._settle(wait=True)
@@ -131,15 +176,15 @@ class IndexWriter:
         keys = [(entry.site, entry.layer) for entry in self._layers]
         with self._told():
             self._write_parquet(
-                schema.UNITS_FILE, schema.UNITS, _unit_groups([self._units[key] for key in keys])
+                schema.UNITS_FILE, schema.UNITS, _unit_groups([self._units.pop(key) for key in keys])
             )
-            self._write_parquet(schema.DOCUMENTS_FILE, schema.DOCUMENTS, [self._pointed_to(documents)])
+            self._write_documents(documents)
             self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [self.vocabulary.to_table()])
             self._write_text(schema.VIEWS, views_file(keys, self.vocabulary.spaced))
             self._files.append(_entry(folder, schema.VIEWS, None))
             self._write_text(schema.MANIFEST, self._complete(manifest).to_json())
             self._settle(wait=True)
-            for part in (folder / schema.EXAMPLES_FOLDER, folder / schema.HISTOGRAMS_FOLDER, folder):
+            for part in (*(folder / name for name in schema.FOLDERS), folder):
                 flush(part)
             check_output(self.output, self.overwrite)
             old = put_in_place(folder, self._target)
@@ -150,17 +195,49 @@ class IndexWriter:
             shutil.rmtree(old, ignore_errors=True)
         return self.output
 
-    def _write_layer(self, record: LayerRecord) -> None:
-        try:
-            examples = schema.examples_file(record.site, record.layer)
-            tables = example_tables(record, self.vocabulary, schema.EXAMPLE_ROWS)
-            self._write_parquet(examples, schema.EXAMPLES_STORED, tables)
-            histograms = schema.histograms_file(record.site, record.layer)
-            self._write_parquet(
-                histograms, schema.HISTOGRAMS, histogram_tables(record, schema.HISTOGRAM_ROWS)
+    def _new_layer(self, entry: LayerEntry) -> tuple[str, int]:
+        check_site(entry.site)
+        key = (entry.site, entry.layer)
+        if key in self._units:
+            raise IndexerError(f"index {self.output}: layer {entry.site}.{entry.layer} was added twice")
+        self._units[key] = []
+        self._layers.append(entry)
+        return key
+
+    def _note(self, key: tuple[str, int], record: LayerRecord, first: int) -> None:
+        """Keep what goes into the files that all layers share."""
+        self._units[key].append(unit_table(record, first))
+        for examples in (record.top, record.bottom):
+            self._documents.add(examples.document[examples.valid])
+
+    def _layer_files(
+        self, stack: ExitStack, record: LayerRecord, units: int, histogram_rows: int
+    ) -> Callable[[LayerRecord, int], None]:
+        """Open the files of a layer of so many units; returns what writes a record of some of them there.
+
+        record: any of the layer. The files are whole when the stack is unwound.
+        """
+        site, layer = record.site, record.layer
+        places = record.top.places + record.bottom.places
+        at_once = units_per_group(units, places)
+        bins = schema.rows_per_group(histogram_rows, schema.HISTOGRAM_ROWS)
+        examples, histograms, sums = (
+            stack.enter_context(self._file(path, wanted, rows))
+            for path, wanted, rows in (
+                (schema.examples_file(site, layer), schema.EXAMPLES_STORED, at_once * max(places, 1)),
+                (schema.histograms_file(site, layer), schema.HISTOGRAMS, bins),
+                (schema.sums_file(site, layer), schema.SUMS, schema.rows_per_group(units, schema.UNIT_ROWS)),
             )
-        finally:
-            self._room.release()
+        )
+
+        def write(block: LayerRecord, first: int) -> None:
+            for table in example_tables(block, self.vocabulary, at_once, first):
+                examples.add(table)
+            for table in histogram_tables(block, bins, first):
+                histograms.add(table)
+            sums.add(sums_table(block, first))
+
+        return write
 
     def _settle(self, wait: bool) -> None:
         """Raise what failed in the background; with `wait`, after all of it has ended."""
@@ -180,15 +257,19 @@ class IndexWriter:
             self._pending.append(future)
 
     def _write_parquet(self, path: str, wanted: pa.Schema, groups: Iterable[pa.Table]) -> None:
-        """Write one row group per table, have the file flushed, and note its rows, bytes and digest."""
-        folder = self._open_folder()
-        rows = 0
-        with pq.ParquetWriter(folder / path, wanted, **parquet_options(wanted)) as writer:
+        """Write one row group per table."""
+        with self._file(path, wanted, 1) as file:
             for group in groups:
-                writer.write_table(group.cast(wanted), row_group_size=max(group.num_rows, 1))
-                rows += group.num_rows
+                file.add(group)
+
+    @contextmanager
+    def _file(self, path: str, wanted: pa.Schema, rows: int) -> Iterator[RowGroups]:
+        """A file of the index to add rows to; at the end it is flushed, its rows, bytes and digest noted."""
+        folder = self._open_folder()
+        with RowGroups(folder / path, wanted, rows) as file:
+            yield file
         self._later(self._flushers.submit(flush, folder / path))
-        entry = _entry(folder, path, rows)
+        entry = _entry(folder, path, file.rows)
         with self._lock:
             self._files.append(entry)
 
@@ -197,15 +278,38 @@ class IndexWriter:
         file.write_text(text, encoding="utf-8", newline="\n")
         self._later(self._flushers.submit(flush, file))
 
+    def _write_documents(self, documents: pa.Table | Iterable[pa.Table]) -> None:
+        wanted = self.documents
+        tables = [self._pointed_to(documents)] if isinstance(documents, pa.Table) else documents
+        described = 0
+        rows = schema.rows_per_group(len(wanted), schema.DOCUMENT_ROWS)
+        with self._file(schema.DOCUMENTS_FILE, schema.DOCUMENTS, rows) as file:
+            for table in tables:
+                ids = table["document"].to_numpy()
+                if not np.array_equal(ids, wanted[described : described + len(ids)]):
+                    raise IndexerError(
+                        f"index {self.output}: the documents are not those that examples point to, in "
+                        "ascending order"
+                    )
+                described += len(ids)
+                for first in range(0, len(ids), rows):
+                    file.add(table.slice(first, rows))
+        if described != len(wanted):
+            raise IndexerError(
+                f"index {self.output}: examples point to {len(wanted)} documents, {described} of which are "
+                "described"
+            )
+
     def _pointed_to(self, documents: pa.Table) -> pa.Table:
+        """Those that examples point to, in the order of their ids."""
         missing = [name for name in schema.DOCUMENTS.names if name not in documents.column_names]
         if missing:
             raise IndexerError(f"index {self.output}: the table of documents has no column {missing[0]}")
         table = documents.select(schema.DOCUMENTS.names).cast(schema.DOCUMENTS)
-        table = table.filter(pc.is_in(table["document"], pa.array(self._documents))).sort_by("document")
-        if not np.array_equal(table["document"].to_numpy(), self._documents):
+        table = table.filter(pc.is_in(table["document"], pa.array(self.documents))).sort_by("document")
+        if table.num_rows != len(self.documents):
             raise IndexerError(
-                f"index {self.output}: examples point to {len(self._documents)} documents, "
+                f"index {self.output}: examples point to {len(self.documents)} documents, "
                 f"{table.num_rows} of which are described"
             )
         return table.combine_chunks()
@@ -251,11 +355,9 @@ def _entry(folder: Path, path: str, rows: int | None) -> FileEntry:
     return FileEntry(path=path, rows=rows, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))
 
 
-def _unit_groups(layers: list[pa.Table]) -> Iterator[pa.Table]:
+def _unit_groups(layers: list[list[pa.Table]]) -> Iterator[pa.Table]:
     """Row groups of units.parquet; its rows are found by their number, so a group may cut a layer."""
-    if not layers:
-        return
-    table = pa.concat_tables([layer.cast(schema.UNITS) for layer in layers])
+    table = pa.concat_tables([block for layer in layers for block in layer])
     rows = schema.rows_per_group(table.num_rows, schema.UNIT_ROWS)
     for first in range(0, table.num_rows, rows):
         yield table.slice(first, rows)

@@ -59,14 +59,18 @@ class Batch(Protocol):
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
-        """int64 [sequences, width]; what stands in the padding does not matter."""
+        """int64 [rows, width]; what stands in the padding, and in rows beyond the last, does not matter."""
 
     @property
     def length(self) -> NDArray[np.int64]:
         """int64 [sequences], at least 1."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a sequence is to be computed in the same way whatever lies beside it."""
+
     def sequences(self) -> Sequences:
-        """Where they lie in the [sequences * width] rows of the flattened batch."""
+        """Where they lie in the [rows * width] rows of the flattened batch."""
 
 
 class Runner:
@@ -149,11 +153,15 @@ class Runner:
         raise AssertionError(f"the forward pass ended without reaching {self.layers[-1].projection}")
 
     def _mask(self, batch: Batch) -> Tensor | None:
-        """int64 [sequences, width], 1 for tokens, or None where nothing has to be kept from being seen."""
-        width = batch.token_ids.shape[1]
-        if self.loaded.causal or bool((batch.length == width).all()):
+        """int64 [rows, width], 1 for tokens, or None where nothing has to be kept from being seen."""
+        rows, width = batch.token_ids.shape
+        whole = len(batch.length) == rows and bool((batch.length == width).all())
+        # with a mask and without one attention may round differently
+        if self.loaded.causal or (whole and not batch.fixed):
             return None
-        return torch.from_numpy((np.arange(width) < batch.length[:, None]).astype(np.int64))
+        # a row without a sequence sees all of itself: where nothing is seen there are no numbers
+        length = np.concatenate([batch.length, np.full(rows - len(batch.length), width)])
+        return torch.from_numpy((np.arange(width) < length[:, None]).astype(np.int64))
 
     def _install(self, layer: MlpLayer, stack: ExitStack, last: bool) -> None:
         if layer.plan is not None and not self.force_hooks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from indexer.tokens.batch import Batch, Layout
-from indexer.tokens.batches import Batches, TokenTotals
+from indexer.tokens.batches import Batches, Position, TokenTotals
 from indexer.tokens.encode import Encoder
 
-__all__ = ["Batch", "Batches", "Encoder", "Layout", "TokenTotals"]
+__all__ = ["Batch", "Batches", "Encoder", "Layout", "Position", "TokenTotals"]

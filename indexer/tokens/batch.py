@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.corpus import Mark
 from indexer.errors import IndexerError
 from indexer.tokens.encode import Encoder
 from indexer.tokens.stream import Encoded
@@ -24,15 +25,21 @@ MOST_WINDOW_SEQUENCES = 1 << 16
 # the first windows are smaller and double, so that the model need not wait for a whole one
 FIRST_WINDOW_BATCHES = 16
 FIRST_WINDOW_TOKENS = 1 << 18
+SHAPES = ("tight", "fixed")
+# fixed shapes: so many tokens with their padding, and so many widths
+FIXED_TOKENS = 2048
+FIXED_WIDTHS = 8
 
 
 @dataclass(frozen=True)
 class Batch:
     """Sequences of similar length, one per row, padded on the right.
 
-    token_ids: int64 [sequences, width]. length: int64 [sequences], special tokens included.
+    token_ids: int64 [rows, width]; rows beyond the sequences fill up a fixed shape, and belong to none.
+    length: int64 [sequences], special tokens included.
     document, ordinal: int64 [sequences].
-    counted: bool [sequences, width], False for padding and special tokens.
+    counted: bool [rows, width], False for padding and special tokens.
+    fixed: whether the shape is one that follows from the length of its sequences alone.
     """
 
     token_ids: NDArray[np.int64]
@@ -40,14 +47,14 @@ class Batch:
     document: NDArray[np.int64]
     ordinal: NDArray[np.int64]
     counted: NDArray[np.bool_]
+    fixed: bool = False
 
     def sequences(self) -> Sequences:
-        """Where the sequences lie in activations of [sequences * width, units]."""
+        """Where the sequences lie in activations of [rows * width, units]."""
         from indexer_kernels.sequences import Sequences
 
-        rows, width = self.token_ids.shape
         return Sequences(
-            start=np.arange(rows, dtype=np.int64) * width,
+            start=np.arange(len(self.length), dtype=np.int64) * self.token_ids.shape[1],
             length=self.length,
             document=self.document,
             ordinal=self.ordinal,
@@ -61,6 +68,8 @@ class Layout:
     """How sequences are made: at most `context` tokens in each, `batch_tokens` in a batch with its padding.
 
     max_tokens: counted tokens after which no further sequence is taken, or None.
+    shapes: "tight", as wide as a batch's longest sequence; or "fixed", one of a few shapes, which follows
+        from a sequence's own length and the context, from nothing else.
     Raises IndexerError where a number leaves no room.
     """
 
@@ -68,12 +77,20 @@ class Layout:
     batch_tokens: int
     count_special_tokens: bool = False
     max_tokens: int | None = None
+    shapes: str = "tight"
 
     def __post_init__(self) -> None:
+        if self.shapes not in SHAPES:
+            raise IndexerError(f"shapes {self.shapes!r} are unknown; choose one of {', '.join(SHAPES)}")
         for name in ("context", "batch_tokens", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise IndexerError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+    def fixed_width(self, length: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The width that sequences of these lengths are padded to where shapes are fixed."""
+        step = -(-self.context // (8 * FIXED_WIDTHS)) * 8
+        return np.minimum(-(-length // step) * step, self.context)
 
     def body(self, encoder: Encoder) -> int:
         """Tokens of text that one sequence holds."""
@@ -122,15 +139,47 @@ class _Window:
         return _Window(self.token_ids[index], ends - self.length, self.length, self.document, self.ordinal)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A packer between two look-aheads: what it holds, and where the stream stands.
+
+    read, finished: documents read to their end with their characters; finished: those not told of yet.
+    """
+
+    mark: Mark
+    forced: int
+    held: _Window
+    wanted: int
+    counted: int
+    piece: int
+    read: dict[int, int]
+    finished: list[tuple[int, int]]
+
+    def state(self) -> dict[str, Any]:
+        """All but the mark, as plain values and arrays."""
+        return {
+            "forced": self.forced,
+            "held": dict(vars(self.held)),
+            "wanted": self.wanted,
+            "counted": self.counted,
+            "piece": self.piece,
+            "read": [list(entry) for entry in self.read.items()],
+            "finished": [list(entry) for entry in self.finished],
+        }
+
+
 class Packer:
     """Batches from a stream of tokens.
 
     Which sequences there are follows from the stream and the context alone; which batch one lands in, from
     batch_tokens too. Within a look-ahead of some 64 batches, sequences go from long to short.
     full: whether max_tokens ended it.
+    snapshot: the latest state from which the same batches can be made again; None: from the beginning.
+    since: batches made since then.
     """
 
-    def __init__(self, encoder: Encoder, layout: Layout) -> None:
+    def __init__(self, encoder: Encoder, layout: Layout, start: dict[str, Any] | None = None) -> None:
+        """start: a state of `Snapshot.state`, for a stream that continues at its mark."""
         self._encoder = encoder
         self._layout = layout
         self._body = layout.body(encoder)
@@ -140,14 +189,32 @@ class Packer:
         self._read: dict[int, int] = {}
         self._finished: list[tuple[int, int]] = []
         self.full = False
+        self.snapshot: Snapshot | None = None
+        self.since = 0
+        largest = WINDOW_BATCHES * layout.batch_tokens
+        self._largest = min(max(largest, FEWEST_WINDOW_TOKENS), MOST_WINDOW_TOKENS)
+        self._smallest = min(FIRST_WINDOW_BATCHES * layout.batch_tokens, FIRST_WINDOW_TOKENS, self._largest)
+        self._wanted = self._smallest
+        self._piece: int | None = None
+        if start is not None:
+            self._held = [_Window(**start["held"])]
+            self._wanted, self._counted, self._piece = start["wanted"], start["counted"], start["piece"]
+            self._read = dict(map(tuple, start["read"]))
+            self._finished = [(document, characters) for document, characters in start["finished"]]
 
     def batches(self, stream: Iterable[Encoded]) -> Generator[Batch, None, None]:
         """Every batch. Stops reading the stream once max_tokens are reached."""
-        largest = WINDOW_BATCHES * self._layout.batch_tokens
-        largest = min(max(largest, FEWEST_WINDOW_TOKENS), MOST_WINDOW_TOKENS)
-        wanted = min(FIRST_WINDOW_BATCHES * self._layout.batch_tokens, FIRST_WINDOW_TOKENS, largest)
+        for batch in self._batches(stream):
+            self.since += 1
+            yield batch
+
+    def _batches(self, stream: Iterable[Encoded]) -> Generator[Batch, None, None]:
         tokens = sequences = 0
         for encoded in stream:
+            if encoded.piece != self._piece:
+                yield from self._packed(last=True)
+                self._piece, self._wanted = encoded.piece, self._smallest
+                tokens = sequences = 0
             window = self._limited(self._cut(encoded))
             self._held.append(window)
             self._read.update(encoded.finished)
@@ -155,11 +222,21 @@ class Packer:
             sequences += len(window.length)
             if self.full:
                 break
-            if tokens >= wanted or sequences >= MOST_WINDOW_SEQUENCES:
+            if tokens >= self._wanted or sequences >= MOST_WINDOW_SEQUENCES:
                 yield from self._packed(last=False)
                 tokens = sequences = 0
-                wanted = min(2 * wanted, largest)
+                self._wanted = min(2 * self._wanted, self._largest)
+                if encoded.mark is not None:
+                    self._take_snapshot(encoded.mark, encoded.forced)
         yield from self._packed(last=True)
+
+    def _take_snapshot(self, mark: Mark, forced: int) -> None:
+        assert self._piece is not None
+        self.snapshot = Snapshot(
+            mark, forced, self._held[0], self._wanted, self._counted, self._piece, dict(self._read),
+            list(self._finished),
+        )  # fmt: skip
+        self.since = 0
 
     def finished_documents(self) -> list[tuple[int, int]]:
         """(document, characters), once for each document read to its end whose sequences are all in the
@@ -205,9 +282,23 @@ class Packer:
 
     def _packed(self, last: bool) -> Generator[Batch, None, None]:
         """What is held, from long to short; the last batch stays held if more sequences may fill it up."""
+        if not self._held:
+            return
         window = _Window.joined(self._held)
         order = np.argsort(-window.length, kind="stable")
         width = window.length[order] + self._encoder.wrapping
+        left = yield from (self._fixed if self._layout.shapes == "fixed" else self._tight)(
+            window, order, width, last
+        )
+        self._held = [window.taken(np.sort(left)).compacted()]
+        held = set(window.document[left].tolist())
+        self._finished += [entry for entry in self._read.items() if entry[0] not in held]
+        self._read = {document: self._read[document] for document in held if document in self._read}
+
+    def _tight(
+        self, window: _Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
+    ) -> Generator[Batch, None, NDArray[np.int64]]:
+        """Batches as wide as their longest sequence; returns the sequences that stay held."""
         first = 0
         while first < len(order):
             rows = max(1, self._layout.batch_tokens // int(width[first]))
@@ -215,15 +306,28 @@ class Packer:
                 break
             yield self._batch(window.taken(order[first : first + rows]))
             first += rows
-        self._held = [window.taken(np.sort(order[first:])).compacted()]
-        held = set(window.document[order[first:]].tolist())
-        self._finished += [entry for entry in self._read.items() if entry[0] not in held]
-        self._read = {document: self._read[document] for document in held if document in self._read}
+        return order[first:]
 
-    def _batch(self, window: _Window) -> Batch:
+    def _fixed(
+        self, window: _Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
+    ) -> Generator[Batch, None, NDArray[np.int64]]:
+        """Batches of fixed shapes; returns the sequences that stay held."""
+        width = self._layout.fixed_width(width)
+        left = []
+        for wide in np.unique(width)[::-1].tolist():
+            alike = order[width == wide]
+            rows = max(1, FIXED_TOKENS // wide)
+            whole = len(alike) if last else len(alike) // rows * rows
+            for first in range(0, whole, rows):
+                yield self._batch(window.taken(alike[first : min(first + rows, whole)]), (rows, wide))
+            left.append(alike[whole:])
+        return np.concatenate([*left, order[:0]])
+
+    def _batch(self, window: _Window, shape: tuple[int, int] | None = None) -> Batch:
+        """The sequences as a batch, padded to (rows, width) where a shape is given."""
         prefix, suffix = self._encoder.prefix, self._encoder.suffix
         length = window.length + self._encoder.wrapping
-        column = np.arange(int(length.max()))
+        column = np.arange(shape[1] if shape else int(length.max()))
         # padding reads any token and is overwritten; so do the special tokens' places
         source = window.start[:, None] + (column - len(prefix))
         token_ids = window.token_ids.take(source, mode="clip").astype(np.int64)
@@ -235,4 +339,8 @@ class Packer:
         for place, token in enumerate(suffix):
             token_ids[rows, length - len(suffix) + place] = token
         counted = inside if self._layout.count_special_tokens else text & ~self._encoder.is_special(token_ids)
-        return Batch(token_ids, length, window.document, window.ordinal, counted)
+        if shape:
+            filler = ((0, shape[0] - len(length)), (0, 0))
+            token_ids = np.pad(token_ids, filler, constant_values=self._encoder.padding)
+            counted = np.pad(counted, filler)
+        return Batch(token_ids, length, window.document, window.ordinal, counted, shape is not None)

@@ -8,14 +8,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from indexer.corpus import Corpus
+from indexer.corpus import Corpus, Piece
 from indexer.errors import IndexerError
-from indexer.tokens.batch import Batch, Layout, Packer
+from indexer.tokens.batch import Batch, Layout, Packer, Snapshot
 from indexer.tokens.encode import Encoder
 from indexer.tokens.stream import Encoded, TokenStream
 
@@ -43,12 +43,21 @@ class TokenTotals:
     forced_cuts: int = 0
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a Batches stands between two batches, as plain values and NumPy arrays."""
+
+    state: dict[str, Any]
+
+
 class Batches:
     """Iterator of Batch over a corpus; a context manager, and used once.
 
     corpus, tokenizer: read and used by a background thread from now on.
     context, batch_tokens, count_special_tokens, max_tokens: see Layout.
     threads: how many threads encode. Neither the batches nor their order depend on it.
+    pieces: the consecutive pieces of the corpus to be read, all where not given.
+    start: a Position to continue from, of the same corpus, tokenizer, numbers and pieces.
     totals: what was handed out. waited: seconds spent in waiting for it.
     bytes_done: bytes on disk of the text behind it, about; the corpus itself counts what was read ahead too.
     Call `finished_documents` now and then: it holds an entry per document until then.
@@ -64,17 +73,20 @@ class Batches:
         batch_tokens: int,
         count_special_tokens: bool = False,
         max_tokens: int | None = None,
+        shapes: str = "tight",
         threads: int = 1,
+        pieces: Sequence[Piece] | None = None,
+        start: Position | None = None,
     ) -> None:
-        layout = Layout(context, batch_tokens, count_special_tokens, max_tokens)
+        layout = Layout(context, batch_tokens, count_special_tokens, max_tokens, shapes)
         if threads < 1:
             raise IndexerError(f"threads {threads}: must be at least 1")
         encoder = Encoder(tokenizer)
         self._wrapping = encoder.wrapping
-        self.totals = TokenTotals()
+        self.totals = TokenTotals() if start is None else TokenTotals(**start.state["totals"])
         self.waited = 0.0
-        self.bytes_done = 0
-        self._background = _Background(corpus, encoder, layout, threads)
+        self._background = _Background(corpus, encoder, layout, threads, pieces, start)
+        self.bytes_done = self._background.bytes_behind(0)
         # stops the thread when this object is forgotten, and at exit before the interpreter goes
         self._stop = weakref.finalize(self, self._background.stop)
         self._background.start()
@@ -107,6 +119,10 @@ class Batches:
         """
         return self._background.finished()
 
+    def position(self) -> Position:
+        """Where to continue after the latest batch; its finished documents are to have been asked for."""
+        return Position({"totals": asdict(self.totals), **self._background.state()})
+
     def close(self) -> None:
         """Stop the background thread; called again, it does nothing."""
         self._stop()
@@ -123,16 +139,34 @@ class Batches:
 class _Background:
     """The thread that fills a bounded queue of batches. Holds no reference to the Batches it serves."""
 
-    def __init__(self, corpus: Corpus, encoder: Encoder, layout: Layout, threads: int) -> None:
-        self._stream = TokenStream(corpus, encoder, layout.body(encoder), threads)
-        self._packer = Packer(encoder, layout)
-        # a batch, None for the end, and the documents finished before it
-        self._ready: deque[tuple[Batch | None, list[tuple[int, int]]]] = deque()
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder,
+        layout: Layout,
+        threads: int,
+        pieces: Sequence[Piece] | None,
+        start: Position | None,
+    ) -> None:
+        state = {} if start is None else start.state
+        reading, packed = state.get("reading"), state.get("packer")
+        self._stream = TokenStream(corpus, encoder, layout.body(encoder), threads, pieces, reading)
+        self._packer = Packer(encoder, layout, packed)
+        self._stream.forced = packed["forced"] if packed else 0
+        # batches that were handed out before, to be made again and left out
+        self._skip = state.get("skip", 0)
+        # what the state below is where the packer has taken no snapshot of its own yet
+        self._before = {"reading": reading, "packer": packed}
+        self._snapshot: Snapshot | None = None
+        self._since = self._skip
+        # a batch, None for the end; the documents finished before it; where the packer stood behind it
+        self._ready: deque[tuple[Batch | None, list[tuple[int, int]], Snapshot | None, int]] = deque()
         self._finished: list[tuple[int, int]] = []
         # (tokens not yet handed out, bytes on disk read when they had been encoded), in the order of reading
         self._behind: deque[tuple[int, int]] = deque()
         self._handed_out = 0
-        self._bytes_behind = 0
+        self._bytes_behind = reading["counts"]["bytes_read"] if reading else 0
+        self._wrapping = encoder.wrapping
         self._corpus = corpus
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -168,9 +202,17 @@ class _Background:
             if not self._ready:
                 return None
             self._changed.notify_all()
-            batch, finished = self._ready.popleft()
+            batch, finished, self._snapshot, self._since = self._ready.popleft()
             self._finished += finished
             return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where to continue behind what was taken."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return {**self._before, "skip": self._since}
+        reading = self._corpus.state(snapshot.mark)
+        return {"reading": reading, "packer": snapshot.state(), "skip": self._since}
 
     def finished(self) -> list[tuple[int, int]]:
         with self._changed:
@@ -190,11 +232,14 @@ class _Background:
         try:
             empty = True
             with contextlib.closing(self._packer.batches(self._noted())) as batches:
-                for batch in batches:
+                for number, batch in enumerate(batches):
                     empty = False
-                    if not self._put(batch):
+                    if number < self._skip:
+                        self._packer.finished_documents()
+                        self.bytes_behind(int(batch.length.sum()) - self._wrapping * len(batch.length))
+                    elif not self._put(batch):
                         return
-            if empty:
+            if empty and not self._corpus.allow_empty and not self._before["packer"]:
                 raise IndexerError("the corpus has no token: its text is all such as the tokenizer drops")
             self._put(None)
         except BaseException as error:
@@ -213,7 +258,8 @@ class _Background:
 
     def _put(self, batch: Batch | None) -> bool:
         """Queue a batch, or the end; False where nobody waits for it any more."""
-        entry = (batch, self._packer.finished_documents())
+        finished = self._packer.finished_documents()
+        entry = (batch, finished, self._packer.snapshot, self._packer.since)
         with self._changed:
             while len(self._ready) >= READY_BATCHES and not self._stopped:
                 self._changed.wait()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.corpus import Corpus, Document
+from indexer.corpus import Corpus, Document, Mark, Piece
 from indexer.tokens.encode import Encoder
 from indexer.tokens.long import LongText
 
@@ -29,6 +30,9 @@ class Encoded:
     token_ids: int32 [tokens], part after part. length: int64 [parts].
     document: int64 [parts]. ordinal: int64 [parts], the number of the part's first sequence in its document.
     finished: (document, characters) of the documents that end here.
+    piece: number of the piece of the corpus that they are in.
+    mark: where reading stands behind them, None where it cannot be continued from there.
+    forced: places of the stream so far at which a long text had to be cut.
     """
 
     token_ids: NDArray[np.int32]
@@ -36,13 +40,18 @@ class Encoded:
     document: NDArray[np.int64]
     ordinal: NDArray[np.int64]
     finished: list[tuple[int, int]]
+    piece: int = 0
+    mark: Mark | None = None
+    forced: int = 0
 
 
 @dataclass
 class _Chunk:
+    piece: int
     texts: list[str] = field(default_factory=list)
     documents: list[int] = field(default_factory=list)
     characters: int = 0
+    mark: Mark | None = None
 
     def add(self, document: int, text: str) -> None:
         self.texts.append(text)
@@ -59,11 +68,22 @@ class TokenStream:
 
     body: tokens of a sequence without the special ones; a document in parts is parted at multiples of it.
     threads: how many chunks are encoded at the same time. The order of the results does not depend on it.
+    pieces, start: see Corpus.documents.
     `forced` counts the places at which a long text had to be cut, see indexer.tokens.long.
     """
 
-    def __init__(self, corpus: Corpus, encoder: Encoder, body: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder,
+        body: int,
+        threads: int = 1,
+        pieces: Sequence[Piece] | None = None,
+        start: dict[str, Any] | None = None,
+    ) -> None:
         self._corpus = corpus
+        self._pieces = pieces
+        self._start = start
         self._encoder = encoder
         self._body = body
         self._threads = threads
@@ -90,20 +110,26 @@ class TokenStream:
             while waiting:
                 yield waiting.popleft().result()
 
-    def _items(self) -> Iterator[_Chunk | tuple[int, Iterator[str]]]:
-        """Chunks of whole documents, and long documents as (document, pieces)."""
-        chunk = _Chunk()
-        for document in self._corpus.documents():
+    def _items(self) -> Iterator[_Chunk | tuple[int, int, Iterator[str]]]:
+        """Chunks of whole documents of one piece, and long documents as (document, piece, parts)."""
+        chunk = _Chunk(0)
+        for document in self._corpus.documents(self._pieces, self._start):
+            if document.piece != chunk.piece:
+                if chunk.texts:
+                    yield chunk
+                chunk = _Chunk(document.piece)
             text, rest = _short(document)
             if rest is None:
                 chunk.add(document.id, text)
                 if not chunk.full:
                     continue
+                # the document is used up, and no other was asked for
+                chunk.mark = self._corpus.mark()
             if chunk.texts:
                 yield chunk
-                chunk = _Chunk()
+                chunk = _Chunk(document.piece)
             if rest is not None:
-                yield document.id, rest
+                yield document.id, document.piece, rest
         if chunk.texts:
             yield chunk
 
@@ -111,9 +137,10 @@ class TokenStream:
         token_ids, length = self._encoder.token_ids(chunk.texts)
         document = np.array(chunk.documents, dtype=np.int64)
         finished = list(zip(chunk.documents, map(len, chunk.texts), strict=True))
-        return Encoded(token_ids, length, document, np.zeros_like(document), finished)
+        first = np.zeros_like(document)
+        return Encoded(token_ids, length, document, first, finished, chunk.piece, chunk.mark, self.forced)
 
-    def _long(self, document: int, pieces: Iterator[str]) -> Iterator[Encoded]:
+    def _long(self, document: int, piece: int, pieces: Iterator[str]) -> Iterator[Encoded]:
         text = LongText(self._encoder, pieces)
         ordinal = 0
         held = np.empty(0, dtype=np.int32)
@@ -121,20 +148,25 @@ class TokenStream:
             held = np.concatenate((held, token_ids))
             whole = len(held) // self._body
             if whole:
-                yield _part(document, ordinal, held[: whole * self._body], [])
+                yield _part(document, ordinal, held[: whole * self._body], [], piece)
                 ordinal += whole
                 held = held[whole * self._body :]
         self.forced += text.forced
-        yield _part(document, ordinal, held, [(document, text.characters)])
+        last = _part(document, ordinal, held, [(document, text.characters)], piece)
+        yield replace(last, mark=self._corpus.mark(), forced=self.forced)
 
 
 def _part(
-    document: int, ordinal: int, token_ids: NDArray[np.int32], finished: list[tuple[int, int]]
+    document: int,
+    ordinal: int,
+    token_ids: NDArray[np.int32],
+    finished: list[tuple[int, int]],
+    piece: int,
 ) -> Encoded:
     def column(value: int) -> NDArray[np.int64]:
         return np.array([value], dtype=np.int64)
 
-    return Encoded(token_ids, column(len(token_ids)), column(document), column(ordinal), finished)
+    return Encoded(token_ids, column(len(token_ids)), column(document), column(ordinal), finished, piece)
 
 
 def _short(document: Document) -> tuple[str, Iterator[str] | None]:

@@ -131,12 +131,14 @@ class Moments:
         finite = (count - self.nan - self.inf).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             m1, m2, m3, m4 = (self.sums_of_powers() / finite[:, None]).T
+            # powers as products: unlike pow, they are rounded the same on every machine
+            square = m1 * m1
             spread = self.maximum > self.minimum
-            variance = np.where(finite > 0, np.where(spread, np.maximum(m2 - m1**2, 0.0), 0.0), np.nan)
-            third = m3 - 3 * m1 * m2 + 2 * m1**3
-            fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-            skewness = np.where(variance > 0, third / variance**1.5, np.nan)
-            kurtosis = np.where(variance > 0, fourth / variance**2, np.nan)
+            variance = np.where(finite > 0, np.where(spread, np.maximum(m2 - square, 0.0), 0.0), np.nan)
+            third = m3 - 3 * m1 * m2 + 2 * (square * m1)
+            fourth = m4 - 4 * m1 * m3 + 6 * square * m2 - 3 * (square * square)
+            skewness = np.where(variance > 0, third / (variance * np.sqrt(variance)), np.nan)
+            kurtosis = np.where(variance > 0, fourth / (variance * variance), np.nan)
         return {"mean": m1, "variance": variance, "skewness": skewness, "kurtosis": kurtosis}
 
 

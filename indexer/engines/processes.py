@@ -1,0 +1,146 @@
+"""Several processes of one machine, each with a shard of the corpus: one for each GPU, or for some cores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from indexer.config import BuildConfig
+from indexer.engines.shards import count_of_shards, merge_parts, shard_output, shards_folder
+from indexer.errors import IndexerError
+from indexer.index.output import check_output
+from indexer.index.unfinished import BUILD_SUFFIX, last_progress
+from indexer.progress import Progress
+from indexer.work.durable import remove
+
+POLL_SECONDS = 0.5
+_MISTAKE = "error: "
+
+
+@dataclass
+class Worker:
+    """One process at work on one shard."""
+
+    shard: int
+    output: Path
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+
+    def message(self) -> str:
+        """What it ended with, in one line."""
+        self.said.seek(0)
+        lines = [line for line in self.said.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        mistakes = [line for line in lines if line.startswith(_MISTAKE)]
+        last = (mistakes or lines or [f"exit status {self.process.returncode}"])[-1]
+        return last.removeprefix(_MISTAKE)
+
+
+def build_in_processes(config: BuildConfig) -> Path:
+    """Build with `config.workers` processes and merge; returns the index.
+
+    Raises IndexerError where a worker fails, after the others are done; the same call continues their work.
+    """
+    check_output(config.output, config.overwrite)
+    count_of_shards(config)
+    folder = shards_folder(config.output)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise IndexerError(f"{folder}: cannot be made: {error.strerror}") from error
+    progress = Progress()
+    try:
+        with _started(config) as workers:
+            _watch(workers, progress)
+    finally:
+        progress.close()
+    failed = [worker for worker in workers if worker.process.returncode]
+    if failed:
+        raise IndexerError(f"worker {failed[0].shard} of {len(workers)}: {failed[0].message()}")
+    output = merge_parts([worker.output for worker in workers], config.output, overwrite=config.overwrite)
+    remove(folder)
+    return output
+
+
+@contextmanager
+def _started(config: BuildConfig) -> Iterator[list[Worker]]:
+    """The workers; told to stop, with their work kept, where the block is left early."""
+    workers: list[Worker] = []
+    try:
+        for shard in range(config.workers):
+            workers.append(_start(config, shard))
+        yield workers
+    except BaseException:
+        for worker in workers:
+            if worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGTERM)
+        for worker in workers:
+            worker.process.wait()
+        raise
+    finally:
+        for worker in workers:
+            # a message may still be asked for, and the operating system takes the file away afterwards
+            if worker.process.returncode == 0:
+                worker.said.close()
+
+
+def _start(config: BuildConfig, shard: int) -> Worker:
+    share = shard_config(config, shard, config.workers)
+    environment = {**os.environ}
+    if config.device.startswith("cuda") or (config.device == "auto" and _gpus()):
+        environment["CUDA_VISIBLE_DEVICES"] = str(shard % max(1, _gpus()))
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+    process = subprocess.Popen(
+        [sys.executable, "-m", "indexer.engines.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, env=environment,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(share.model_dump_json().encode())
+    process.stdin.close()
+    return Worker(shard, shard_output(config.output, shard, config.workers), process, said)
+
+
+def shard_config(config: BuildConfig, shard: int, shards: int) -> BuildConfig:
+    """The configuration of one shard, with its part of this machine's cores."""
+    cores = config.threads or psutil.cpu_count(logical=False) or 1
+    return config.model_copy(
+        update={
+            "shard": (shard, shards),
+            "threads": max(1, cores // config.workers),
+            "workers": 1,
+            "ray": None,
+            "shards": None,
+        }
+    )
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _watch(workers: list[Worker], progress: Progress) -> None:
+    """Show how far they are until all have ended."""
+    progress.say(f"{len(workers)} workers, each with a shard of the corpus")
+    while any(worker.process.poll() is None for worker in workers):
+        time.sleep(POLL_SECONDS)
+        progress.show_sum([_progress(worker) for worker in workers])
+
+
+def _progress(worker: Worker) -> tuple[float, int]:
+    """The share that a worker has done, 0 to 1, and its tokens."""
+    if worker.process.returncode == 0:
+        return 1.0, 0
+    found = last_progress(worker.output.with_name(worker.output.name + BUILD_SUFFIX))
+    return float(found.get("share") or 0.0), int(found.get("tokens", 0))

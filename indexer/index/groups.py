@@ -1,0 +1,55 @@
+"""Writing the row groups of one Parquet file as their rows come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from indexer.index.encoding import parquet_options
+
+
+class RowGroups:
+    """A Parquet file that is being written; a context manager, and whole when its block ends.
+
+    Tables are gathered until they have `rows` rows, and are one row group then: of N rows in all there are at
+    most N / rows groups, rounded up, and no table lies in two of them. Memory: the rows of one group, twice.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, rows: int = 1) -> None:
+        """Create the file. Raises OSError where it cannot be."""
+        self.rows = 0
+        self._schema = schema
+        self._wanted = rows
+        self._gathered: list[pa.Table] = []
+        self._gathered_rows = 0
+        self._writer = pq.ParquetWriter(path, schema, **parquet_options(schema))
+
+    def __enter__(self) -> RowGroups:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._write()
+        finally:
+            self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows; strings may be dictionaries. Raises OSError where the disk fails."""
+        if table.num_rows:
+            self._gathered.append(table.cast(self._schema))
+            self._gathered_rows += table.num_rows
+        if self._gathered_rows >= self._wanted:
+            self._write()
+
+    def _write(self) -> None:
+        if self._gathered:
+            whole = pa.concat_tables(self._gathered)
+            self._gathered, self._gathered_rows = [], 0
+            self._writer.write_table(whole, row_group_size=whole.num_rows)
+            self.rows += whole.num_rows

@@ -1,0 +1,274 @@
+"""Records of layers read back from an index: the exact inverse of writing them.
+
+An index is its own state: what it stores of a layer can be written, merged or continued like the record it
+was written from. Blocks of units are read from the row groups that hold them, so each costs its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from indexer.errors import IndexerError
+from indexer.index import schema
+from indexer.index.files import DAMAGED, GroupedFile, UnitFile, told
+from indexer.index.manifest import Manifest
+from indexer.index.moments import PACKED, POWERS, unpack
+from indexer.index.quantiles import numbers_of_bins
+from indexer.index.records import HISTOGRAM_BINS, Examples, LayerRecord
+from indexer.index.rows import PLACES, ExampleRows
+
+Opened = TypeVar("Opened", bound=GroupedFile)
+
+_STATISTICS = ("nan", "inf", "minimum", "maximum")
+_EXAMPLES = (
+    "unit", "extreme", "rank", "value", "document", "sequence", "position", "window_start", "token_ids",
+    "activations",
+)  # fmt: skip
+_BINS = ("unit", "lower", "upper", "count")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many examples a unit has at most at either end, and how many tokens the longest window has."""
+
+    top: int
+    bottom: int
+    width: int
+
+    @classmethod
+    def of(cls, configuration: Mapping[str, Any]) -> Shape | None:
+        """From the configuration of a build; None where that does not tell."""
+        try:
+            context = int(configuration["context"])
+            before, after = (min(int(tokens), context - 1) for tokens in configuration["window"])
+            return cls(int(configuration["top"]), int(configuration["bottom"]), before + 1 + after)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def read_layer(
+    index: Path, manifest: Manifest, site: str, layer: int, units: slice | None = None
+) -> LayerRecord:
+    """The record of a layer, or of a block of its units.
+
+    units: first and last + 1, with step 1; all of them without it.
+    Places are in rank order; there are as many, and windows as wide, as the configuration in the manifest
+    says, or where it does not, as the block's longest.
+    Raises IndexerError for a layer or units the index has not, and where a file is damaged.
+    Cost: reads the row groups that hold the units; memory of the record and of one row group.
+    """
+    with LayerFiles(index, manifest, site, layer) as files:
+        return files.record(units)
+
+
+class LayerFiles:
+    """The files of one layer, opened as they are needed; a context manager. Blocks as in `read_layer`."""
+
+    def __init__(self, index: Path, manifest: Manifest, site: str, layer: int) -> None:
+        entry = manifest.layer(site, layer)
+        if entry is None:
+            raise IndexerError(f"index {index}: it has no layer {site}.{layer}")
+        self.entry = entry
+        self._index = index
+        self._shape = Shape.of(manifest.configuration)
+        before = manifest.layers[: manifest.layers.index(entry)]
+        self._first_row = sum(other.units for other in before)
+        self._files: dict[str, GroupedFile] = {}
+
+    def __enter__(self) -> LayerFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def record(self, units: slice | None = None) -> LayerRecord:
+        """All of a block of units."""
+        first, last = self._bounds(units)
+        block = slice(first, last)
+        histogram = np.zeros((last - first, HISTOGRAM_BINS), np.int64)
+        self.add_histogram(block, histogram)
+        rows: dict[str, list[ExampleRows]] = {"top": [], "bottom": []}
+        for extreme, part in self.examples(block):
+            rows[extreme].append(part)
+        shape = self._shape or Shape(0, 0, 1)
+        return LayerRecord(
+            site=self.entry.site,
+            layer=self.entry.layer,
+            count=self.entry.count,
+            **self.statistics(block),
+            sums=self.sums(block),
+            histogram=histogram,
+            top=_dense(rows["top"], last - first, shape.top, shape.width),
+            bottom=_dense(rows["bottom"], last - first, shape.bottom, shape.width),
+        )
+
+    def statistics(self, units: slice | None = None) -> dict[str, np.ndarray]:
+        """nan, inf: int64, minimum, maximum: float32 (NaN where unknown), all [units]."""
+        first, last = self._bounds(units)
+        file = self._open(schema.UNITS_FILE, GroupedFile, schema.UNITS)
+        table = _numbered_rows(file, self._first_row + first, self._first_row + last, ("unit", *_STATISTICS))
+        self._must_be(file, table.num_rows == last - first)
+        self._must_be(file, np.array_equal(table["unit"].to_numpy(), np.arange(first, last)))
+        return {name: table[name].to_numpy().astype(_dtype(schema.UNITS, name)) for name in _STATISTICS}
+
+    def sums(self, units: slice | None = None) -> np.ndarray:
+        """Exact sums of powers, settled, int64 [units, POWERS, LIMBS]."""
+        first, last = self._bounds(units)
+        file = self._open(schema.sums_file(self.entry.site, self.entry.layer), UnitFile, schema.SUMS)
+        columns = ("unit", *schema.SUM_NAMES, *schema.OVERFLOWED_NAMES)
+        tables = list(_unit_rows(file, first, last, columns))
+        table = pa.concat_tables(tables) if tables else file.empty(columns)
+        self._must_be(file, np.array_equal(table["unit"].to_numpy(), np.arange(first, last)))
+        packed = np.empty((last - first, POWERS, PACKED), np.uint8)
+        for power, name in enumerate(schema.SUM_NAMES):
+            packed[:, power] = _fixed_bytes(table[name])
+        overflowed = np.stack([table[name].to_numpy() for name in schema.OVERFLOWED_NAMES], axis=1)
+        self._must_be(file, bool((overflowed >= 0).all()))
+        return unpack(packed, overflowed)
+
+    def add_histogram(self, units: slice | None, counts: np.ndarray) -> None:
+        """Add the counts of a block to int64 [units, HISTOGRAM_BINS]."""
+        first, last = self._bounds(units)
+        path = schema.histograms_file(self.entry.site, self.entry.layer)
+        file = self._open(path, UnitFile, schema.HISTOGRAMS)
+        flat = counts.reshape(-1)
+        end = -1
+        for table in _unit_rows(file, first, last, _BINS):
+            number = numbers_of_bins(table["lower"].to_numpy(), table["upper"].to_numpy())
+            key = (table["unit"].to_numpy() - first).astype(np.int64) * HISTOGRAM_BINS + number
+            # ascending, so that no bin is there twice and adding by index adds them all
+            ascends = bool((np.diff(key, prepend=end) > 0).all())
+            found = table["count"].to_numpy()
+            self._must_be(file, ascends and bool((number >= 0).all()) and bool((found > 0).all()))
+            flat[key] += found
+            end = int(key[-1])
+
+    def examples(self, units: slice | None = None) -> Iterator[tuple[str, ExampleRows]]:
+        """(extreme, its rows) of a block, row group after row group; of whole units."""
+        first, last = self._bounds(units)
+        path = schema.examples_file(self.entry.site, self.entry.layer)
+        file = self._open(path, UnitFile, schema.EXAMPLES_STORED)
+        # each unit's rows are in one row group, and come once
+        ended = {"bottom": -1, "top": -1}
+        for table in _unit_rows(file, first, last, _EXAMPLES):
+            ids, activations = (table[name].combine_chunks() for name in ("token_ids", "activations"))
+            length = pc.list_value_length(ids).to_numpy()
+            self._must_be(file, np.array_equal(length, pc.list_value_length(activations).to_numpy()))
+            rows = {name: table[name].to_numpy() for name in PLACES if name != "window_length"}
+            rows |= {"unit": table["unit"].to_numpy().astype(np.int64) - first, "window_length": length}
+            rows["offset"] = np.cumsum(length, dtype=np.int64) - length
+            tokens = {"token_ids": ids.flatten().to_numpy(), "activations": activations.flatten().to_numpy()}
+            rank = table["rank"].to_numpy()
+            for extreme in ("bottom", "top"):
+                chosen = pc.equal(table["extreme"], extreme).to_numpy()
+                part = ExampleRows(**{name: values[chosen] for name, values in rows.items()}, **tokens)
+                if not len(part):
+                    continue
+                inside = ended[extreme] < part.unit[0] and part.unit[-1] < last - first
+                self._must_be(file, inside and bool((np.diff(part.unit) >= 0).all()))
+                self._must_be(file, np.array_equal(rank[chosen], _places(part.unit) + 1))
+                ended[extreme] = int(part.unit[-1])
+                yield extreme, part
+
+    def _bounds(self, units: slice | None) -> tuple[int, int]:
+        if units is None:
+            return 0, self.entry.units
+        if not 0 <= units.start <= units.stop <= self.entry.units or units.step not in (None, 1):
+            raise IndexerError(
+                f"index {self._index}: units {units.start} to {units.stop - 1} of {self.entry.site}."
+                f"{self.entry.layer}: it has units 0 to {self.entry.units - 1}"
+            )
+        return units.start, units.stop
+
+    def _open(self, path: str, kind: Callable[[Path, pa.Schema], Opened], wanted: pa.Schema) -> Opened:
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = kind(self._index / path, wanted)
+        return file  # type: ignore[return-value]
+
+    def _must_be(self, file: GroupedFile, right: bool) -> None:
+        if not right:
+            raise IndexerError(f"{file.path}: its rows are not those of {self._layer}; {DAMAGED}")
+
+    @property
+    def _layer(self) -> str:
+        return f"layer {self.entry.site}.{self.entry.layer}"
+
+
+def _numbered_rows(file: GroupedFile, first: int, last: int, columns: Sequence[str]) -> pa.Table:
+    """Rows first to last - 1 of a file, as far as it has them."""
+    tables, before = [file.empty(columns)], 0
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        start, end = max(first - before, 0), min(last - before, rows)
+        if start < end:
+            tables.append(_group(file, group, columns).slice(start, end - start))
+        before += rows
+    return pa.concat_tables(tables)
+
+
+def _unit_rows(file: GroupedFile, first: int, last: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of units first to last - 1, one table for each row group that has some."""
+    place = file.schema.get_field_index("unit")
+    for group in range(file.metadata.num_row_groups):
+        with told(file.path):
+            held = file.metadata.row_group(group).column(place).statistics
+        if held is None or not held.has_min_max or held.max < first or held.min >= last:
+            continue
+        table = _group(file, group, columns)
+        unit = table["unit"].to_numpy()
+        start, end = (int(place) for place in np.searchsorted(unit, [first, last]))
+        if start < end:
+            yield table.slice(start, end - start)
+
+
+def _group(file: GroupedFile, group: int, columns: Sequence[str]) -> pa.Table:
+    with told(file.path):
+        return file.reader().read_row_group(group, columns=list(columns)).select(list(columns))
+
+
+def _fixed_bytes(column: pa.ChunkedArray) -> np.ndarray:
+    """uint8 [rows, PACKED] of a column of fixed-size binary without nulls."""
+    parts = [
+        np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * PACKED, chunk.offset * PACKED)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate([*parts, np.empty(0, np.uint8)]).reshape(-1, PACKED)
+
+
+def _dtype(wanted: pa.Schema, name: str) -> np.dtype[Any]:
+    return np.dtype(wanted.field(name).type.to_pandas_dtype())
+
+
+def _places(unit: np.ndarray) -> np.ndarray:
+    """Of each row, how many rows of the same unit are before it; unit: ascending."""
+    return np.arange(len(unit)) - np.searchsorted(unit, unit)
+
+
+def _dense(parts: list[ExampleRows], units: int, k: int, width: int) -> Examples:
+    """The rows in places; at least k of them and `width` tokens for each."""
+    places = [_places(part.unit) for part in parts]
+    k = max([k, *(int(place.max(initial=-1)) + 1 for place in places)])
+    width = max([width, *(part.width for part in parts)])
+    found = Examples.empty(units, k, width)
+    flat = [getattr(found, name).reshape(units * k, width) for name in ("token_ids", "activations")]
+    for part, place in zip(parts, places, strict=True):
+        at = part.unit * k + place
+        for name in PLACES:
+            getattr(found, name).reshape(-1)[at] = getattr(part, name)
+        part.put_windows(np.arange(len(part)), at, *flat)
+        found.filled[:] += np.bincount(part.unit, minlength=units).astype(np.int32)
+    return found

@@ -1,0 +1,112 @@
+"""How far an unfinished build is, read from its folder by anyone who looks; the build need not run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from indexer.errors import IndexerError
+
+BUILD_SUFFIX = ".build"
+SHARDS_SUFFIX = ".shards"
+IDENTITY = "build.json"
+LOG = "build.log.jsonl"
+_PROGRESS = ("tokens", "share", "tokens_per_second", "seconds_left")
+# events after which nobody works on the build
+_ENDED = ("interrupted", "failed")
+_QUIET_SECONDS = 120
+
+
+def progress_of(index: Path) -> dict[str, Any] | None:
+    """Facts about the unfinished build of `index`; None where there is an index, or nothing at all.
+
+    Raises IndexerError where the folder cannot be read.
+    """
+    if (index / "manifest.json").exists():
+        return None
+    try:
+        shards = sorted(_below(index.with_name(index.name + SHARDS_SUFFIX)))
+        own = index.with_name(index.name + BUILD_SUFFIX)
+        if (own / IDENTITY).exists():
+            return {"index": str(index), **_build(own)}
+        if shards:
+            return _shards(index, shards)
+    except OSError as error:
+        raise IndexerError(f"{index}: its unfinished build cannot be read: {error.strerror}") from None
+    return None
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a build's log in order; a line cut off by a crash is left out."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            yield event
+
+
+def last_progress(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """The latest event of a build's log that tells how far it is, of one kind or any; empty without one."""
+    found: dict[str, Any] = {}
+    for event in read_events(folder / LOG):
+        if "tokens" in event and event.get("event") == (kind or event.get("event")):
+            found = event
+    return found
+
+
+def _build(folder: Path) -> dict[str, Any]:
+    events = list(read_events(folder / LOG))
+    last = events[-1] if events else {}
+    saved = next((event["time"] for event in reversed(events) if event.get("event") == "checkpoint"), None)
+    return {
+        "state": _state(last),
+        **{name: value for name, value in last_progress(folder).items() if name in _PROGRESS},
+        "last_checkpoint": saved,
+        "last_event": f"{last.get('time')} {last.get('event')}" if last else None,
+        "continues_in": str(folder),
+    }
+
+
+def _state(last: dict[str, Any]) -> str:
+    if last.get("event") in _ENDED:
+        return f"{last['event']}; the same command continues it"
+    try:
+        silent = (datetime.now(UTC) - datetime.fromisoformat(str(last.get("time")))).total_seconds()
+    except ValueError:
+        return "begun"
+    if silent > _QUIET_SECONDS:
+        return f"silent for {silent:.0f} s, perhaps killed; the same command continues it"
+    return "running"
+
+
+def _shards(index: Path, shards: list[Path]) -> dict[str, Any]:
+    finished = [path for path in shards if (path / "manifest.json").exists()]
+    running = [path for path in shards if path.name.endswith(BUILD_SUFFIX) and (path / IDENTITY).exists()]
+    total = next((path.name.split(".")[0].split("-of-")[-1] for path in shards), "?")
+    return {
+        "index": str(index),
+        "state": f"{len(finished)} of {total} shards finished",
+        **{path.name.removesuffix(".index" + BUILD_SUFFIX): _told(path) for path in running},
+        "next": f"neuron-indexer merge {index}{SHARDS_SUFFIX} --output {index}, once all are finished",
+    }
+
+
+def _told(folder: Path) -> str:
+    facts = _build(folder)
+    share = facts.get("share")
+    done = "" if share is None else f", {share:.0%}"
+    return f"{facts['state']}, {facts.get('tokens', 0):,} tokens{done}"
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if path.is_dir() and "-of-" in path.name)

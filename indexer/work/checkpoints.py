@@ -1,0 +1,109 @@
+"""A build's state to and from its folder, and its index put in place.
+
+A checkpoint is an index of all that was read so far, written as any index is, and beside it where reading
+stands. So it holds nothing that the format does not, and can itself be asked questions.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from indexer import account
+from indexer.errors import IndexerError
+from indexer.index.manifest import read_manifest
+from indexer.index.restore import read_layer
+from indexer.index.write import IndexWriter
+from indexer.observer import MLP, NonFinite
+from indexer.partials.state import record_of, statistics_of
+from indexer.tokens import Position
+from indexer.work.durable import told
+from indexer.work.folder import Checkpoint
+
+if TYPE_CHECKING:
+    from indexer.pipeline import Build
+
+
+def save(build: Build) -> float:
+    """Make a checkpoint of all batches that were run; returns the seconds that it took.
+
+    To be called between batches. Raises IndexerError where the disk fails; the last checkpoint then holds.
+    """
+    begin = time.perf_counter()
+    assert build.observer is not None
+    build.work.save(lambda path: _write(build, path, running=True), _position(build))
+    seconds = time.perf_counter() - begin
+    build.note("checkpoint", tokens=build.observer.count, share=build.share_done(), took=round(seconds, 3))
+    return seconds
+
+
+def publish(build: Build) -> Path:
+    """Put the finished index in place and remove the build's folder; returns the index's path."""
+    assert build.observer is not None
+    with told(build.work.path, "The last checkpoint holds; make room, then run the same command to continue"):
+        build.note("finished", tokens=build.observer.count, seconds=round(build.seconds, 1))
+    _write(build, build.config.output, running=False)
+    build.published = True
+    build.work.remove()
+    return build.config.output
+
+
+def restored(build: Build, checkpoint: Checkpoint) -> Position:
+    """Give the build the states of a checkpoint; returns where to go on reading."""
+    state, observer = checkpoint.position, build.observer
+    assert observer is not None
+    changed = build.corpus.changed_since(state["stamps"])
+    if changed:
+        raise IndexerError(
+            f"{build.work.path}: {changed}, since this build began; restore the file to continue, or give "
+            "--overwrite after removing the folder to begin anew"
+        )
+    manifest = read_manifest(checkpoint.index)
+    for layer in build.layers:
+        record = read_layer(checkpoint.index, manifest, MLP, layer.layer)
+        statistics = statistics_of(record, build.keep, kernels=build.kernels, threads=build.threads)
+        observer.restore(layer.layer, statistics)
+    met = state["observer"]["first_non_finite"]
+    observer.first_non_finite = None if met is None else NonFinite(**met)
+    observer.seconds = state["observer"]["seconds"]
+    build.documents.restore(state["documents"])
+    build.seconds_before = state["seconds"]
+    build.model_seconds = state["model_seconds"]
+    build.waited = state["waited"]
+    return Position(state["reading"])
+
+
+def _position(build: Build) -> dict[str, Any]:
+    observer = build.observer
+    assert observer is not None
+    met = observer.first_non_finite
+    return {
+        "reading": build.batches.position().state,
+        "stamps": build.corpus.stamps(),
+        "documents": build.documents.state(),
+        "observer": {
+            "first_non_finite": None if met is None else asdict(met),
+            "seconds": observer.seconds,
+        },
+        "seconds": build.seconds,
+        "model_seconds": build.model_seconds,
+        "waited": build.waited,
+    }
+
+
+def _write(build: Build, path: Path, *, running: bool) -> None:
+    """An index of the present state; running: whether the states are needed afterwards."""
+    observer = build.observer
+    assert observer is not None
+    overwrite = build.config.overwrite and not running
+    with IndexWriter(path, build.vocabulary, overwrite=overwrite) as writer:
+        for layer in build.layers:
+            statistics = observer.statistics[layer.layer]
+            writer.add_layer(record_of(statistics, MLP, layer.layer, copy=running))
+            if not running:
+                # the record has its arrays; what is written can go
+                del observer.statistics[layer.layer], statistics
+        documents = build.documents.table(build.corpus, writer.documents)
+        writer.publish(account.manifest(build), documents)

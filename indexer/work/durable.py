@@ -1,0 +1,64 @@
+"""Files that are whole or not there, whenever the machine stops.
+
+A file is written under another name, flushed to the disk, renamed, and its folder flushed. Each step is a
+function of its own: the places where tests kill the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from indexer.errors import IndexerError
+from indexer.index.output import flush
+
+# what is being written, and of no use to anybody should the process end
+UNFINISHED = ".new"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Put a file at `path`, in place of one that may be there. Raises OSError; then the old one stays."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    write_flushed(unfinished, content)
+    rename(unfinished, path)
+    flush_folder(path.parent)
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a file and have the disk hold it."""
+    path.write_bytes(content)
+    flush(path)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Put a file or folder in its place, in one step."""
+    os.replace(path, target)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder."""
+    flush(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all in it; one that cannot be removed does no harm and stays."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def told(folder: Path, kept: str) -> Iterator[None]:
+    """Turn what the disk says into one line; kept: what is left of the work."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise IndexerError(f"{folder}: cannot be written: {reason}. {kept}") from error

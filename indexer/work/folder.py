@@ -1,0 +1,234 @@
+"""The folder OUTPUT.build beside an index that is being built: what the build is, and its last checkpoint.
+
+    build.json        what decides the index; another model, corpus or option does not continue this build
+    checkpoint.json   which checkpoint holds, and its digests; exchanged in one step, and all that is believed
+    checkpoint-N/     an index of all that was read so far, and where reading stands
+    build.log.jsonl   one line per event
+
+A process that is killed at any moment leaves the checkpoint before, or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from indexer.errors import IndexerError
+from indexer.index.manifest import read_manifest, sha256, size_problem
+from indexer.index.unfinished import BUILD_SUFFIX, IDENTITY, LOG
+from indexer.work.durable import digest, flush_folder, remove, told, write_durably, write_flushed
+from indexer.work.events import EventLog
+from indexer.work.plain import packed, unpacked
+
+CURRENT = "checkpoint.json"
+INDEX = "index"
+POSITION, ARRAYS = "position.json", "position.npz"
+_LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a build had done: an index of it, and plain values and arrays about where it stood."""
+
+    index: Path
+    position: dict[str, Any]
+
+
+class WorkFolder:
+    """One build's folder; a context manager, within which no other process works in it.
+
+    Left without a checkpoint, the folder is removed.
+    """
+
+    def __init__(self, output: Path) -> None:
+        """output: where the index goes; the folder lies beside what a symbolic link there points to."""
+        target = Path(os.path.realpath(output))
+        self.output = output
+        self.path = target.with_name(target.name + BUILD_SUFFIX)
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> WorkFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is not None:
+            if not (self.path / CURRENT).exists():
+                # nothing was done that could be continued
+                self.remove()
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a build was begun and not finished."""
+        return (self.path / IDENTITY).exists()
+
+    @property
+    def log(self) -> EventLog:
+        """The log of this build."""
+        return EventLog(self.path / LOG)
+
+    def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> Checkpoint | None:
+        """Make the folder, or continue in it; returns the last checkpoint, None where there is none.
+
+        identity: what decides the index, JSON values by the name a person knows them by.
+        Raises IndexerError where it holds a build of another identity, unless `overwrite`, which discards
+        that; where another process works in it; and where its checkpoint is damaged.
+        """
+        with told(self.path, "Nothing was begun; make room there or choose another --output"):
+            self.path.mkdir(exist_ok=True)
+            self._take_lock()
+            found = self._identity()
+            differing = differences(found or identity, _reconciled(identity, found or identity))
+            if differing and not overwrite:
+                raise IndexerError(
+                    f"{self.path}: an unfinished build of {self.output} that differs: {differing}. Give the "
+                    "same options to continue it, or --overwrite to discard it"
+                )
+            if differing:
+                self._clear()
+            if found != identity:
+                write_durably(self.path / IDENTITY, json.dumps(dict(identity), indent=2).encode())
+            return self._checkpoint()
+
+    def save(self, write_index: Callable[[Path], object], position: dict[str, Any]) -> None:
+        """Make a checkpoint the one that holds. Raises IndexerError where the disk fails; the last one stays.
+
+        write_index: writes an index to the path it is given, durably.
+        """
+        with told(self.path, "The last checkpoint holds; make room, then run the same command to continue"):
+            number = 1 + max((int(path.name.split("-")[1]) for path in self._checkpoints()), default=0)
+            folder = self.path / f"checkpoint-{number}"
+            folder.mkdir()
+            try:
+                self._write(folder, write_index, position)
+            except BaseException:
+                # as much room as there was before
+                remove(folder)
+                raise
+            for other in self._checkpoints():
+                if other != folder:
+                    remove(other)
+
+    def remove(self) -> None:
+        """Remove the folder, where it is there: the index is in place."""
+        remove(self.path)
+
+    def _write(self, folder: Path, write_index: Callable[[Path], object], position: dict[str, Any]) -> None:
+        write_index(folder / INDEX)
+        text, arrays = packed(position)
+        write_flushed(folder / POSITION, text)
+        write_flushed(folder / ARRAYS, arrays)
+        flush_folder(folder)
+        current = {
+            "checkpoint": folder.name,
+            POSITION: digest(text),
+            ARRAYS: digest(arrays),
+            "manifest": sha256(folder / INDEX / "manifest.json"),
+        }
+        write_durably(self.path / CURRENT, json.dumps(current, indent=2).encode())
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that holds, all its digests checked; what lies beside it is cleared away."""
+        current = self._json(CURRENT)
+        name = "" if current is None else str(current.get("checkpoint"))
+        for other in self._checkpoints():
+            if other.name != name:
+                remove(other)
+        if current is None:
+            return None
+        folder = self.path / name
+        try:
+            text, arrays = ((folder / part).read_bytes() for part in (POSITION, ARRAYS))
+            whole = digest(text) == current[POSITION] and digest(arrays) == current[ARRAYS]
+            whole = whole and sha256(folder / INDEX / "manifest.json") == current["manifest"]
+            position = unpacked(text, arrays) if whole else {}
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damaged(f"{name}: {error}") from error
+        if not whole:
+            raise self._damaged(f"{name}: its digests differ")
+        self._check_index(folder / INDEX)
+        return Checkpoint(folder / INDEX, position)
+
+    def _check_index(self, index: Path) -> None:
+        for file in read_manifest(index).files:
+            problem = size_problem(index, file)
+            if problem is None and sha256(index / file.path) != file.sha256:
+                problem = f"{file.path} is not the file that was written"
+            if problem:
+                raise self._damaged(problem)
+
+    def _damaged(self, problem: str) -> IndexerError:
+        return IndexerError(
+            f"{self.path}: its checkpoint is damaged ({problem}); restore the folder, or remove it to "
+            "begin anew"
+        )
+
+    def _identity(self) -> dict[str, Any] | None:
+        return self._json(IDENTITY)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"{name} is not JSON") from error
+        if not isinstance(content, dict):
+            raise self._damaged(f"{name} is not an object")
+        return content
+
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in self.path.glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+
+    def _clear(self) -> None:
+        # what is believed goes first, so that a crash in between leaves nothing half believed
+        for name in (CURRENT, IDENTITY):
+            (self.path / name).unlink(missing_ok=True)
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
+
+    def _take_lock(self) -> None:
+        # held as long as the file is open, by this process alone
+        self._lock = open(self.path / _LOCK, "wb")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise IndexerError(
+                    f"{self.path}: another process is building {self.output}; wait for it or stop it"
+                ) from None
+            # some network file systems have no locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, for people; empty where nothing does."""
+    told = []
+    for name in sorted({*before, *now}):
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            told.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
+    return ", ".join(told)
+
+
+def _reconciled(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """`now`, but for what may change in the middle of a build: how bad text is met, where none was."""
+    free = ["--on-bad-text"] if before.get("--on-bad-text") == "error" else []
+    return {**now, **{name: before[name] for name in free}}
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

@@ -1,0 +1,409 @@
+"""Merged indexes are the index of one build over everything, row for row; or one line says why not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.child import measured
+from indexer.errors import IndexerError
+from indexer.index import output as output_module
+from indexer.index import schema
+from indexer.index.manifest import read_manifest, sha256
+from indexer.index.read import open_index
+from indexer.index.synthetic import (
+    Size,
+    configuration,
+    synthetic_documents,
+    synthetic_records,
+    synthetic_vocabulary,
+)
+from indexer.index.verify import verify_index
+from indexer.index.vocabulary import Vocabulary
+from indexer.index.write import IndexWriter
+from indexer.partials import merge as merge_module
+from indexer.partials.merge import merge_indexes
+from tests import partial_cases
+from tests.partial_cases import (
+    FILES,
+    VOCABULARY,
+    documents_of,
+    in_a_tree,
+    record,
+    rows,
+    some_parts,
+    write_part,
+)
+
+PARTS = 7
+LAYERS = (0, 3)
+Change = Callable[[dict[str, Any]], None]
+
+
+def some_index(output: Path, numbers: Sequence[int], change: Change = lambda sections: None) -> Path:
+    """An index of some of PARTS parts, of two layers with values of their own."""
+    records = []
+    for layer in LAYERS:
+        parts = some_parts(PARTS, seed=layer)
+        records.append(record([parts[number] for number in numbers], layer=layer))
+    chosen = [some_parts(PARTS, seed=layer)[number] for layer in LAYERS for number in numbers]
+    return write_part(output, numbers, records, documents_of(chosen), change)
+
+
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several row groups and blocks, small as the layers are."""
+    for name, size in (("EXAMPLE_ROWS", 16), ("HISTOGRAM_ROWS", 40), ("UNIT_ROWS", 5), ("DOCUMENT_ROWS", 4)):
+        monkeypatch.setattr(schema, name, size)
+    monkeypatch.setattr(merge_module, "BLOCK_BYTES", 20_000)
+
+
+def assert_same_rows(left: Path, right: Path) -> None:
+    ours, theirs = rows(left), rows(right)
+    assert list(ours) == list(theirs)
+    for name, table in ours.items():
+        assert table.equals(theirs[name]), name
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("seed", range(3))
+def test_any_tree_is_the_whole_row_for_row(seed: int, tmp_path: Path) -> None:
+    whole = some_index(tmp_path / "whole", range(PARTS))
+    parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(PARTS)]
+    merged = 0
+
+    def merge(group: list[Path]) -> Path:
+        nonlocal merged
+        merged += 1
+        return merge_indexes(group, tmp_path / f"merged{merged}")
+
+    index = in_a_tree(parts, merge, seed)
+    assert_same_rows(index, whole)
+    assert_same_rows(merge(parts[::-1]), whole)
+    verify_index(index, full=True)
+    for file in index.rglob("*.parquet"):
+        assert pq.ParquetFile(file).num_row_groups <= schema.MOST_ROW_GROUPS
+    assert pq.ParquetFile(index / "examples/mlp.0.parquet").num_row_groups > 2
+    with open_index(index) as opened, open_index(whole) as expected:
+        assert opened.top("mlp.3.5").equals(expected.top("mlp.3.5"))
+        assert opened.sql("SELECT * FROM units").equals(expected.sql("SELECT * FROM units"))
+
+
+def test_parts_that_saw_several_ranges_merge(tmp_path: Path) -> None:
+    parts = [some_index(tmp_path / "left", [0, 2, 3, 6]), some_index(tmp_path / "right", [1, 4, 5])]
+    whole = some_index(tmp_path / "whole", range(PARTS))
+    assert_same_rows(merge_indexes(parts, tmp_path / "merged"), whole)
+
+
+def test_a_part_without_a_token_adds_nothing(tmp_path: Path) -> None:
+    index = some_index(tmp_path / "some", [1, 2])
+    nothing = some_index(tmp_path / "nothing", [])
+    assert_same_rows(merge_indexes([nothing, index], tmp_path / "merged"), index)
+    assert_same_rows(merge_indexes([nothing], tmp_path / "nothing again"), nothing)
+
+
+def test_the_manifest_is_that_of_the_whole(tmp_path: Path) -> None:
+    parts = [some_index(tmp_path / f"part{number}", [number]) for number in (4, 0, 1)]
+    whole = read_manifest(some_index(tmp_path / "whole", [0, 1, 4]))
+    progress: list[float] = []
+    merged = read_manifest(merge_indexes(parts, tmp_path / "merged", progress=progress.append))
+    assert progress == sorted(progress)
+    assert progress[-1] == 1
+    for name in ("listing", "sources", "coverage", "documents", "characters"):
+        assert merged.corpus[name] == whole.corpus[name], name
+    assert merged.corpus["merged_from"] == [
+        {"index": part.name, "manifest": sha256(part / "manifest.json")} for part in sorted(parts)
+    ]
+    assert merged.corpus["files"] == [
+        {"source": "0.txt", "bytes": 10, "sha256": "0" * 64},
+        # parts 1 and 4 are of the same file: neither read it whole
+        {"source": "1.txt", "bytes": None, "sha256": None},
+    ]
+    assert merged.totals == {
+        **whole.totals, "documents": merged.corpus["documents"], "seconds": 0.375, "peak_memory_bytes": 1_004,
+    }  # fmt: skip
+    assert merged.totals["first_non_finite"] == read_manifest(tmp_path / "part0").totals["first_non_finite"]
+    assert merged.configuration == {
+        **whole.configuration, "output": str(tmp_path / "merged"), "shard": None
+    }  # fmt: skip
+    assert [entry.count for entry in merged.layers] == [entry.count for entry in whole.layers]
+    assert merged.software["kernels"] == "reference"
+    assert merged.software["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert (merged.model, merged.tokenizer) == (whole.model, whole.tokenizer)
+
+
+def test_only_documents_that_winners_point_to_are_kept(tmp_path: Path) -> None:
+    parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(PARTS)]
+    merged = merge_indexes(parts, tmp_path / "merged")
+    table = pq.read_table(merged / "documents.parquet")
+    pointed: set[int] = set()
+    for layer in LAYERS:
+        examples = pq.read_table(merged / f"examples/mlp.{layer}.parquet", columns=["document"])
+        pointed.update(examples["document"].to_pylist())
+    assert table["document"].to_pylist() == sorted(pointed)
+    assert len(pointed) < sum(pq.read_metadata(part / "documents.parquet").num_rows for part in parts)
+    for row in table.to_pylist():
+        assert row["source"] == f"{row['document'] >> 40}.txt"
+        assert row["row"] == row["document"] & ((1 << 40) - 1)
+        assert row["characters"] == row["document"] % 1_000
+
+
+def _set(section: str, **values: Any) -> Change:
+    return lambda sections: sections[section].update(values)
+
+
+def _drop(section: str, name: str) -> Change:
+    return lambda sections: sections[section].pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_set("configuration", top=6), "--top is 5 and 6"),
+        (_set("configuration", bottom=9), "--bottom is 3 and 9"),
+        (_set("configuration", by="token"), "--by is sequence and token"),
+        (_set("configuration", window=[6, 4]), "--window is [6, 3] and [6, 4]"),
+        (_set("configuration", context=100), "--context is 2000 and 100"),
+        (_set("configuration", numerics="reproducible"), "--numerics is fast and reproducible"),
+        (_set("configuration", count_special_tokens=True), "--count-special-tokens is null and true"),
+        (_set("configuration", text_column="body"), "--text-column is null and body"),
+        (_set("configuration", on_bad_text="skip"), "--on-bad-text is null and skip"),
+        (_set("model", digest="3" * 64), f"the model's digest is {'0' * 64} and {'3' * 64}"),
+        (_set("model", dtype="bfloat16"), "the model's dtype is float32 and bfloat16"),
+        (_set("model", matmul="onednn"), "the model's matmul is torch and onednn"),
+        (_set("tokenizer", digest="4" * 64), "the tokenizer's digest is "),
+    ],
+)
+def test_parts_built_in_another_way_are_refused(change: Change, said: str, tmp_path: Path) -> None:
+    one, other = some_index(tmp_path / "one", [0]), some_index(tmp_path / "other", [1], change)
+    with pytest.raises(IndexerError, match=r"were built in different ways: .*\. Build them with") as error:
+        merge_indexes([one, other], tmp_path / "merged")
+    message = str(error.value)
+    assert said in message
+    assert str(one) in message
+    assert str(other) in message
+    assert "\n" not in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
+
+
+def test_all_differences_are_told(tmp_path: Path) -> None:
+    one = some_index(tmp_path / "one", [0])
+
+    def change(sections: dict[str, Any]) -> None:
+        sections["configuration"].update(by="token", context=9)
+        sections["model"].update(dtype="float16")
+
+    with pytest.raises(IndexerError) as error:
+        merge_indexes([one, some_index(tmp_path / "other", [1], change)], tmp_path / "merged")
+    for said in ("--by is sequence and token; --context is 2000 and 9; ", "dtype is float32 and float16"):
+        assert said in str(error.value)
+
+
+def test_what_decides_no_row_may_differ(tmp_path: Path) -> None:
+    def change(sections: dict[str, Any]) -> None:
+        free = {"threads": 7, "batch_tokens": 9, "device": "cuda", "overwrite": True, "shard": [1, 2]}
+        sections["configuration"].update(free, model="elsewhere", corpus=["data", "more"])
+        sections["model"].update(name="elsewhere", torch="3")
+        sections["software"].update(torch="3")
+
+    one, other = some_index(tmp_path / "one", [0]), some_index(tmp_path / "other", [1], change)
+    manifest = read_manifest(merge_indexes([one, other], tmp_path / "merged"))
+    assert manifest.configuration["corpus"] == ["data", "more"]
+    assert "torch" not in manifest.software
+
+
+def test_other_layers_and_units_are_refused(tmp_path: Path) -> None:
+    one = some_index(tmp_path / "one", [0])
+    parts = some_parts(1)
+    other = write_part(tmp_path / "other", [1], [record(parts)], documents_of(parts))
+    said = r'layers is \["mlp.0 of 12 units", "mlp.3 of 12 units"\] and \["mlp.0 of 12 units"\]'
+    with pytest.raises(IndexerError, match=said):
+        merge_indexes([one, other], tmp_path / "merged")
+
+
+def test_other_vocabularies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = some_index(tmp_path / "one", [0])
+    tokens = [f" {number}" for number in range(len(VOCABULARY))]
+    monkeypatch.setattr(partial_cases, "VOCABULARY", Vocabulary([*tokens[:-1], "other"]))
+    other = some_index(tmp_path / "other", [1])
+    with pytest.raises(IndexerError, match=r"one and .*other: their vocabularies differ"):
+        merge_indexes([one, other], tmp_path / "merged")
+
+
+def test_rows_that_two_hold_are_refused(tmp_path: Path) -> None:
+    one = some_index(tmp_path / "one", [0, 4])
+
+    def change(sections: dict[str, Any]) -> None:
+        sections["corpus"]["coverage"] = [{"file": 1, "first": 150, "end": 180}]
+
+    other = some_index(tmp_path / "other", [1], change)
+    said = (
+        f"indexes {one} and {other} both hold rows 150 to 179 of 1.txt; merging would count them twice. "
+        "Leave one of the two out"
+    )
+    for inputs in ([one, other], [other, one]):
+        with pytest.raises(IndexerError, match=re.escape(said)):
+            merge_indexes(inputs, tmp_path / "merged")
+    twice = f"indexes {one} and {one} both hold rows 0 to 99 of 0.txt"
+    with pytest.raises(IndexerError, match=re.escape(twice)):
+        merge_indexes([one, one], tmp_path / "merged")
+
+
+def test_ranges_that_touch_are_apart(tmp_path: Path) -> None:
+    merged = merge_indexes(
+        [some_index(tmp_path / "one", [0]), some_index(tmp_path / "other", [FILES])], tmp_path / "merged"
+    )
+    ranges = read_manifest(merged).corpus["coverage"]
+    assert [(entry["file"], entry["first"], entry["end"]) for entry in ranges] == [(0, 0, 100), (0, 100, 200)]
+
+
+def test_parts_of_different_lists_are_refused(tmp_path: Path) -> None:
+    one = some_index(tmp_path / "one", [0])
+    for number, sources in enumerate(([["0.txt", 11], ["1.txt", 10]], [], None)):
+        change = _set("corpus", listing="5" * 64, sources=sources)
+        other = some_index(tmp_path / f"other{number}", [1], change)
+        with pytest.raises(IndexerError, match=r"over different lists of files.*--shard I/N.*--append"):
+            merge_indexes([one, other], tmp_path / "merged")
+
+
+def test_an_index_that_was_added_to_knows_the_earlier_list(tmp_path: Path) -> None:
+    one = some_index(tmp_path / "one", [0, 1, 2])
+    sources = [*read_manifest(one).corpus["sources"], ["3.txt", 5]]  # type: ignore[call-overload]
+
+    def change(sections: dict[str, Any]) -> None:
+        sections["corpus"].update(listing="6" * 64, sources=sources)
+        sections["corpus"]["coverage"] = [{"file": 3, "first": 0, "end": 9}]
+
+    added = some_index(tmp_path / "added", [3], change)
+    for inputs in ([one, added], [added, one]):
+        merged = read_manifest(merge_indexes(inputs, tmp_path / "merged", overwrite=True))
+        assert (merged.corpus["listing"], merged.corpus["sources"]) == ("6" * 64, sources)
+        assert [entry["file"] for entry in merged.corpus["coverage"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _drop("corpus", "coverage"),
+        _drop("corpus", "listing"),
+        _drop("configuration", "by"),
+        _drop("configuration", "context"),
+    ],
+)
+def test_an_index_of_an_older_version_is_refused(change: Change, tmp_path: Path) -> None:
+    old = some_index(tmp_path / "old", [0], change)
+    with pytest.raises(IndexerError, match=r"old: it was built by an older version.*build it again to merge"):
+        merge_indexes([old], tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("coverage", [{"file": 0, "first": 5, "end": 4}]),
+        ("coverage", [{"file": 0, "first": -1, "end": 4}]),
+        ("coverage", [{"file": 0, "first": 0}]),
+        ("coverage", [7]),
+        ("sources", 5),
+        ("sources", [5]),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+    index = some_index(tmp_path / "i", [0], _set("corpus", **{name: value}))
+    with pytest.raises(IndexerError, match=rf"manifest\.json is damaged at corpus\.{name}: "):
+        merge_indexes([index], tmp_path / "merged")
+
+
+def test_nothing_and_no_index_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(IndexerError, match="nothing to merge: give the folders"):
+        merge_indexes([], tmp_path / "merged")
+    with pytest.raises(IndexerError, match="nowhere: no such folder"):
+        merge_indexes([tmp_path / "nowhere"], tmp_path / "merged")
+    index = some_index(tmp_path / "i", [0])
+    with pytest.raises(IndexerError, match="already exists"):
+        merge_indexes([index], index)
+
+
+def test_the_output_may_be_an_input(tmp_path: Path) -> None:
+    one, other = some_index(tmp_path / "one", [0]), some_index(tmp_path / "other", [1])
+    expected = merge_indexes([one, other], tmp_path / "expected")
+    assert merge_indexes([one, other], one, overwrite=True) == one
+    assert_same_rows(one, expected)
+
+
+@pytest.mark.parametrize(
+    "path", ["sums/mlp.0.parquet", "examples/mlp.3.parquet", "histograms/mlp.0.parquet", "documents.parquet"]
+)
+def test_a_damaged_input_leaves_the_output_as_it_was(path: str, tmp_path: Path) -> None:
+    one, other = some_index(tmp_path / "one", [0]), some_index(tmp_path / "other", [1])
+    content = bytearray((other / path).read_bytes())
+    metadata = pq.read_metadata(other / path).row_group(0)
+    column = metadata.column(metadata.num_columns - 1)
+    # within a page, whose checksum tells
+    content[column.data_page_offset + column.total_compressed_size - 2] ^= 8
+    (other / path).write_bytes(bytes(content))
+    before = rows(one)
+    with pytest.raises(IndexerError, match=re.escape(str(other / path))):
+        merge_indexes([one, other], one, overwrite=True)
+    assert all(table.equals(before[name]) for name, table in rows(one).items())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["one", "other"]
+
+
+PEAK = """
+import json, resource, sys
+from pathlib import Path
+from indexer.partials import merge
+merge.BLOCK_BYTES = 4 << 20
+merge.merge_indexes([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]))
+assert "torch" not in sys.modules
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+def test_memory_does_not_grow_with_the_inputs(tmp_path: Path) -> None:
+    """A peer holding all inputs would take 40 MB more for each four."""
+    size = Size(layers=1, units=1_000, top=10, bottom=10, documents=500)
+    parts = []
+    for number in range(12):
+        part = tmp_path / f"part{number}"
+        with IndexWriter(part, synthetic_vocabulary(size.vocabulary)) as writer:
+            for one in synthetic_records(size, seed=number % 2):
+                writer.add_layer(one)
+            sections = {name: {} for name in ("model", "tokenizer", "totals", "software")}
+            sections |= {"configuration": configuration(size)}
+            ranges = [{"file": 0, "first": number, "end": number + 1}]
+            sections |= {"corpus": {"listing": "0", "coverage": ranges}}
+            writer.publish(sections, synthetic_documents(size))
+        parts.append(str(part))
+    peaks = []
+    for count in (2, 12):
+        output = tmp_path / f"merged{count}"
+        peaks.append(measured([sys.executable, "-c", PEAK, str(output), *parts[:count]]).peak_bytes)
+        assert read_manifest(output).layers[0].count == count * size.count
+        verify_index(output, full=True)
+    # ten more inputs of 10 MB of examples each
+    assert peaks[1] < peaks[0] + 20e6
+
+
+@pytest.mark.parametrize("failing", range(0, 15, 2))
+def test_a_disk_that_fails_leaves_nothing(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(2)]
+    calls = iter(range(1_000))
+
+    def fsync(handle: int) -> None:
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(output_module.os, "fsync", fsync)
+    with pytest.raises(IndexerError, match=r"^[^\n]*No space left on device[^\n]*$"):
+        merge_indexes(parts, tmp_path / "merged")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["part0", "part1"]

@@ -1,0 +1,249 @@
+"""Reading a layer back is the exact inverse of writing it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from indexer.errors import IndexerError
+from indexer.index import schema
+from indexer.index.encoding import parquet_options
+from indexer.index.files import GroupedFile
+from indexer.index.manifest import Manifest, read_manifest
+from indexer.index.records import Examples, LayerRecord
+from indexer.index.restore import LayerFiles, read_layer
+from indexer.index.synthetic import Size, synthetic_records, write_synthetic
+from indexer.index.write import IndexWriter
+from tests.index_cases import SECTIONS, TOKENS, documents, ragged_record, write_index
+
+
+def assert_same(left: LayerRecord, right: LayerRecord) -> None:
+    """Every number that a record defines."""
+    for field in fields(LayerRecord):
+        one, other = (getattr(record, field.name) for record in (left, right))
+        if isinstance(one, Examples):
+            _assert_same_examples(one, other)
+        else:
+            np.testing.assert_array_equal(one, other, err_msg=field.name)
+
+
+def _assert_same_examples(left: Examples, right: Examples) -> None:
+    np.testing.assert_array_equal(left.filled, right.filled)
+    for unit, place in zip(*np.nonzero(left.valid), strict=True):
+        for name in ("value", "document", "sequence", "position", "window_start", "window_length"):
+            assert getattr(left, name)[unit, place] == getattr(right, name)[unit, place], name
+        length = left.window_length[unit, place]
+        for name in ("token_ids", "activations"):
+            np.testing.assert_array_equal(
+                getattr(left, name)[unit, place, :length], getattr(right, name)[unit, place, :length]
+            )
+
+
+def rows(index: Path) -> dict[str, list[dict[str, Any]]]:
+    return {
+        str(file.relative_to(index)): pq.read_table(file).to_pylist()
+        for file in sorted(index.rglob("*.parquet"))
+    }
+
+
+def test_what_was_written_is_read_back_and_written_again(tmp_path: Path) -> None:
+    records = [ragged_record(layer, units=units, seed=layer) for layer, units in ((0, 7), (2, 40), (5, 3))]
+    index = write_index(tmp_path / "first", records)
+    manifest = read_manifest(index)
+    restored = [read_layer(index, manifest, "mlp", record.layer) for record in records]
+    for record, again in zip(records, restored, strict=True):
+        assert_same(record, again)
+        assert (again.top.places, again.bottom.places, again.top.token_ids.shape[2]) == (3, 2, 4)
+    assert rows(write_index(tmp_path / "second", restored)) == rows(index)
+
+
+@pytest.mark.parametrize(("top", "bottom"), [(3, 0), (0, 2), (0, 0)])
+def test_layers_without_examples(top: int, bottom: int, tmp_path: Path) -> None:
+    record = ragged_record()
+    none = Examples.empty(record.units)
+    record = replace(record, top=record.top if top else none, bottom=record.bottom if bottom else none)
+    index = write_index(tmp_path / "i", [record])
+    manifest = read_manifest(index)
+    assert_same(record, read_layer(index, manifest, "mlp", 0))
+    bare = read_layer(index, manifest.model_copy(update={"configuration": {}}), "mlp", 0)
+    assert (bare.top.places, bare.bottom.places) == (top, bottom)
+
+
+def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EXAMPLE_ROWS", "HISTOGRAM_ROWS", "UNIT_ROWS"):
+        monkeypatch.setattr(schema, name, 10)
+    records = [ragged_record(layer, units=300, seed=layer) for layer in range(2)]
+    index = write_index(tmp_path / "i", records)
+    manifest = read_manifest(index)
+    for first, last in ((0, 300), (0, 1), (299, 300), (17, 93), (120, 120)):
+        block = read_layer(index, manifest, "mlp", 1, slice(first, last))
+        assert_same(_cut(records[1], first, last), block)
+
+
+def _cut(record: LayerRecord, first: int, last: int) -> LayerRecord:
+    def cut(value: Any) -> Any:
+        if isinstance(value, Examples):
+            return Examples(**{name: array[first:last] for name, array in vars(value).items()})
+        return value[first:last] if isinstance(value, np.ndarray) else value
+
+    return LayerRecord(**{field.name: cut(getattr(record, field.name)) for field in fields(LayerRecord)})
+
+
+def test_a_block_costs_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write_synthetic(tmp_path / "i", Size(layers=1, units=2_000, top=10, bottom=10, window=4))
+    read: list[int] = []
+    right = GroupedFile.reader
+
+    class Reader:
+        def __init__(self, file: GroupedFile) -> None:
+            self.file = file
+
+        def read_row_group(self, group: int, **options: Any) -> pa.Table:
+            table = right(self.file).read_row_group(group, **options)
+            read.append(table.num_rows)
+            return table
+
+    monkeypatch.setattr(GroupedFile, "reader", lambda file: Reader(file))
+    read_layer(index, read_manifest(index), "mlp", 0, slice(600, 700))
+    part = sum(read)
+    read.clear()
+    read_layer(index, read_manifest(index), "mlp", 0)
+    assert 0 < part < 0.25 * sum(read)
+
+
+def test_the_shape_is_that_of_the_configuration_or_of_the_longest(tmp_path: Path) -> None:
+    size = Size(layers=1, units=5, top=4, bottom=2, window=8, count=100)
+    index = write_synthetic(tmp_path / "i", size)
+    manifest = read_manifest(index)
+    for configuration, top, bottom, width in (
+        ({"top": 9, "bottom": 3, "window": [6, 5], "context": 100}, 9, 3, 12),
+        ({"top": 9, "bottom": 3, "window": [6, 5], "context": 3}, 9, 3, 8),
+        ({"top": 9, "bottom": 3, "window": "wide", "context": 100}, 4, 2, 8),
+        ({}, 4, 2, 8),
+    ):
+        described = manifest.model_copy(update={"configuration": configuration})
+        record = read_layer(index, described, "mlp", 0)
+        assert record.top.token_ids.shape == (5, top, width)
+        assert record.bottom.token_ids.shape == (5, bottom, width)
+        assert_same(next(synthetic_records(size)), record)
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "i", [ragged_record()])
+    manifest = read_manifest(index)
+    with pytest.raises(IndexerError, match=r"it has no layer mlp\.3"):
+        read_layer(index, manifest, "mlp", 3)
+    with pytest.raises(IndexerError, match=r"units 5 to 8 of mlp\.0: it has units 0 to 6"):
+        read_layer(index, manifest, "mlp", 0, slice(5, 9))
+
+
+def _rewritten(index: Path, path: str, change: Any) -> None:
+    table = pq.read_table(index / path)
+    wanted = {"sums": schema.SUMS, "histograms": schema.HISTOGRAMS, "examples": schema.EXAMPLES_STORED}.get(
+        path.split("/")[0], schema.UNITS
+    )
+    with pq.ParquetWriter(index / path, wanted, **parquet_options(wanted)) as writer:
+        writer.write_table(change(table).cast(wanted))
+
+
+def _with(name: str, change: Any) -> Any:
+    def rewrite(table: pa.Table) -> pa.Table:
+        values = table[name].to_numpy(zero_copy_only=False).copy()
+        change(values)
+        return table.set_column(table.column_names.index(name), name, pa.array(values, table[name].type))
+
+    return rewrite
+
+
+def _put(place: int, value: float) -> Any:
+    def change(values: np.ndarray) -> None:
+        values[place] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("units.parquet", lambda table: table.slice(0, 5)),
+        ("units.parquet", _with("unit", _put(3, 1))),
+        ("sums/mlp.0.parquet", lambda table: table.slice(1)),
+        ("sums/mlp.0.parquet", _with("unit", _put(3, 100))),
+        ("sums/mlp.0.parquet", _with("overflowed2", _put(3, -1))),
+        ("histograms/mlp.0.parquet", _with("count", _put(5, 0))),
+        ("histograms/mlp.0.parquet", _with("lower", _put(5, 0.3))),
+        ("histograms/mlp.0.parquet", _with("unit", _put(-1, 1))),
+        ("examples/mlp.0.parquet", _with("rank", _put(1, 5))),
+        ("examples/mlp.0.parquet", _with("unit", _put(-1, 1))),
+        ("examples/mlp.0.parquet", _with("unit", _put(0, 6))),
+    ],
+)
+def test_rows_of_other_units_are_refused(path: str, change: Any, tmp_path: Path) -> None:
+    index = write_index(tmp_path / "i", [ragged_record()])
+    manifest: Manifest = read_manifest(index)
+    _rewritten(index, path, change)
+    with pytest.raises(IndexerError, match=r"its rows are not those of layer mlp\.0; the index is damaged"):
+        read_layer(index, manifest, "mlp", 0)
+
+
+def test_a_unit_in_two_row_groups_is_refused(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "i", [ragged_record()])
+    manifest = read_manifest(index)
+    path = index / "examples/mlp.0.parquet"
+    table = pq.read_table(path)
+    with pq.ParquetWriter(path, schema.EXAMPLES_STORED, **parquet_options(schema.EXAMPLES_STORED)) as writer:
+        for part in (table, table.slice(table.num_rows - 3)):
+            writer.write_table(part.cast(schema.EXAMPLES_STORED))
+    with pytest.raises(IndexerError, match="its rows are not those of"):
+        read_layer(index, manifest, "mlp", 0)
+
+
+def test_files_that_are_gone_are_told(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "i", [ragged_record()])
+    manifest = read_manifest(index)
+    shutil.rmtree(index / "sums")
+    with LayerFiles(index, manifest, "mlp", 0) as files, pytest.raises(IndexerError, match="no such file"):
+        files.sums()
+
+
+@pytest.mark.parametrize("size", [1, 11, 97, 300])
+def test_blocks_are_written_as_the_whole_layer(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EXAMPLE_ROWS", "HISTOGRAM_ROWS", "UNIT_ROWS"):
+        monkeypatch.setattr(schema, name, 10)
+    record = ragged_record(units=300)
+    whole = write_index(tmp_path / "whole", [record])
+    with IndexWriter(tmp_path / "blocks", TOKENS) as writer:
+        blocks = (_cut(record, first, min(first + size, 300)) for first in range(0, 300, size))
+        writer.add_layer_blocks("mlp", 0, 300, record.count, blocks)
+        index = writer.publish(SECTIONS, documents())
+    assert rows(index) == rows(whole)
+    for file in index.rglob("*.parquet"):
+        assert pq.ParquetFile(file).num_row_groups <= schema.MOST_ROW_GROUPS
+    assert pq.ParquetFile(index / "examples/mlp.0.parquet").num_row_groups > 40
+
+
+@pytest.mark.parametrize(
+    ("blocks", "units", "count", "said"),
+    [
+        ([(0, 3)], 7, 17, r"blocks of 3 units are not the 7 of mlp\.0"),
+        ([(0, 7), (0, 1)], 7, 17, r"blocks of 8 units are not the 7 of mlp\.0"),
+        ([], 7, 17, r"blocks of 0 units are not the 7 of mlp\.0"),
+        ([(0, 7)], 7, 18, r"a block of mlp\.0, count 17, among those of mlp\.0, count 18"),
+    ],
+)
+def test_blocks_of_another_layer_are_refused(
+    blocks: list[tuple[int, int]], units: int, count: int, said: str, tmp_path: Path
+) -> None:
+    record = ragged_record()
+    with IndexWriter(tmp_path / "i", TOKENS) as writer, pytest.raises(IndexerError, match=said):
+        writer.add_layer_blocks("mlp", 0, units, count, (_cut(record, *block) for block in blocks))
+    assert not list(tmp_path.iterdir())
