@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexer.errors import IndexerError
+from indexer.index import ids as ids_module
 from indexer.index import output as output_module
 from indexer.index import schema
 from indexer.index.read import open_index
@@ -272,6 +274,62 @@ def test_publish_wants_all_it_needs(tmp_path: Path) -> None:
             with pytest.raises(IndexerError, match=said):
                 writer.publish(sections, table)
         assert _left(tmp_path) == []
+
+
+def test_documents_may_come_table_by_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "DOCUMENT_ROWS", 2)
+    whole = write_index(tmp_path / "whole", [ragged_record()])
+    assert pq.ParquetFile(whole / "documents.parquet").num_row_groups == 2
+    table = documents().filter(pa.compute.less(documents()["row"], 77)).sort_by("document")
+    with IndexWriter(tmp_path / "parts", TOKENS) as writer:
+        writer.add_layer(ragged_record())
+        parts = writer.publish(SECTIONS, (table.slice(first, 1) for first in range(4)))
+    assert _rows(parts) == _rows(whole)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ([0, 1, 3], "are not those that examples point to, in ascending order"),
+        ([1, 0, 2, 3], "are not those that examples point to, in ascending order"),
+        ([0, 1, 2], "4 documents, 3 of which are described"),
+        ([0, 1, 2, 3, 3], "are not those that examples point to, in ascending order"),
+    ],
+)
+def test_tables_of_other_documents_are_refused(chosen: list[int], said: str, tmp_path: Path) -> None:
+    table = documents().filter(pa.compute.less(documents()["row"], 77)).sort_by("document")
+    with IndexWriter(tmp_path / "i", TOKENS) as writer:
+        writer.add_layer(ragged_record())
+        with pytest.raises(IndexerError, match=said):
+            writer.publish(SECTIONS, [table.take(chosen)])
+    assert _left(tmp_path) == []
+
+
+def test_ids_are_distinct_and_ascending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids_module, "_FEW", 40)
+    monkeypatch.setattr(ids_module, "_SLICE", 7)
+    random = np.random.default_rng(0)
+    ids, added = ids_module.Ids(), np.empty(0, np.int64)
+    assert ids.sorted().tolist() == []
+    for size in (0, 1, 9, 30, 200, 5):
+        more = random.integers(-50, 50, size) * 10**12
+        ids.add(more)
+        added = np.concatenate([added, more])
+        if size != 9:
+            np.testing.assert_array_equal(ids.sorted(), np.unique(added))
+
+
+def test_ids_that_come_again_take_no_more_memory() -> None:
+    ids = ids_module.Ids()
+    ids.add(np.arange(10))
+    tracemalloc.start()
+    for first in range(200):
+        ids.add(np.arange(first, first + 100_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(ids.sorted()) == 100_199
+    # 200 times 100,000 ids of 8 bytes would be 160 MB
+    assert peak < 40e6
 
 
 def test_missing_and_read_only_folders_get_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

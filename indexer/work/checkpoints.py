@@ -100,10 +100,12 @@ def _write(build: Build, path: Path, *, running: bool) -> None:
     overwrite = build.config.overwrite and not running
     with IndexWriter(path, build.vocabulary, overwrite=overwrite) as writer:
         for layer in build.layers:
-            statistics = observer.statistics[layer.layer]
-            writer.add_layer(record_of(statistics, MLP, layer.layer, copy=running))
-            if not running:
-                # the record has its arrays; what is written can go
-                del observer.statistics[layer.layer], statistics
+            number = layer.layer
+            # a record that takes its arrays over is gone once it is written
+            writer.add_layer(
+                record_of(observer.statistics[number], MLP, number, copy=True)
+                if running
+                else observer.take_record(number)
+            )
         documents = build.documents.table(build.corpus, writer.documents)
         writer.publish(account.manifest(build), documents)

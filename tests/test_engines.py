@@ -1,0 +1,159 @@
+"""Several workers, one of which is killed, leave the index of a single process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from indexer.config import BuildConfig
+from indexer.engines import build
+from indexer.engines.storage import Storage
+from indexer.errors import IndexerError
+from indexer.index.unfinished import progress_of, read_events
+from tests.real_model import minilm, standard_library
+from tests.test_pipeline import tables
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="the extra ray is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    text = Path(standard_library("argparse.py")[0]).read_text()
+    for number in range(8):
+        (folder / f"{number}.txt").write_text(text[number * 9000 : number * 9000 + 8000])
+    return [str(folder)]
+
+
+def options(output: Path, corpus: list[str], **changes: Any) -> BuildConfig:
+    plain: dict[str, Any] = {
+        "top": 3, "bottom": 2, "context": 48, "layers": "0", "batch_tokens": 256, "threads": 1,
+        "piece_bytes": 9000, "checkpoint_minutes": 0,
+    }  # fmt: skip
+    return BuildConfig(model=str(minilm()), corpus=tuple(corpus), output=output, **{**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("index") / "a.index"
+    return tables(build(options(output, corpus, checkpoint_minutes=5)))
+
+
+@contextmanager
+def killed(shards: Path, is_worker: Callable[[psutil.Process], bool]) -> Iterator[list[int]]:
+    """Kills one worker as soon as a shard has a checkpoint and is not finished; gives what was killed."""
+    victims: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set() and not victims:
+            if any(shards.glob("*.build/checkpoint.json")):
+                workers = filter(is_worker, psutil.Process().children(recursive=True))
+                for worker in list(workers)[:1]:
+                    os.kill(worker.pid, signal.SIGKILL)
+                    victims.append(worker.pid)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield victims
+    finally:
+        over.set()
+        thread.join()
+
+
+def _says(process: psutil.Process, word: str) -> bool:
+    try:
+        return any(word in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_processes_one_of_them_killed(corpus: list[str], expected: dict[str, Any], tmp_path: Path) -> None:
+    config = options(tmp_path / "a.index", corpus, workers=2, threads=2)
+    with (
+        killed(tmp_path / "a.index.shards", lambda one: _says(one, "indexer.engines.worker")) as victims,
+        pytest.raises(IndexerError, match=r"worker [01] of 2"),
+    ):
+        build(config)
+    assert len(victims) == 1
+    state = progress_of(config.output)
+    assert state is not None
+    assert state["state"] == "1 of 2 shards finished"
+    with pytest.raises(IndexerError, match="cut into 2, not 3; give the same number"):
+        build(config.model_copy(update={"workers": 3, "threads": 3}))
+    assert tables(build(config)) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
+
+
+def test_a_worker_says_what_is_wrong(corpus: list[str], tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "a.txt").write_text("good text " * 2000)
+    (bad / "b.txt").write_bytes(b"bad \xff text")
+    with pytest.raises(IndexerError, match=r"worker 1 of 2: corpus file .*b\.txt.*UTF-8"):
+        build(options(tmp_path / "a.index", [str(bad)], workers=2))
+
+
+@needs_ray
+def test_ray_with_a_worker_killed(corpus: list[str], expected: dict[str, Any], tmp_path: Path) -> None:
+    config = options(tmp_path / "a.index", corpus, ray="local", shards=4)
+    log: list[str] = []
+
+    def is_worker(process: psutil.Process) -> bool:
+        found = _says(process, "ray::Worker.build")
+        if found and not log:
+            paths = (tmp_path / "a.index.shards").glob("*.build/build.log.jsonl")
+            log.extend(event["event"] for path in paths for event in read_events(path))
+        return found
+
+    with killed(tmp_path / "a.index.shards", is_worker) as victims:
+        output = build(config)
+    assert len(victims) == 1
+    assert "checkpoint" in log
+    assert tables(output) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
+
+
+@needs_ray
+def test_ray_with_object_storage(corpus: list[str], expected: dict[str, Any], tmp_path: Path) -> None:
+    config = options(
+        tmp_path / "a.index", corpus, ray="local", shards=2, storage=f"file://{tmp_path}/store",
+        checkpoint_minutes=5,
+    )  # fmt: skip
+    assert tables(build(config)) == expected
+    stored = tmp_path / "store" / "0-of-2.index"
+    assert (stored / "manifest.json").exists()
+    # a shard that is there is not built again, and one that was changed is noticed
+    (stored / "units.parquet").write_bytes(b"PAR1")
+    with pytest.raises(IndexerError, match=r"units\.parquet is not the file that was put there"):
+        build(config.model_copy(update={"overwrite": True}))
+
+
+@needs_ray
+def test_a_mistake_on_ray_is_one_line(corpus: list[str], tmp_path: Path) -> None:
+    with pytest.raises(IndexerError, match=r"shard 0 of 1: unknown layer|shard 0 of 1: .*layers"):
+        build(options(tmp_path / "a.index", corpus, ray="local", shards=1, layers="40"))
+
+
+def test_storage_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(IndexerError, match="--storage nonsense://bucket"):
+        Storage("nonsense://bucket")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text(json.dumps({}))
+    with pytest.raises(IndexerError, match=r"manifest\.json"):
+        Storage(f"file://{tmp_path}/store").put(tmp_path / "index", "a.index")
