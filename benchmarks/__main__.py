@@ -22,6 +22,7 @@ CASES = {
     "query": "p50 and p95 of a unit's record, a token search and a table scan, on a large synthetic index",
     "compile": "registers, spills and instructions per element of the GPU kernels, without a GPU",
     "merge": "peak memory and time of merging many partial indexes, against a plain read of them",
+    "scale": "a plan for a trillion tokens: checkpoints, failures, storage and merge, by simulation",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
 }
 

@@ -97,6 +97,18 @@ def test_any_tree_is_the_whole_row_for_row(seed: int, tmp_path: Path) -> None:
         assert opened.sql("SELECT * FROM units").equals(expected.sql("SELECT * FROM units"))
 
 
+@pytest.mark.usefixtures("small_groups")
+def test_files_have_no_more_row_groups_than_the_format_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MOST_ROW_GROUPS", 4)
+    parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(PARTS)]
+    merged = merge_indexes(parts, tmp_path / "merged")
+    for file in merged.rglob("*.parquet"):
+        assert pq.ParquetFile(file).num_row_groups <= 4, file
+    assert pq.ParquetFile(merged / "histograms/mlp.0.parquet").num_row_groups > 1
+
+
 def test_parts_that_saw_several_ranges_merge(tmp_path: Path) -> None:
     parts = [some_index(tmp_path / "left", [0, 2, 3, 6]), some_index(tmp_path / "right", [1, 4, 5])]
     whole = some_index(tmp_path / "whole", range(PARTS))
