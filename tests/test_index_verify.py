@@ -17,7 +17,7 @@ import pytest
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.encoding import parquet_options
-from indexer.index.manifest import sha256
+from indexer.index.manifest import sealed, sha256
 from indexer.index.read import open_index
 from indexer.index.synthetic import Size, write_synthetic
 from indexer.index.verify import expected_files, verify_index
@@ -87,7 +87,7 @@ def _sign(index: Path) -> None:
         entry |= {"bytes": file.stat().st_size, "sha256": sha256(file)}
         if file.suffix == ".parquet":
             entry["rows"] = pq.ParquetFile(file).metadata.num_rows
-    (index / schema.MANIFEST).write_text(json.dumps(manifest))
+    (index / schema.MANIFEST).write_text(sealed(manifest), encoding="utf-8")
 
 
 def _truncate(index: Path) -> None:
@@ -165,14 +165,14 @@ def test_a_file_is_no_index(tmp_path: Path) -> None:
 def test_a_damaged_manifest_gets_one_line(key: str, value: Any, said: str, index: Path) -> None:
     manifest = json.loads((index / schema.MANIFEST).read_text())
     manifest[key] = value
-    (index / schema.MANIFEST).write_text(json.dumps(manifest))
+    (index / schema.MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     assert said in _problem(index)
 
 
 def test_a_manifest_that_leaves_out_a_file(index: Path) -> None:
     manifest = json.loads((index / schema.MANIFEST).read_text())
     manifest["files"] = [file for file in manifest["files"] if file["path"] != "documents.parquet"]
-    (index / schema.MANIFEST).write_text(json.dumps(manifest))
+    (index / schema.MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     assert "disagree about documents.parquet" in _problem(index)
 
 

@@ -242,6 +242,8 @@ def test_an_error_within_leaves_nothing(tmp_path: Path) -> None:
         (lambda r: replace(r, nan=r.nan.astype(np.int32)), r"nan: int32 \[7\] instead of int64 \[7\]"),
         (lambda r: replace(r, histogram=r.histogram[:, 1:]), "histogram"),
         (lambda r: replace(r, top=replace(r.top, value=r.top.value[:, :1])), "top"),
+        (lambda r: replace(r, sums=r.sums[:, :, 1:]), r"sums: int64 \[7, 4, 16\] instead of int64"),
+        (lambda r: replace(r, sums=r.sums * 2**17), "sums: limbs outside of 0 to 65535"),
         (lambda r: replace(r, site="a/b"), 'site "a/b"'),
     ],
 )

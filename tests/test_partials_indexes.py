@@ -102,6 +102,7 @@ def test_files_have_no_more_row_groups_than_the_format_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema, "MOST_ROW_GROUPS", 4)
+    monkeypatch.setattr(schema, "HISTOGRAM_ROWS", 5)
     parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(PARTS)]
     merged = merge_indexes(parts, tmp_path / "merged")
     for file in merged.rglob("*.parquet"):

@@ -179,6 +179,7 @@ def _put(place: int, value: float) -> Any:
         ("sums/mlp.0.parquet", _with("overflowed2", _put(3, -1))),
         ("histograms/mlp.0.parquet", _with("count", _put(5, 0))),
         ("histograms/mlp.0.parquet", _with("lower", _put(5, 0.3))),
+        ("histograms/mlp.0.parquet", _with("lower", _put(0, 0.3))),
         ("histograms/mlp.0.parquet", _with("unit", _put(-1, 1))),
         ("examples/mlp.0.parquet", _with("rank", _put(1, 5))),
         ("examples/mlp.0.parquet", _with("unit", _put(-1, 1))),

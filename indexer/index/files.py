@@ -17,6 +17,12 @@ import pyarrow.parquet as pq
 from indexer.errors import IndexerError
 
 DAMAGED = "the index is damaged; build it again or restore the file"
+# A row group has 1/64 of a file's rows, or a few thousand. Footers that claim more than any index has would
+# have memory reserved for it.
+_MOST_ROWS = 1 << 27
+_MOST_GROUPS = 1 << 16
+# of what a message repeats of a file that may be made to harm
+_MOST_TOLD = 400
 
 
 class GroupedFile:
@@ -36,7 +42,12 @@ class GroupedFile:
             opened = pq.ParquetFile(self._file, arrow_extensions_enabled=False)
             self.metadata = opened.metadata
             self.schema = opened.schema_arrow
-        check_schema(path, self.schema, schema)
+        try:
+            check_schema(path, self.schema, schema)
+            self.group_rows = _group_rows(path, self.metadata)
+        except IndexerError:
+            self._file.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -58,7 +69,10 @@ class GroupedFile:
             return self.empty(columns)
         with told(self.path):
             batches = self.reader().iter_batches(last, row_groups=[group], columns=list(columns))
-            return pa.Table.from_batches([next(batches).slice(first)]).select(columns)
+            table = pa.Table.from_batches([next(batches).slice(first)]).select(columns)
+            # what is no text, though it is stored as text, would fail where it is used
+            table.validate(full=True)
+            return table
 
     def group(self, group: int) -> pa.Table:
         """All rows of one row group."""
@@ -77,8 +91,7 @@ class RowFile(GroupedFile):
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         super().__init__(path, schema)
-        rows = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
-        self._before = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._before = np.concatenate([[0], np.cumsum(self.group_rows, dtype=np.int64)])
 
     def row(self, number: int, columns: Sequence[str]) -> pa.Table:
         """One row; none where the file ends before it."""
@@ -121,9 +134,19 @@ def told(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise IndexerError(f"{path}: no such file; {DAMAGED}") from None
-    except (pa.ArrowException, OSError, StopIteration, ValueError, IndexError) as error:
-        reason = (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
+    except (pa.ArrowException, OSError, StopIteration, ValueError, IndexError, MemoryError) as error:
+        reason = printable((str(error).splitlines() or ["it ends too early"])[0]).rstrip(".")
         raise IndexerError(f"{path}: cannot be read as Parquet: {reason}; {DAMAGED}") from error
+
+
+def printable(text: str) -> str:
+    """One line of at most a few hundred characters, each of which shows itself and does nothing else.
+
+    Names and values of a file that was made to harm reach the terminal within messages.
+    """
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= _MOST_TOLD else line[:_MOST_TOLD] + "..."
 
 
 def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
@@ -134,8 +157,26 @@ def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
             raise IndexerError(f"{path}: it has no column {field.name}; {DAMAGED}")
         kind = found.field(column).type
         if kind != field.type:
-            raise IndexerError(f"{path}: column {field.name} is {kind} instead of {field.type}; {DAMAGED}")
+            raise IndexerError(
+                f"{path}: column {field.name} is {printable(str(kind))} instead of {field.type}; {DAMAGED}"
+            )
+        # readers rely on it
+        if found.field(column).nullable and not field.nullable:
+            raise IndexerError(f"{path}: column {field.name} may be null; {DAMAGED}")
     if found.names != wanted.names:
         raise IndexerError(
-            f"{path}: columns {', '.join(found.names)} instead of {', '.join(wanted.names)}; {DAMAGED}"
+            f"{path}: columns {printable(', '.join(found.names))} instead of {', '.join(wanted.names)}; "
+            f"{DAMAGED}"
         )
+
+
+def _group_rows(path: Path, metadata: pq.FileMetaData) -> list[int]:
+    """Rows of each row group; raises IndexerError where a footer claims what no index has."""
+    groups = metadata.num_row_groups
+    rows = [metadata.row_group(group).num_rows for group in range(min(groups, _MOST_GROUPS))]
+    whole = len(rows) == groups and sum(rows) == metadata.num_rows
+    if not whole or any(not 0 <= count <= _MOST_ROWS for count in rows):
+        raise IndexerError(
+            f"{path}: its footer claims {metadata.num_rows} rows in {groups} row groups; {DAMAGED}"
+        )
+    return rows

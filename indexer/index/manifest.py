@@ -1,6 +1,7 @@
 """manifest.json: what an index is made of and where it came from.
 
-Written last; without it there is no index.
+Written last; without it there is no index. It holds the digest of every file and, as its last key, that of
+all its own bytes before that. So one changed bit anywhere in an index can be told.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ import hashlib
 import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED
+from indexer.units import check_site
 
 # what the build says about itself, in the order of the file; the writer adds the rest
 SECTIONS = ("model", "tokenizer", "corpus", "configuration", "totals", "software")
 # a manifest lists files and layers; one larger than this was made to harm
 _MOST_BYTES = 256 << 20
+_SEAL_BYTES = len(',\n  "sha256": ""\n}\n') + 64
+# characters of a hostile path that a message repeats
+_SHOWN = 99
+# what the columns of an index can hold
+_INT32, _INT64 = (1 << 31) - 1, (1 << 63) - 1
 
 
 class FileEntry(BaseModel):
@@ -30,15 +39,16 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     path: str
-    rows: int | None = Field(default=None, ge=0)
-    bytes: int = Field(ge=0)
+    rows: int | None = Field(default=None, ge=0, le=_INT64)
+    bytes: int = Field(ge=0, le=_INT64)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @field_validator("path")
     @classmethod
     def _inside(cls, path: str) -> str:
         parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in path or str(parts) != path or path == ".":
+        inside = not parts.is_absolute() and ".." not in parts.parts and "\\" not in path
+        if not inside or str(parts) != path or path == "." or not path.isprintable():
             raise ValueError("must be a path inside the index")
         return path
 
@@ -49,9 +59,18 @@ class LayerEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     site: str
-    layer: int = Field(ge=0)
-    units: int = Field(ge=0)
-    count: int = Field(ge=0)
+    layer: int = Field(ge=0, le=_INT32)
+    units: int = Field(ge=0, le=_INT32)
+    count: int = Field(ge=0, le=_INT64)
+
+    @field_validator("site")
+    @classmethod
+    def _part_of_a_file_name(cls, site: str) -> str:
+        try:
+            check_site(site)
+        except IndexerError:
+            raise ValueError("must be the name of a site, for example mlp") from None
+        return site
 
 
 class Manifest(BaseModel):
@@ -85,22 +104,40 @@ class Manifest(BaseModel):
         return next((entry for entry in self.layers if (entry.site, entry.layer) == (site, layer)), None)
 
     def to_json(self) -> str:
-        """The text of manifest.json."""
-        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # file names on disk may hold any bytes, which Python passes on as lone surrogates
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        """The text of manifest.json; its last entry is the SHA-256 of all that stands before that."""
+        return sealed(self.model_dump())
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """A manifest's text with its digest, so that no bit of it can change unnoticed."""
+    content = {name: value for name, value in content.items() if name != "sha256"}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    # file names on disk may hold any bytes, which Python passes on as lone surrogates
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").removesuffix("\n}")
+    return text + _seal(text.encode())
+
+
+def _seal(content: bytes) -> str:
+    """What follows the content of a manifest up to its end."""
+    return f',\n  "sha256": "{hashlib.sha256(content).hexdigest()}"\n}}\n'
 
 
 def read_manifest(index: Path) -> Manifest:
     """Read the manifest of an index.
 
-    Raises IndexerError, one line, where `index` is not one that can be read.
+    Raises IndexerError, one line, where `index` is not one that can be read: no folder, no index, one of
+    another format version, or a manifest that is not as it was written.
     """
+    path = index / schema.MANIFEST
     try:
-        size = (index / schema.MANIFEST).stat().st_size
-        if size > _MOST_BYTES:
-            raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged ({size} bytes)")
-        content = json.loads((index / schema.MANIFEST).read_bytes())
+        entry = os.lstat(path)
+        # before it is opened: reading a FIFO would wait forever
+        if not stat.S_ISREG(entry.st_mode):
+            raise IndexerError(f"index {index}: {schema.MANIFEST} is not a plain file; {DAMAGED}")
+        if entry.st_size > _MOST_BYTES:
+            raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged ({entry.st_size} bytes)")
+        data = path.read_bytes()
+        content = json.loads(data, parse_constant=_refuse)
     except FileNotFoundError:
         raise IndexerError(_no_manifest(index)) from None
     except NotADirectoryError:
@@ -111,17 +148,43 @@ def read_manifest(index: Path) -> Manifest:
         raise IndexerError(
             f"index {index}: {schema.MANIFEST} is damaged (not JSON); build the index again"
         ) from None
+    _check_format(index, content)
+    if data[-_SEAL_BYTES:] != _seal(data[:-_SEAL_BYTES]).encode():
+        raise IndexerError(
+            f"index {index}: {schema.MANIFEST} is not the one that was written: its SHA-256 differs; "
+            "restore the file or build the index again"
+        )
     return _validate(index, content)
+
+
+def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
+    """The files that an index of these layers has, with their schemas; None for what is not Parquet."""
+    files: dict[str, pa.Schema | None] = {
+        schema.UNITS_FILE: schema.UNITS,
+        schema.DOCUMENTS_FILE: schema.DOCUMENTS,
+        schema.VOCABULARY_FILE: schema.VOCABULARY,
+        schema.VIEWS: None,
+    }
+    # of a merge there is none
+    if manifest.file(schema.LOG) is not None:
+        files[schema.LOG] = None
+    for entry in manifest.layers:
+        files[schema.examples_file(entry.site, entry.layer)] = schema.EXAMPLES_STORED
+        files[schema.histograms_file(entry.site, entry.layer)] = schema.HISTOGRAMS
+        files[schema.sums_file(entry.site, entry.layer)] = schema.SUMS
+    return files
 
 
 def check_sizes(index: Path, manifest: Manifest) -> None:
     """Raise IndexerError naming the first file that is missing, no plain file, or of another size."""
+    for folder in schema.FOLDERS:
+        # through a link, its files would be those of another place
+        if (index / folder).is_symlink():
+            raise IndexerError(f"index {index}: {folder} is a symbolic link and no folder; {DAMAGED}")
     for file in manifest.files:
         problem = size_problem(index, file)
         if problem:
-            raise IndexerError(
-                f"index {index}: {problem}; {DAMAGED}"
-            )
+            raise IndexerError(f"index {index}: {problem}; {DAMAGED}")
 
 
 def size_problem(index: Path, file: FileEntry) -> str | None:
@@ -151,20 +214,44 @@ def _no_manifest(index: Path) -> str:
     return f"index {index}: not an index: it has no {schema.MANIFEST}; give the folder that build wrote"
 
 
-def _validate(index: Path, content: Any) -> Manifest:
+def _check_format(index: Path, content: Any) -> None:
     if not isinstance(content, dict) or content.get("format") != schema.FORMAT:
         raise IndexerError(f"index {index}: {schema.MANIFEST} is not that of a {schema.FORMAT}")
     version = content.get("version")
     if version != schema.VERSION:
+        # of a damaged or hostile file, it may be anything
+        told = version if version is None or isinstance(version, int) else f"({type(version).__name__})"
         raise IndexerError(
-            f"index {index}: format version {version}; this program reads version {schema.VERSION}. "
+            f"index {index}: format version {told}; this program reads version {schema.VERSION}. "
             "Use the version of it that wrote the index, or build the index again"
         )
+
+
+def _validate(index: Path, content: Any) -> Manifest:
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise IndexerError(
             f"index {index}: {schema.MANIFEST} is damaged at {where}: {first['msg']}"
         ) from None
+    layers = Counter((entry.site, entry.layer) for entry in manifest.layers)
+    twice = [layer for layer, times in layers.items() if times > 1]
+    if twice:
+        raise IndexerError(
+            f"index {index}: {schema.MANIFEST} is damaged: layer {twice[0][0]}.{twice[0][1]} is listed twice"
+        )
+    expected = expected_files(manifest)
+    listed = Counter(file.path for file in manifest.files)
+    wrong = sorted(path for path in {*listed, *expected} if listed[path] != 1 or path not in expected)
+    if wrong:
+        raise IndexerError(
+            f"index {index}: {schema.MANIFEST} is damaged: its files and layers disagree about "
+            f"{wrong[0][:_SHOWN]}"
+        )
+    return manifest
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

@@ -29,6 +29,11 @@ def settle(sums: np.ndarray) -> None:
         sums[..., limb] &= 0xFFFF
 
 
+def is_settled(sums: np.ndarray) -> bool:
+    """Whether limbs are as `settle` leaves them; sums: int64 [..., LIMBS]."""
+    return not (sums[..., : OVERFLOWED - 1] >> 16).any()
+
+
 def pack(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Settled sums as bytes: uint8 [units, POWERS, PACKED], each a little-endian two's complement integer in
     units of 2^-150; and int64 [units, POWERS], the partial sums that left float32.

@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from indexer.errors import IndexerError
-from indexer.index import schema
+from indexer.index.files import printable
 from indexer.index.manifest import Manifest
 from indexer.index.views import views
 
@@ -50,7 +50,7 @@ class Queries:
 
     def __init__(self, index: Path, manifest: Manifest, spaced: bool) -> None:
         """index: absolute path. spaced: as in Vocabulary."""
-        files = [str(index / file.path) for file in manifest.files if file.path != schema.VIEWS]
+        files = [str(index / file.path) for file in manifest.files if file.path.endswith(".parquet")]
         layers = [(layer.site, layer.layer) for layer in manifest.layers]
         with _told():
             self._connection = duckdb.connect(":memory:", config=_SETTINGS)
@@ -96,7 +96,7 @@ def _check_tree(node: Any) -> None:
             _check_tree(part)
     elif isinstance(node, dict):
         if node.get("error"):
-            raise IndexerError(f"SQL: {node.get('error_message')}")
+            raise IndexerError(f"SQL: {printable(str(node.get('error_message')))}")
         kind = str(node.get("type"))
         if kind.endswith("_QUERY_NODE"):
             raise IndexerError(f"SQL: {kind.split('_')[0]} is not allowed; an index can only be read")
@@ -117,11 +117,16 @@ def _check_plan(nodes: Any) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Turn DuckDB's errors, which draw the place in the query over several lines, into one line."""
+    """Turn what DuckDB raises, which draws the place in the query over several lines, into one line."""
     try:
         yield
     except duckdb.Error as error:
         message = str(error).split("\n\nLINE ")[0]
-        raise IndexerError("SQL: " + " ".join(message.split())) from None
+        raise IndexerError("SQL: " + printable(message)) from None
     except RecursionError:
         raise IndexerError("SQL: the query is nested too deeply") from None
+    except MemoryError:
+        raise IndexerError("SQL: the result does not fit in memory; ask for less, or add LIMIT") from None
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        # a string that is no text, a parameter that SQL has no type for, a statement Python has no name for
+        raise IndexerError("SQL: " + printable(str(error))) from None

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile
+from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
 from indexer.index.manifest import LayerEntry, Manifest, check_sizes, read_manifest
 from indexer.index.vocabulary import Vocabulary
 from indexer.units import Unit, format_layers, parse_unit
@@ -58,7 +58,10 @@ class UnitRecord:
 def open_index(path: Path | str) -> Index:
     """Open a finished index.
 
-    Checks the manifest and the size of every file; `Index.verify` checks their content.
+    Checks every bit of the manifest and the size of every file. Its methods check the pages that they read,
+    but `sql` does not: DuckDB reads without checksums. `Index.verify` checks everything.
+    Of an index that came from elsewhere nothing is executed, and only its own files are read. What a file
+    that was made to harm expands to is not bounded: limit the memory of the process where that matters.
     Raises IndexerError where the folder is missing, not an index, damaged, or of another format version.
     """
     return Index(Path(path))
@@ -108,7 +111,9 @@ class Index:
         with self._lock:
             if self._vocabulary is None:
                 file = self._open(schema.VOCABULARY_FILE, RowFile, schema.VOCABULARY)
-                self._vocabulary = Vocabulary.from_table(file.row(0, schema.VOCABULARY.names))
+                row = file.row(0, schema.VOCABULARY.names)
+                with told(file.path):
+                    self._vocabulary = Vocabulary.from_table(row)
             return self._vocabulary
 
     def unit(self, unit: str | Unit) -> pa.Table:
@@ -154,6 +159,8 @@ class Index:
         """The result of one SELECT over the views units, examples, histograms, documents, vocabulary.
 
         parameters: values for ? (a list) or $name (a mapping) in the query.
+        Checksums of pages are not checked on this way; `verify` does. Neither the time nor the size of the
+        result is limited: the query is the caller's own, and nothing is written where memory runs out.
         Raises IndexerError, one line, for a mistake in the query or one that does anything but read this
         index.
         """
@@ -202,17 +209,10 @@ class Index:
     def _examples(self, unit: Unit) -> pa.Table:
         """All examples of a unit, with tokens and text from the vocabulary."""
         path = schema.examples_file(unit.site, unit.layer)
-        rows = self._open(path, UnitFile, schema.EXAMPLES_STORED).rows(unit.unit, _STORED).combine_chunks()
-        columns = {name: rows[name] for name in _STORED}
-        windows = rows["token_ids"].combine_chunks()
-        ids, length = windows.flatten(), pc.list_value_length(windows).to_numpy()
-        offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
-        lists = {"token_ids": ids, "tokens": self.vocabulary.token_strings(ids)}
-        lists["activations"] = rows["activations"].combine_chunks().flatten()
-        for name, values in lists.items():
-            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
-        columns["token"] = self.vocabulary.token_strings(rows["token_id"].combine_chunks())
-        columns["text"] = self.vocabulary.texts(ids, offsets)
+        file = self._open(path, UnitFile, schema.EXAMPLES_STORED)
+        vocabulary = self.vocabulary
+        with told(file.path):
+            columns = _spelled(file.rows(unit.unit, _STORED).combine_chunks(), vocabulary, file.path)
         return _with_names(unit, columns, _EXAMPLES)
 
     def _find(self, unit: str | Unit) -> Unit:
@@ -259,6 +259,23 @@ def _stamp(index: Path) -> tuple[int, int, int] | None:
 
 def _key(entry: LayerEntry) -> tuple[str, int]:
     return entry.site, entry.layer
+
+
+def _spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
+    """Columns of examples as they are stored, with tokens and text from the vocabulary."""
+    columns = {name: rows[name] for name in _STORED}
+    windows, activations = (rows[name].combine_chunks() for name in ("token_ids", "activations"))
+    ids, length = windows.flatten(), pc.list_value_length(windows).to_numpy()
+    # Arrow takes offsets on trust: values that end before them would be read from other memory
+    if not np.array_equal(length, pc.list_value_length(activations).to_numpy()):
+        raise IndexerError(f"{path}: a window has not one activation for every token; {DAMAGED}")
+    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
+    lists = {"token_ids": ids, "tokens": vocabulary.token_strings(ids), "activations": activations.flatten()}
+    for name, values in lists.items():
+        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
+    columns["token"] = vocabulary.token_strings(rows["token_id"].combine_chunks())
+    columns["text"] = vocabulary.texts(ids, offsets)
+    return columns
 
 
 def _first(examples: pa.Table, extreme: str, k: int | None) -> pa.Table:

@@ -1,7 +1,7 @@
 """What a finished layer hands to the index writer: plain NumPy arrays, no torch, no kernels.
 
 The promise: `LayerRecord.check()` accepts a record if and only if its arrays have the shapes and dtypes
-written here, so a writer that got past it can only fail on the disk.
+written here, and its sums are settled, so a writer that got past it can only fail on the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from indexer.errors import IndexerError
-from indexer.index.moments import LIMBS, POWERS, summary
+from indexer.index.moments import LIMBS, POWERS, is_settled, summary
 
 # magnitude bins, smallest first: below 2^-10, 8 per octave over [2^-10, 2^14), at least 2^14
 OCTAVES = 24
@@ -98,10 +98,12 @@ class LayerRecord:
         return summary(self.sums, self.count - self.nan - self.inf, self.minimum, self.maximum)
 
     def check(self) -> None:
-        """Raise IndexerError naming the first array whose shape or dtype is not the one documented."""
+        """Raise IndexerError naming the first array that is not as documented."""
         where = f"layer record {self.site}.{self.layer}"
         for name, (dtype, shape) in _layer_layout(self.units).items():
             _check_array(f"{where}, {name}", getattr(self, name), dtype, shape)
+        if not is_settled(self.sums):
+            raise IndexerError(f"{where}, sums: limbs outside of 0 to 65535; settle them first")
         for extreme in ("top", "bottom"):
             examples = getattr(self, extreme)
             window = examples.token_ids.shape[-1]

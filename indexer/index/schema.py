@@ -20,6 +20,8 @@ VERSION = 1
 
 MANIFEST = "manifest.json"
 VIEWS = "views.sql"
+# what happened during the build, where it was one of a model: not of a merge
+LOG = "build.log.jsonl"
 UNITS_FILE = "units.parquet"
 DOCUMENTS_FILE = "documents.parquet"
 VOCABULARY_FILE = "vocabulary.parquet"

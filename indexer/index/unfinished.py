@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import IndexerError
+from indexer.index.schema import LOG, MANIFEST
 
 BUILD_SUFFIX = ".build"
 SHARDS_SUFFIX = ".shards"
 IDENTITY = "build.json"
-LOG = "build.log.jsonl"
 _PROGRESS = ("tokens", "share", "tokens_per_second", "seconds_left")
 # events after which nobody works on the build
 _ENDED = ("interrupted", "failed")
@@ -25,7 +25,7 @@ def progress_of(index: Path) -> dict[str, Any] | None:
 
     Raises IndexerError where the folder cannot be read.
     """
-    if (index / "manifest.json").exists():
+    if (index / MANIFEST).exists():
         return None
     try:
         shards = sorted(_below(index.with_name(index.name + SHARDS_SUFFIX)))
@@ -89,7 +89,7 @@ def _state(last: dict[str, Any]) -> str:
 
 
 def _shards(index: Path, shards: list[Path]) -> dict[str, Any]:
-    finished = [path for path in shards if (path / "manifest.json").exists()]
+    finished = [path for path in shards if (path / MANIFEST).exists()]
     running = [path for path in shards if path.name.endswith(BUILD_SUFFIX) and (path / IDENTITY).exists()]
     total = next((path.name.split(".")[0].split("-of-")[-1] for path in shards), "?")
     return {

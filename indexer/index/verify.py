@@ -1,13 +1,14 @@
 """Checking an index: that its files are those that were written, and that what they say holds together.
 
-Always: every file's size and SHA-256, its schema, its number of rows, the checksum of every page. With `full`
+Always: that the manifest is as it was written, that nothing lies in the folder that it does not list; every
+file's size and SHA-256, its schema, its number of rows, the checksum of every page. With `full`
 also the laws of the content: bins, NaN and infinities add up to the count; extremes, active values and
 quantiles agree with the bins; examples are ranked by the total order, and a window holds its peak.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,16 @@ import pyarrow as pa
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.files import GroupedFile, RowFile
+from indexer.index.files import GroupedFile, RowFile, told
 from indexer.index.laws import LayerLaws
-from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256, size_problem
+from indexer.index.manifest import (
+    FileEntry,
+    Manifest,
+    expected_files,
+    read_manifest,
+    sha256,
+    size_problem,
+)
 from indexer.index.restore import LayerFiles
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
@@ -33,16 +41,16 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     index = Path(path)
     manifest = read_manifest(index)
     expected = expected_files(manifest)
-    _check_list(index, manifest, expected)
+    _check_foreign(index, expected)
     for file in manifest.files:
         _check_file(index, file, expected[file.path])
     vocabulary = _vocabulary(index)
     layers = [(entry.site, entry.layer) for entry in manifest.layers]
-    if (index / schema.VIEWS).read_text(encoding="utf-8") != views_file(layers, vocabulary.spaced):
+    if (index / schema.VIEWS).read_bytes() != views_file(layers, vocabulary.spaced).encode("utf-8"):
         raise IndexerError(f"index {index}: {schema.VIEWS} is not that of the manifest's layers")
     if full:
         _check_laws(index, manifest, vocabulary)
-    checked = ["sizes", "SHA-256", "schemas", "rows", "page checksums"]
+    checked = ["manifest", "no other files", "sizes", "SHA-256", "schemas", "rows", "page checksums"]
     return {
         "index": str(index),
         "files": len(manifest.files),
@@ -52,28 +60,24 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     }
 
 
-def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
-    """The files that an index of these layers has, with their schemas; None for what is not Parquet."""
-    files: dict[str, pa.Schema | None] = {
-        schema.UNITS_FILE: schema.UNITS,
-        schema.DOCUMENTS_FILE: schema.DOCUMENTS,
-        schema.VOCABULARY_FILE: schema.VOCABULARY,
-        schema.VIEWS: None,
-    }
-    for entry in manifest.layers:
-        files[schema.examples_file(entry.site, entry.layer)] = schema.EXAMPLES_STORED
-        files[schema.histograms_file(entry.site, entry.layer)] = schema.HISTOGRAMS
-        files[schema.sums_file(entry.site, entry.layer)] = schema.SUMS
-    return files
+def _check_foreign(index: Path, expected: Collection[str]) -> None:
+    """Raise IndexerError naming the first file or folder that is not of the index.
 
-
-def _check_list(index: Path, manifest: Manifest, expected: Collection[str]) -> None:
-    listed = Counter(file.path for file in manifest.files)
-    wrong = sorted(path for path in {*listed, *expected} if listed[path] != 1 or path not in expected)
-    if wrong:
-        raise IndexerError(
-            f"index {index}: {schema.MANIFEST} is damaged: its files and layers disagree about {wrong[0]}"
-        )
+    Nothing reads it, but what lies in an index is taken for part of it.
+    """
+    known = {schema.MANIFEST, *schema.FOLDERS, *expected}
+    folders = [index / folder for folder in schema.FOLDERS]
+    linked = [folder for folder in folders if folder.is_symlink()]
+    try:
+        found = [Path(entry.path) for place in (index, *folders) for entry in os.scandir(place)]
+    except OSError as error:
+        raise IndexerError(f"index {index}: {error.filename} cannot be listed: {error.strerror}") from None
+    paths = (path.relative_to(index).as_posix() for path in found)
+    foreign = sorted(path for path in paths if path not in known or index / path in linked)
+    if foreign:
+        # its name may be anything that a disk takes
+        told = foreign[0] if foreign[0].isprintable() else ascii(foreign[0])
+        raise IndexerError(f"index {index}: {told} is not of this index; put it elsewhere")
 
 
 def _check_file(index: Path, file: FileEntry, wanted: pa.Schema | None) -> None:
@@ -132,7 +136,9 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary) -> None
 def _vocabulary(index: Path) -> Vocabulary:
     file = RowFile(index / schema.VOCABULARY_FILE, schema.VOCABULARY)
     try:
-        return Vocabulary.from_table(file.row(0, schema.VOCABULARY.names))
+        row = file.row(0, schema.VOCABULARY.names)
+        with told(file.path):
+            return Vocabulary.from_table(row)
     finally:
         file.close()
 

@@ -160,12 +160,18 @@ class IndexWriter:
                 )
         self._settle(wait=False)
 
-    def publish(self, manifest: Mapping[str, Any], documents: pa.Table | Iterable[pa.Table]) -> Path:
+    def publish(
+        self,
+        manifest: Mapping[str, Any],
+        documents: pa.Table | Iterable[pa.Table],
+        log: str | None = None,
+    ) -> Path:
         """Finish the index and put it in place; returns the path of the output.
 
         manifest: the sections model, tokenizer, corpus, configuration, totals, software, as JSON values.
         documents: columns document, source, row, characters of at least `self.documents`; more are left out.
             Or tables of them, one after the other, of exactly `self.documents` in ascending order.
+        log: what happened during the build, for the file build.log.jsonl.
         Raises IndexerError where something is missing or the disk fails; then the output is as it was.
         """
         self._settle(wait=True)
@@ -182,6 +188,9 @@ class IndexWriter:
             self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [self.vocabulary.to_table()])
             self._write_text(schema.VIEWS, views_file(keys, self.vocabulary.spaced))
             self._files.append(_entry(folder, schema.VIEWS, None))
+            if log is not None:
+                self._write_text(schema.LOG, log)
+                self._files.append(_entry(folder, schema.LOG, None))
             self._write_text(schema.MANIFEST, self._complete(manifest).to_json())
             self._settle(wait=True)
             for part in (*(folder / name for name in schema.FOLDERS), folder):

@@ -108,4 +108,5 @@ def _write(build: Build, path: Path, *, running: bool) -> None:
                 else observer.take_record(number)
             )
         documents = build.documents.table(build.corpus, writer.documents)
-        writer.publish(account.manifest(build), documents)
+        log = None if running else build.work.log.path.read_text(encoding="ascii")
+        writer.publish(account.manifest(build), documents, log)

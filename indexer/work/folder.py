@@ -22,7 +22,8 @@ from typing import IO, Any
 
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest, sha256, size_problem
-from indexer.index.unfinished import BUILD_SUFFIX, IDENTITY, LOG
+from indexer.index.schema import LOG
+from indexer.index.unfinished import BUILD_SUFFIX, IDENTITY
 from indexer.work.durable import digest, flush_folder, remove, told, write_durably, write_flushed
 from indexer.work.events import EventLog
 from indexer.work.plain import packed, unpacked

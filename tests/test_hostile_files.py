@@ -1,0 +1,219 @@
+"""Indexes made to harm: every file agrees with the manifest, and none is what it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import indexer
+from indexer.errors import IndexerError
+from indexer.index import schema
+from indexer.index.synthetic import Size, write_synthetic
+from indexer.index.verify import verify_index
+from tests.hostile_cases import craft, edit_manifest, sign
+from tests.hostile_fuzz import answers
+
+SIZE = Size(layers=1, units=20, top=3, bottom=2, window=4, vocabulary=200)
+EXAMPLES, BINS = "examples/mlp.0.parquet", "histograms/mlp.0.parquet"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_synthetic(tmp_path_factory.mktemp("index") / "a.index", SIZE)
+
+
+@pytest.fixture
+def index(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "a.index")
+
+
+def _refused(index: Path) -> str:
+    """The one line in which opening ends."""
+    with pytest.raises(IndexerError) as error:
+        indexer.open_index(index)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1_000
+    return str(error.value)
+
+
+PATHS = [
+    "../secret", "examples/../../secret", "/etc/passwd", "..\\secret", "a\\..\\b", ".", "", "..", "./units.parquet",
+    "examples//mlp.0.parquet", "units.parquet/", "a\0b", "\ud800", "x" * 5_000, "a\nb", "\x1b[2J", "\u202ex",
+    "examples/mlp.7.parquet", "manifest.json", "~/x", "file:///etc/passwd", "http://localhost:9/x", None, 7, [],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS, ids=ascii)
+def test_a_manifest_names_only_files_of_the_index(path: Any, index: Path) -> None:
+    edit_manifest(index, lambda manifest: manifest["files"].append({**manifest["files"][0], "path": path}))
+    assert "manifest.json is damaged" in _refused(index)
+    edit_manifest(index, lambda manifest: manifest["files"].pop(0))
+    assert "manifest.json is damaged" in _refused(index)
+
+
+SITES = ["../../other", "/etc", "", "mlp/..", "a'; DROP VIEW units; --", "mlp\0", "x" * 5_000, "MLP", 3, None]
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: ascii(site)[:20])
+def test_a_site_makes_no_path_and_no_sql(site: Any, index: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["layers"][0]["site"] = site
+        for entry, folder in zip(manifest["files"], schema.FOLDERS, strict=False):
+            entry["path"] = f"{folder}/{site}.0.parquet"
+
+    edit_manifest(index, change)
+    _refused(index)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["layers"][0].update(layer=1 << 40),
+        lambda manifest: manifest["layers"][0].update(layer=-1),
+        lambda manifest: manifest["layers"][0].update(units=1 << 70),
+        lambda manifest: manifest["layers"][0].update(count=10**400),
+        lambda manifest: manifest["layers"].append(manifest["layers"][0]),
+        lambda manifest: manifest["files"].append(manifest["files"][0]),
+        lambda manifest: manifest["files"].extend([manifest["files"][0]] * 100_000),
+        lambda manifest: manifest["files"][0].update(bytes=1 << 80),
+        lambda manifest: manifest["files"][0].update(bytes="many"),
+        lambda manifest: manifest["files"][0].update(sha256="g" * 64),
+        lambda manifest: manifest.update(files={}),
+        lambda manifest: manifest.update(layers=None),
+        lambda manifest: manifest.update(corpus=3),
+        lambda manifest: manifest.update(version="\x1b[2J\n" * 99),
+        lambda manifest: manifest.update(version=[1]),
+        lambda manifest: manifest.update(format="neuron activation index\n"),
+        lambda manifest: manifest.pop("layers"),
+    ],
+    ids=range(17),
+)
+def test_a_manifest_of_absurd_content_is_refused(change: Callable[[Any], Any], index: Path) -> None:
+    edit_manifest(index, change)
+    _refused(index)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "1e999", '{"format":' * 50_000, "[" * 200_000, "1" * 10_000, '"\\ud800"', "\ufeff{}"],
+    ids=range(9),
+)
+def test_a_manifest_that_is_none_is_refused(text: str, index: Path) -> None:
+    (index / "manifest.json").write_text(text, encoding="utf-8")
+    _refused(index)
+
+
+def test_a_number_that_is_none_is_refused(index: Path) -> None:
+    text = (index / "manifest.json").read_text()
+    (index / "manifest.json").write_text(text.replace('"layer": 0', '"layer": NaN', 1))
+    assert "not JSON" in _refused(index)
+
+
+def test_a_manifest_without_its_digest_is_refused(index: Path) -> None:
+    content = json.loads((index / "manifest.json").read_text())
+    (index / "manifest.json").write_text(json.dumps({**content, "sha256": content["sha256"].upper()}, indent=2))
+    assert "its SHA-256 differs" in _refused(index)
+    del content["sha256"]
+    (index / "manifest.json").write_text(json.dumps(content, indent=2))
+    assert "its SHA-256 differs" in _refused(index)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "units.parquet", "views.sql", EXAMPLES])
+def test_what_is_no_plain_file_is_not_opened(name: str, index: Path) -> None:
+    file = index / name
+    content = file.read_bytes()
+    for make in (
+        lambda: os.mkfifo(file),
+        lambda: file.symlink_to("/dev/zero"),
+        lambda: file.symlink_to(file),
+        lambda: file.mkdir(),
+    ):
+        file.unlink()
+        make()
+        assert f"{name} is not a plain file" in _refused(index)
+        with pytest.raises(IndexerError):
+            verify_index(index)
+        if file.is_dir() and not file.is_symlink():
+            file.rmdir()
+        else:
+            file.unlink()
+        file.write_bytes(content)
+    indexer.open_index(index).close()
+
+
+def test_a_linked_folder_is_refused_and_a_link_to_the_index_is_not(index: Path) -> None:
+    (index.parent / "link").symlink_to(index)
+    assert indexer.open_index(index.parent / "link").top("mlp.0.3").num_rows == 3
+    (index / "examples").rename(index.parent / "examples")
+    (index / "examples").symlink_to(index.parent / "examples")
+    assert "examples is a symbolic link" in _refused(index)
+
+
+def _lists(*lists: list[Any], kind: pa.DataType) -> pa.Array:
+    return pa.array([*lists] * 100, pa.list_(pa.field("element", kind, nullable=False)))
+
+
+def _text(values: list[bytes], rows: int) -> pa.Array:
+    return pa.array([values[number % len(values)] for number in range(rows)], pa.binary()).view(pa.string())
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "values"),
+    [
+        ("units.parquet", "unit", lambda old: [-1] * len(old)),
+        ("units.parquet", "site", lambda old: _text([b"\xff\xfe", b"\x1b[2J"], len(old))),
+        ("units.parquet", "mean", lambda old: [float("nan")] * len(old)),
+        ("units.parquet", "count", lambda old: [-(1 << 63)] * len(old)),
+        (EXAMPLES, "unit", lambda old: [(1 << 31) - 1] * len(old)),
+        (EXAMPLES, "unit", lambda old: [-(1 << 31)] * len(old)),
+        (EXAMPLES, "unit", lambda old: old[::-1]),
+        (EXAMPLES, "token_id", lambda old: [200] * len(old)),
+        (EXAMPLES, "token_id", lambda old: [-1] * len(old)),
+        (EXAMPLES, "token_id", lambda old: [-(1 << 31)] * len(old)),
+        (EXAMPLES, "position", lambda old: [(1 << 31) - 1] * len(old)),
+        (EXAMPLES, "window_start", lambda old: [-(1 << 31)] * len(old)),
+        (EXAMPLES, "document", lambda old: [-(1 << 63)] * len(old)),
+        (EXAMPLES, "rank", lambda old: [0] * len(old)),
+        (EXAMPLES, "value", lambda old: [float("nan")] * len(old)),
+        (EXAMPLES, "extreme", lambda old: ["neither"] * len(old)),
+        (EXAMPLES, "extreme", lambda old: _text([b"\xff"], len(old))),
+        (EXAMPLES, "token", lambda old: _text([b"\xc3\x28"], len(old))),
+        (EXAMPLES, "token_ids", lambda old: [[] for _ in old]),
+        (EXAMPLES, "token_ids", lambda old: [[1 << 30] * 4 for _ in old]),
+        (EXAMPLES, "token_ids", lambda old: [[-5] * 4 for _ in old]),
+        (EXAMPLES, "token_ids", lambda old: [[3] * 50_000 for _ in old]),
+        (EXAMPLES, "activations", lambda old: [[] for _ in old]),
+        (EXAMPLES, "activations", lambda old: [[0.0] for _ in old]),
+        (BINS, "unit", lambda old: [5] * len(old)),
+        (BINS, "count", lambda old: [-1] * len(old)),
+        (BINS, "lower", lambda old: [float("inf")] * len(old)),
+        ("documents.parquet", "document", lambda old: [0] * len(old)),
+        ("documents.parquet", "source", lambda old: _text([b"\xed\xa0\x80", b"\x00"], len(old))),
+        ("vocabulary.parquet", "tokens", lambda old: [[]]),
+        ("vocabulary.parquet", "tokens", lambda old: [old[0][:-1]]),
+        ("vocabulary.parquet", "tokens", lambda old: [["\x1b]0;owned\a\u202e\n"] * len(old[0])]),
+        ("vocabulary.parquet", "pieces", lambda old: [["%ff"] * len(old[0])]),
+        ("vocabulary.parquet", "pieces", lambda old: [["%E2%zz%"] * len(old[0])]),
+        ("vocabulary.parquet", "pieces", lambda old: [["%ED%A0%80%C3"] * len(old[0])]),
+        ("vocabulary.parquet", "spaced", lambda old: [not old[0]]),
+        ("sums/mlp.0.parquet", "sum1", lambda old: [b"\xff" * len(old[0])] * len(old)),
+        ("sums/mlp.0.parquet", "overflowed4", lambda old: [-(1 << 63)] * len(old)),
+    ],
+    ids=range(38),
+)
+def test_values_made_to_harm_end_in_rows_or_one_line(
+    file: str, column: str, values: Callable[[list[Any]], Any], index: Path
+) -> None:
+    craft(index, file, column, values)
+    found = answers(index)
+    assert isinstance(found["verify"], IndexerError), "the laws hold no more"
