@@ -23,6 +23,7 @@ CASES = {
     "compile": "registers, spills and instructions per element of the GPU kernels, without a GPU",
     "merge": "peak memory and time of merging many partial indexes, against a plain read of them",
     "scale": "a plan for a trillion tokens: checkpoints, failures, storage and merge, by simulation",
+    "survive": "builds killed at random moments and at every named point, then repeated: all equal",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
 }
 

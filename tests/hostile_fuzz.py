@@ -1,9 +1,10 @@
 """Asks a damaged index everything, many times; run as a program, so that a crash ends no test run.
 
 python -m tests.hostile_fuzz INDEX TRIALS SEED: for each Parquet file, TRIALS times, a few bytes are changed;
-every other time the manifest is made to agree, as in an index made to harm. Prints how many changes were told
-and how many read as before. Ends with status 1 and a line where anything but an IndexerError was raised; where
-`verify` missed a change that the manifest does not agree with; and where rows differed then.
+every other time the manifest is made to agree, as in an index made to harm. Prints how many changes were
+told, how many read as before, and the memory that it took. Ends with status 1 and a line where anything but
+an IndexerError was raised; where `verify` missed a change that the manifest does not agree with; and where
+rows differed then.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ QUERIES = (
     "SELECT count(token) FROM vocabulary",
     "FROM top(0, 7)",
 )
+# address space, not memory: allocators reserve far more than they use
+MOST_BYTES = 32 << 30
 # reads a page without its checksum, so rows may differ
 UNCHECKED = frozenset(QUERIES)
 
@@ -85,7 +88,7 @@ def check(found: dict[str, Any], whole: dict[str, Any], trial: str) -> None:
 
 def main(path: Path, trials: int, seed: int) -> None:
     """Damage each file in turn."""
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     chosen = random.Random(seed)
     whole = answers(path)
     assert not any(isinstance(answer, IndexerError) for answer in whole.values())
@@ -98,7 +101,7 @@ def main(path: Path, trials: int, seed: int) -> None:
             if damaged == content:
                 continue
             file.write_bytes(damaged)
-            print(f"{file.name} {trial}", file=sys.stderr, flush=True)
+            print(f"{file.name} {trial} {_peak()} MiB", file=sys.stderr, flush=True)
             if trial % 2:
                 sign(path)
             found = answers(path)
@@ -108,7 +111,11 @@ def main(path: Path, trials: int, seed: int) -> None:
             told += any(isinstance(found[name], IndexerError) for name in found if name != "verify")
             same += all(not isinstance(found[name], IndexerError) for name in found if name != "verify")
         file.write_bytes(content)
-    print(f"told {told}, read as before {same}")
+    print(f"told {told}, read as before {same}, {_peak()} MiB")
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 if __name__ == "__main__":

@@ -332,7 +332,7 @@ def info(index: INDEX, form: FORMAT = Format.TABLE) -> None:
 
 @app.command(epilog=_examples("verify my.index", "verify my.index --full"))
 def verify(index: INDEX, full: DEEP = False, form: FORMAT = Format.TABLE) -> None:
-    """Check an index against its manifest: files, sizes, SHA-256, schemas."""
+    """Check an index: its manifest's own digest, files, sizes, SHA-256, schemas, and that none is foreign."""
     with _open(index) as opened:
         _print_facts(opened.verify(full=full), form)
 

@@ -74,8 +74,12 @@ def flush(path: Path) -> None:
 
 
 def _is_index(path: Path) -> bool:
+    manifest = path / schema.MANIFEST
     try:
-        content = json.loads((path / schema.MANIFEST).read_bytes())
+        # a pipe would be read forever
+        if not manifest.is_file():
+            return False
+        content = json.loads(manifest.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("format") == schema.FORMAT

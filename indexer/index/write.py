@@ -47,15 +47,24 @@ class IndexWriter:
     for every unit, and 8 for every document that examples point to.
     """
 
-    def __init__(self, output: Path | str, vocabulary: Vocabulary, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        output: Path | str,
+        vocabulary: Vocabulary,
+        *,
+        overwrite: bool = False,
+        staging: Path | None = None,
+    ) -> None:
         """Check that `output` can be written; nothing is created before the `with` block is entered.
 
+        staging: the folder to write into, on the same disk, where its owner clears away what a crash leaves.
         Raises IndexerError if it exists and `overwrite` is off, if it exists and is not an index, or if its
         folder is missing or not writable.
         """
         self.output = Path(output)
         self.vocabulary = vocabulary
         self.overwrite = overwrite
+        self._staging = staging
         check_output(self.output, overwrite)
         # beside what a symbolic link points to: only there can a folder be renamed to it
         self._target = Path(os.path.realpath(self.output))
@@ -69,7 +78,8 @@ class IndexWriter:
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> IndexWriter:
-        folder = self._target.parent / f".{self._target.name}.{secrets.token_hex(4)}.partial"
+        hidden = self._target.parent / f".{self._target.name}.{secrets.token_hex(4)}.partial"
+        folder = self._staging or hidden
         with self._told():
             for part in (folder, *(folder / name for name in schema.FOLDERS)):
                 part.mkdir()
@@ -103,9 +113,7 @@ class IndexWriter:
         writing an earlier layer failed.
         """
         record.check()
-        key = self._new_layer(
-            LayerEntry(site=record.site, layer=record.layer, units=record.units, count=record.count)
-        )
+        key = self._new_layer(record.site, record.layer, record.units, record.count)
         self._note(key, record, 0)
         rows = int((record.histogram > 0).sum())
 
@@ -136,7 +144,7 @@ class IndexWriter:
         keeps row groups small. Memory: one block, and what `blocks` itself holds.
         Raises IndexerError as `add_layer` does, and where the blocks are not those of the layer.
         """
-        key = self._new_layer(LayerEntry(site=site, layer=layer, units=units, count=count))
+        key = self._new_layer(site, layer, units, count)
         rows = units * HISTOGRAM_BINS if histogram_rows is None else histogram_rows
         first = 0
         with self._told(), ExitStack() as stack:
@@ -204,13 +212,13 @@ class IndexWriter:
             shutil.rmtree(old, ignore_errors=True)
         return self.output
 
-    def _new_layer(self, entry: LayerEntry) -> tuple[str, int]:
-        check_site(entry.site)
-        key = (entry.site, entry.layer)
+    def _new_layer(self, site: str, layer: int, units: int, count: int) -> tuple[str, int]:
+        check_site(site)
+        key = (site, layer)
         if key in self._units:
-            raise IndexerError(f"index {self.output}: layer {entry.site}.{entry.layer} was added twice")
+            raise IndexerError(f"index {self.output}: layer {site}.{layer} was added twice")
         self._units[key] = []
-        self._layers.append(entry)
+        self._layers.append(LayerEntry(site=site, layer=layer, units=units, count=count))
         return key
 
     def _note(self, key: tuple[str, int], record: LayerRecord, first: int) -> None:

@@ -98,7 +98,8 @@ def _write(build: Build, path: Path, *, running: bool) -> None:
     observer = build.observer
     assert observer is not None
     overwrite = build.config.overwrite and not running
-    with IndexWriter(path, build.vocabulary, overwrite=overwrite) as writer:
+    staging = None if running else build.work.staging
+    with IndexWriter(path, build.vocabulary, overwrite=overwrite, staging=staging) as writer:
         for layer in build.layers:
             number = layer.layer
             # a record that takes its arrays over is gone once it is written

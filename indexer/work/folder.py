@@ -32,6 +32,7 @@ CURRENT = "checkpoint.json"
 INDEX = "index"
 POSITION, ARRAYS = "position.json", "position.npz"
 _LOCK = "lock"
+_STAGING = "publishing"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class WorkFolder:
     def log(self) -> EventLog:
         """The log of this build."""
         return EventLog(self.path / LOG)
+
+    @property
+    def staging(self) -> Path:
+        """Where the index is written before it is put in place."""
+        return self.path / _STAGING
 
     def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> Checkpoint | None:
         """Make the folder, or continue in it; returns the last checkpoint, None where there is none.
@@ -140,6 +146,7 @@ class WorkFolder:
         """The checkpoint that holds, all its digests checked; what lies beside it is cleared away."""
         current = self._json(CURRENT)
         name = "" if current is None else str(current.get("checkpoint"))
+        remove(self.staging)
         for other in self._checkpoints():
             if other.name != name:
                 remove(other)
