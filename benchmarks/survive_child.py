@@ -2,8 +2,8 @@
 
 A process of its own that has loaded torch and forks for every job, so that a build takes a second. A job has
 `config` (BuildConfig), and how it is killed: `seconds` after its start, or before or after the `n`-th call
-of a `point`, one of POINTS; or not at all. The answer: `status` (of os.waitstatus_to_exitcode), `seconds`, and the
-points that were passed.
+of a `point`, one of POINTS; or not at all. The answer: `status` (of os.waitstatus_to_exitcode), `seconds`,
+and the points that were passed.
 """
 
 from __future__ import annotations
