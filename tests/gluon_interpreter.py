@@ -35,12 +35,6 @@ class SharedMemory:
     def __init__(self, dtype: tl.dtype, array: np.ndarray) -> None:
         self.dtype, self.array = dtype, array
 
-    def index(self, place: int) -> SharedMemory:
-        return SharedMemory(self.dtype, self.array[place])
-
-    def reinterpret(self, dtype: tl.dtype, shape: Any, layout: Any) -> SharedMemory:
-        return SharedMemory(dtype, self.array.reshape([int(_number(size)) for size in shape]))
-
     def slice(self, start: int, length: int) -> SharedMemory:
         start, length = int(_number(start)), int(_number(length))
         return SharedMemory(self.dtype, self.array[start : start + length])
@@ -48,8 +42,8 @@ class SharedMemory:
     def load(self, layout: Any) -> tl.tensor:
         return _tensor(self.array.copy(), self.dtype)
 
-    def store(self, value: tl.tensor) -> None:
-        self.array[...] = value.handle.data
+    def gather(self, indices: tl.tensor, axis: int) -> tl.tensor:
+        return _tensor(self.array[self._places(indices, indices.handle.data.shape)], self.dtype)
 
     def scatter(self, values: tl.tensor, indices: tl.tensor, axis: int) -> None:
         self.array[self._places(indices, values.handle.data.shape)] = values.handle.data
@@ -62,12 +56,12 @@ class SharedMemory:
             added = np.where(mask.handle.data, added, 0)
         np.add.at(self.array, self._places(indices, added.shape), added)
 
-    def _places(self, indices: tl.tensor, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column of each value; the rows are given, and the axis is 0."""
-        rows, columns = np.broadcast_arrays(indices.handle.data, np.arange(shape[1]))
-        assert (rows >= 0).all()
-        assert (rows < self.array.shape[0]).all()
-        return rows, columns
+    def _places(self, indices: tl.tensor, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        """Where each value stands along each axis; along axis 0 it is given."""
+        places = np.broadcast_arrays(indices.handle.data, *[np.arange(size) for size in shape[1:]])
+        assert (places[0] >= 0).all()
+        assert (places[0] < self.array.shape[0]).all()
+        return tuple(places)
 
 
 class Language:
@@ -92,6 +86,9 @@ class Language:
     def full(self, shape: Any, value: Any, dtype: tl.dtype, layout: Any = None) -> tl.tensor:
         return tl.full([_number(size) for size in shape], value, dtype)
 
+    def convert_layout(self, value: tl.tensor, layout: Any, assert_trivial: bool = False) -> tl.tensor:
+        return value
+
     def full_like(self, like: tl.tensor, value: Any) -> tl.tensor:
         return tl.full(like.shape, value, like.dtype)
 
@@ -101,18 +98,91 @@ class Language:
         return SharedMemory(dtype, filling if dtype == tl.int32 else filling.view(np.float32))
 
 
-def _rounded(value: tl.tensor, dtype: tl.dtype) -> tl.tensor:
-    """To nearest, ties to even, as the hardware does it; the interpreter cuts bits off for bfloat16."""
-    if _number(dtype) != tl.bfloat16:
-        return value.to(dtype)
-    return _tensor(torch.from_numpy(value.handle.data).bfloat16().view(torch.uint16).numpy(), tl.bfloat16)
+def _flushed(value: np.ndarray) -> tl.tensor:
+    """float32 with 0 for what is subnormal."""
+    return _tensor(np.where(np.abs(value) < 2.0**-126, np.copysign(np.float32(0), value), value), tl.float32)
 
 
-# What the interpreter lacks: two approximations of the hardware, which are assembly, and rounding.
+def _exp2(value: tl.tensor) -> tl.tensor:
+    with np.errstate(over="ignore"):
+        return _flushed(np.exp2(value.handle.data))
+
+
+def _reciprocal(value: tl.tensor) -> tl.tensor:
+    with np.errstate(divide="ignore"):
+        return _flushed(1 / value.handle.data)
+
+
+def _halves(word: tl.tensor, kind: str) -> np.ndarray:
+    """The two numbers in each word as float64, which holds them and their products; [..., 2]."""
+    bits = word.handle.data.astype(np.int32).view(np.uint16).reshape(*word.handle.data.shape, 2)
+    # signalling NaN
+    with np.errstate(invalid="ignore"):
+        if kind == "f16x2":
+            return bits.view(np.float16).astype(np.float64)
+        return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def _words(halves: np.ndarray, kind: str) -> tl.tensor:
+    """Pairs of float64 as words, to nearest, ties to even, once; NaN as the hardware writes it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind == "f16x2":
+            bits = halves.astype(np.float16).view(np.uint16)
+        else:
+            # float32 has the same exponents, but its subnormals would be rounded twice
+            steps = np.rint(np.ldexp(halves, 133))
+            small = np.abs(halves) < 2.0**-126
+            exact = np.where(small, np.ldexp(np.where(small, steps, 0), -133), halves).astype(np.float32)
+            bits = torch.from_numpy(exact).bfloat16().view(torch.uint16).numpy()
+    bits = np.where(np.isnan(halves), 0x7FFF, bits).astype(np.uint16)
+    return _tensor(np.ascontiguousarray(bits).view(np.int32)[..., 0], tl.int32)
+
+
+def _converted(kind: str) -> Callable[..., tl.tensor]:
+    def words(even: tl.tensor, odd: tl.tensor) -> tl.tensor:
+        with np.errstate(invalid="ignore"):
+            both = np.stack([even.handle.data, odd.handle.data], axis=-1).astype(np.float64)
+        return _words(both, kind)
+
+    return words
+
+
+def _zeros(word: tl.tensor) -> tl.tensor:
+    halves = word.handle.data.astype(np.int32).view(np.uint16)
+    zero = np.where(halves & 0x7FFF == 0, 0xFFFF, 0).astype(np.uint16)
+    return _tensor(zero.view(np.int32), tl.int32)
+
+
+def _positive(word: tl.tensor, kind: Any) -> tl.tensor:
+    # + 0.0: the larger of -0 and 0 is 0
+    return _words(np.maximum(_halves(word, _number(kind)), 0.0) + 0.0, _number(kind))
+
+
+def _product(word: tl.tensor, other: tl.tensor, kind: Any) -> tl.tensor:
+    with np.errstate(invalid="ignore"):
+        return _words(_halves(word, _number(kind)) * _halves(other, _number(kind)), _number(kind))
+
+
+def _larger(word: tl.tensor, other: tl.tensor, kind: Any) -> tl.tensor:
+    return _words(np.fmax(_halves(word, _number(kind)), _halves(other, _number(kind))), _number(kind))
+
+
+def _smaller(word: tl.tensor, other: tl.tensor, kind: Any) -> tl.tensor:
+    return _words(np.fmin(_halves(word, _number(kind)), _halves(other, _number(kind))), _number(kind))
+
+
+# What the interpreter lacks: the functions that are assembly.
 SUBSTITUTES: dict[str, Callable[..., tl.tensor]] = {
-    "exp2_hardware": lambda value: tl.exp2(value),
-    "reciprocal_hardware": lambda value: 1.0 / value,
-    "rounded": _rounded,
+    "exp2_hardware": _exp2,
+    "reciprocal_hardware": _reciprocal,
+    "bfloat16_words": _converted("bf16x2"),
+    "float16_words": _converted("f16x2"),
+    "zero_words": _zeros,
+    "positive_words": _positive,
+    "product_words": _product,
+    "larger_words": _larger,
+    "smaller_words": _smaller,
+    "opaque": lambda word: word,
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from indexer_kernels import Keep, KernelInputError, Sequences, Statistics, dispatch
+from indexer_kernels.histogram import magnitude_edges
 
 from indexer.observer import StatisticsObserver
 from tests.kernel_cases import DTYPES, KEEP, assert_equal, some_activations
@@ -55,6 +56,34 @@ def test_kernel_equals_reference(shape: tuple[int, int], dtype: torch.dtype, by:
 def test_loop_without_masks_equals_reference(dtype: torch.dtype) -> None:
     keep = Keep(top=1, bottom=0, window=(3, 2))
     batches = whole_batches(64, dtype, tokens=18)
+    assert_equal(gathered(64, batches, "triton", keep), gathered(64, batches, "reference", keep))
+
+
+def one_sequence_of(values: torch.Tensor) -> Batches:
+    tokens = len(values)
+    sequences = Sequences.from_offsets(np.array([0, tokens]), np.array([0]), np.array([0]), np.zeros(tokens))
+    return [(values, sequences)]
+
+
+@pytest.mark.parametrize("finite", [True, False], ids=["finite", "all"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_value_is_taken_in_as_the_reference_does(dtype: torch.dtype, finite: bool) -> None:
+    patterns = np.random.default_rng(0).permutation(65536).astype(np.uint16)
+    values = torch.from_numpy(patterns).view(dtype).reshape(1024, 64)
+    if finite:
+        values = torch.where(values.isfinite(), values, values.new_tensor(-0.0))
+    batches = one_sequence_of(values)
+    keep = Keep(top=0, bottom=0)
+    assert_equal(gathered(64, batches, "triton", keep), gathered(64, batches, "reference", keep))
+
+
+def test_float32_beside_every_edge_of_a_bin_falls_on_its_side() -> None:
+    edges = magnitude_edges()[1:-1].astype(np.float32)
+    sizes = np.concatenate([edges, np.nextafter(edges, 0), np.nextafter(edges, np.inf), [0, 1e-45, 3e38]])
+    values = np.zeros(16 * 128, np.float32)
+    values[: 2 * len(sizes)] = np.concatenate([sizes, -sizes])
+    batches = one_sequence_of(torch.from_numpy(np.random.default_rng(0).permutation(values)).reshape(32, 64))
+    keep = Keep(top=0, bottom=0)
     assert_equal(gathered(64, batches, "triton", keep), gathered(64, batches, "reference", keep))
 
 

@@ -8,33 +8,46 @@ running k-th value; then topk_triton looks at the units for which one did. No nu
 shared between programs, so there are no atomics there: each split of a batch has sums and counters of its
 own.
 
-Rows that count without a gap run through a loop without masks, eight tokens to a step; those behind a gap
-go one by one. Values are not checked there: NaN and infinities show up in the sum of x^4, and only then is
-a group read again.
+Rows that count without a gap run through a loop without masks, eight tokens to a step, two 16-bit units to
+an instruction where there is one (words_triton); those behind a gap go one by one. Values are not checked
+there: NaN and infinities show up in the sum of x^4, and only then is a group read again.
 
 Roofline. H200: 4.3 TB/s copied; 132 multiprocessors issue 29.6e12 lane-instructions/s at an ASSUMED 1.755
 GHz. Bytes and instructions per element in bfloat16, the latter counted in the compiled loop for sm_90
 (`python -m benchmarks compile`). Times are predicted from these two alone; none of this was measured on a
-GPU.
+GPU. The statistics are free where memory takes longer than issuing: up to 13.8 instructions for 2 bytes.
 
 | | bytes | instructions | memory, ps | issue, ps |
 |---|---|---|---|---|
-| update | 2 | 21.4 | 0.47 | 0.72 |
-| GELU (tanh) | 4 | 34.6 | 0.93 | 1.17 |
-| GELU (erf) | 4 | 41.4 | 0.93 | 1.40 |
-| SwiGLU | 6 | 33.1 | 1.40 | 1.12 |
+| update | 2 | 12.5 | 0.47 | 0.42 |
+| ReLU | 4 | 13.8 | 0.93 | 0.47 |
+| ReLU^2 | 4 | 14.3 | 0.93 | 0.48 |
+| SiLU | 4 | 19.9 | 0.93 | 0.67 |
+| GELU (tanh) | 4 | 22.1 | 0.93 | 0.75 |
+| GELU (erf) | 4 | 27.1 | 0.93 | 0.91 |
+| SwiGLU | 6 | 20.9 | 1.40 | 0.71 |
 
-GPT-2 (12 layers of 3,072): 43 ns a token, the plain function's memory traffic alone 34. Llama-3.1-8B (32
-layers of 14,336 gated): 0.64 us a token, which is the memory traffic of the plain function, of a forward of
-at least 17.7 us. Beside the loop, a block writes 8 bytes of extremes per unit, and a program reads and
-writes what it counted once per batch, at most 1.6 kB each way per unit: 10% of the read at 16,384 tokens a
-split, so large batches are cheaper.
+GPT-2 (12 layers of 3,072): 34 ns a token; Llama-3.1-8B (32 layers of 14,336 gated): 0.64 us a token, of a
+forward of at least 17.7 us. Both are the memory traffic of the plain function. Beside the loop, a block
+writes 8 bytes of extremes per unit, and a program reads and writes what it counted once per batch, at most
+1.6 kB each way per unit: 10% of the read at 16,384 tokens a split, so large batches are cheaper.
 
-Tried, instructions per element of update on sm_90: table row by complement 24.9; sign as a bit of the row
-and the magnitude clamped as a float 21.4; strides in 32 bits 23.6, for every row's address is widened
-again. `tl.histogram` reads all its bins back for every tile, and is no faster than a tile is large. With
-the counters' flush unrolled its addresses were kept in registers throughout: 112 bytes of stack on sm_80,
-none since it is a loop.
+Tried, instructions per element of update on sm_90 in Triton 3.9, predicted and then counted:
+* Table row by complement 24.9; sign as a bit of the row and the magnitude clamped as a float 21.4.
+* Strides in 32 bits, 23.6: every row's address is widened again. Strides compiled in, a base and eight
+  offsets: predicted 20.4, counted 20.6; SwiGLU, with three pointers, 33.1 to 29.9.
+* x^3 added by a fused multiply-add, exact for bfloat16: predicted 19.6, counted 19.5.
+* The table row as the upper bits of a float16: predicted 9 to 5 instructions of the histogram. Its
+  conversion alone runs at an eighth of the rate, so two go at once. Zeros left out by a mask made a branch
+  around every atomic, so they have a row instead.
+* Words of two units for reading, extremes and zeros as well: predicted 12.5, counted 13.6; with the lane's
+  place in both halves of the address 13.3; hidden from the compiler, which undid that (13.8), 12.8; and 12.5
+  with all reads ahead of all writes, for three-way extremes of two rows then become one instruction.
+* The normal tail as 2 to a polynomial, no reciprocal: GELU (erf) predicted 27, from 31.3 to 27.1.
+* 80 registers, for three blocks on a multiprocessor: the loop stays as it is, but 39 spills around it.
+* `tl.histogram` reads all its bins back for every tile, and is no faster than a tile is large. With the
+  counters' flush unrolled its addresses were kept in registers throughout: 112 bytes of stack on sm_80, none
+  since it is a loop.
 """
 
 from __future__ import annotations
@@ -47,38 +60,92 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from indexer_kernels import topk_triton
-from indexer_kernels.activations_triton import activate_other_rows, activate_row
-from indexer_kernels.histogram_triton import FLUSH_GROUPS, PARTS, RECENT_ROWS, ROWS, clear, count, flush
+from indexer_kernels.activations_triton import activate_other_rows, activate_row, activated_row
+from indexer_kernels.histogram_triton import FLUSH_GROUPS, RECENT_ROWS, ROWS, clear, count, flush
 from indexer_kernels.moments_triton import LIMBS, POWERS, add_exactly, add_powers, is_finite
 from indexer_kernels.plan import GROUP_BLOCKS, Plan
 from indexer_kernels.plan import UNROLLED_TOKENS as HOST_UNROLLED_TOKENS
+from indexer_kernels.words_triton import (
+    UNITS,
+    VALUES,
+    WARPS,
+    larger_row,
+    row_of,
+    smaller_row,
+    stored_of,
+    values_of,
+)
 
-UNITS = gl.constexpr(64)
-WARPS = gl.constexpr(GROUP_BLOCKS)
 UNROLLED_TOKENS = gl.constexpr(HOST_UNROLLED_TOKENS)
-# [WARPS, UNITS] values, [rows, 32] words of counters, [POWERS, UNITS] sums
-VALUES = gl.constexpr(gl.BlockedLayout([1, 2], [1, 32], [GROUP_BLOCKS, 1], [1, 0]))
-WORDS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [GROUP_BLOCKS, 1], [1, 0]))
-ROW_BY_ROW = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+# [POWERS, UNITS] sums
 SUMS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [GROUP_BLOCKS // 2, 2], [1, 0]))
+ROW_BY_ROW = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit
-def add_value(value, mask, counters, sum1, sum2, sum3, sum4, high, low):
-    """One value of every lane into histogram, sums and extremes; where mask is None, all of them count."""
-    count(counters, value, 1, mask)
-    high_value, low_value, summed = value, value, value
-    if mask is not None:
-        high_value = gl.where(mask, value, float("-inf"))
-        low_value = gl.where(mask, value, float("inf"))
-        summed = gl.where(mask, value, 0.0)
-    sum1, sum2, sum3, sum4 = add_powers(summed, sum1, sum2, sum3, sum4)
-    return sum1, sum2, sum3, sum4, gl.maximum(high, high_value), gl.minimum(low, low_value)
+def add_row(row, counters, sum1, sum2, sum3, sum4, high, low, DTYPE: gl.constexpr):
+    """A row of which all values count into histogram, sums and extremes; high, low: rows."""
+    value = values_of(row, DTYPE)
+    count(counters, row, value, 1, None, DTYPE)
+    sum1, sum2, sum3, sum4 = add_powers(value, sum1, sum2, sum3, sum4, DTYPE)
+    return sum1, sum2, sum3, sum4, larger_row(high, row, DTYPE), smaller_row(low, row, DTYPE)
+
+
+@gluon.jit
+def add_masked_row(row, mask, counters, sum1, sum2, sum3, sum4, high, low, DTYPE: gl.constexpr):
+    """The values of a row in the mask into histogram, sums and extremes; high, low: float32 [WARPS, 64]."""
+    value = values_of(row, DTYPE)
+    count(counters, row, value, 1, mask, DTYPE)
+    sum1, sum2, sum3, sum4 = add_powers(gl.where(mask, value, 0.0), sum1, sum2, sum3, sum4, DTYPE)
+    high = gl.maximum(high, gl.where(mask, value, float("-inf")))
+    return sum1, sum2, sum3, sum4, high, gl.minimum(low, gl.where(mask, value, float("inf")))
+
+
+@gluon.jit
+def add_run(
+    gate_at, up_at, out_at, GATE: gl.constexpr, UP: gl.constexpr, OUT: gl.constexpr,
+    run, counters, sum1, sum2, sum3, sum4, high, low, FUNCTION: gl.constexpr, GATED: gl.constexpr,
+):  # fmt: skip
+    """Activate the first `run` rows of every block, and take them in; all of their values count.
+
+    gate_at, up_at, out_at: pointers [WARPS, 64] to the first rows; GATE, UP, OUT: from row to row.
+    """
+    DTYPE: gl.constexpr = gate_at.dtype.element_ty
+    # the functions in float32 are so long that eight rows at a time would take too many registers
+    LONG: gl.constexpr = FUNCTION == "gelu" or FUNCTION == "gelu_tanh" or FUNCTION == "silu"
+    ROWS_AHEAD: gl.constexpr = 2 if DTYPE == gl.float32 and LONG else UNROLLED_TOKENS
+    high_row, low_row = row_of(high.to(DTYPE), DTYPE), row_of(low.to(DTYPE), DTYPE)
+    for _ in range(0, run, ROWS_AHEAD):
+        rows = ()
+        factors = ()
+        # all reads come first, for none could pass a write that may hit its place
+        for ahead in gl.static_range(ROWS_AHEAD):
+            rows = rows + (row_of(gl.load(gate_at + ahead * GATE), DTYPE),)
+            if GATED:
+                factors = factors + (row_of(gl.load(up_at + ahead * UP), DTYPE),)
+        if FUNCTION != "plain":
+            read = rows
+            rows = ()
+            for ahead in gl.static_range(ROWS_AHEAD):
+                factor = factors[ahead] if GATED else read[ahead]
+                row = activated_row(read[ahead], factor, DTYPE, FUNCTION, GATED)
+                gl.store(out_at + ahead * OUT, stored_of(row, DTYPE))
+                rows = rows + (row,)
+        for ahead in gl.static_range(ROWS_AHEAD):
+            sum1, sum2, sum3, sum4, high_row, low_row = add_row(
+                rows[ahead], counters, sum1, sum2, sum3, sum4, high_row, low_row, DTYPE
+            )
+        gate_at += ROWS_AHEAD * GATE
+        up_at += ROWS_AHEAD * UP
+        out_at += ROWS_AHEAD * OUT
+    return sum1, sum2, sum3, sum4, values_of(high_row, DTYPE), values_of(low_row, DTYPE)
 
 
 @gluon.jit
 def read_finite(read, stride, row, span, counted, unit, inside, counters):
     """Sums and extremes of a group again; non-finite values are counted, and taken out of the bins."""
+    DTYPE: gl.constexpr = read.dtype.element_ty
     sum1 = gl.full([WARPS, UNITS], 0.0, gl.float32, VALUES)
     sum2, sum3, sum4 = sum1, sum1, sum1
     high = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
@@ -89,16 +156,18 @@ def read_finite(read, stride, row, span, counted, unit, inside, counters):
         taken = (token < span) & (gl.load(counted + row + token, token < span, other=0) != 0)
         mask = taken[:, None] & inside
         at = read + ((row + token) * stride)[:, None] + unit[None, :]
-        value = gl.load(at, mask, other=0.0).to(gl.float32)
+        one = row_of(gl.load(at, mask, other=0.0), DTYPE)
+        value = values_of(one, DTYPE)
         finite = is_finite(value)
-        count(counters, value, -1, mask & ~finite)
+        count(counters, one, value, -1, mask & ~finite, DTYPE)
         is_nan = value != value
         nans += gl.where(mask & is_nan, 1, 0)
         infs += gl.where(mask & ~finite & ~is_nan, 1, 0)
         mask = mask & finite
         high = gl.maximum(high, gl.where(mask, value, float("-inf")))
         low = gl.minimum(low, gl.where(mask, value, float("inf")))
-        sum1, sum2, sum3, sum4 = add_powers(gl.where(mask, value, 0.0), sum1, sum2, sum3, sum4)
+        # products apart from sums: a power beyond float32 must show up in its sum
+        sum1, sum2, sum3, sum4 = add_powers(gl.where(mask, value, 0.0), sum1, sum2, sum3, sum4, gl.float32)
     return sum1, sum2, sum3, sum4, high, low, nans, infs
 
 
@@ -130,7 +199,7 @@ def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, sums, units):
 
 @gluon.jit
 def gather(
-    gate, up, out, gate_stride, up_stride, out_stride, units,
+    gate, up, out, gate_stride: gl.constexpr, up_stride: gl.constexpr, out_stride: gl.constexpr, units,
     counted, block_row, block_span, block_document, group_run, groups,
     recent, sums, nan, inf, minimum, maximum, block_maximum, block_minimum,
     top_bar, top_document, bottom_bar, bottom_document, top_hits, bottom_hits,
@@ -140,15 +209,9 @@ def gather(
 
     Axes of the grid: 64 units, split. WHOLE: units are a multiple of 64, so that none needs a mask.
     """
-    # GELU (erf) takes so many registers that eight rows at a time would spill
-    UNROLLED: gl.constexpr = UNROLLED_TOKENS // 2 if FUNCTION == "gelu" else UNROLLED_TOKENS
-    parts = gl.allocate_shared_memory(gl.int32, [PARTS, ROWS // PARTS, 32], ROW_BY_ROW)
-    counters = parts.reinterpret(gl.int32, [ROWS, 32], ROW_BY_ROW)
+    DTYPE: gl.constexpr = gate.dtype.element_ty
+    counters = gl.allocate_shared_memory(gl.int32, [ROWS * UNITS // 2], FLAT)
     partial = gl.allocate_shared_memory(gl.float32, [POWERS * WARPS, UNITS], ROW_BY_ROW)
-    # in 64 bits a step is one addition to each pointer; 32 bits would be widened at every row
-    gate_stride = gl.to_tensor(gate_stride).to(gl.int64)
-    up_stride = gl.to_tensor(up_stride).to(gl.int64)
-    out_stride = gl.to_tensor(out_stride).to(gl.int64)
     first_unit = gl.program_id(0) * UNITS
     split = gl.program_id(1).to(gl.int64)
     unit = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, VALUES))
@@ -165,7 +228,7 @@ def gather(
     lowest = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
     splits = gl.num_programs(1)
     for first_group in range(gl.program_id(1), groups, splits * FLUSH_GROUPS):
-        clear(parts, WORDS)
+        clear(counters)
         for group in range(first_group, gl.minimum(groups, first_group + splits * FLUSH_GROUPS), splits):
             block = group * WARPS + warp
             row = gl.load(block_row + block)
@@ -180,24 +243,21 @@ def gather(
             run = 0
             if WHOLE:
                 run = gl.load(group_run + group)
-                for _ in range(0, run, UNROLLED):
-                    for ahead in gl.static_range(UNROLLED):
-                        value = activate_row(
-                            gate_at + ahead * gate_stride, up_at + ahead * up_stride,
-                            out_at + ahead * out_stride, None, FUNCTION, GATED,
-                        )  # fmt: skip
-                        sum1, sum2, sum3, sum4, high, low = add_value(
-                            value, None, counters, sum1, sum2, sum3, sum4, high, low
-                        )
-                    gate_at += UNROLLED * gate_stride
-                    up_at += UNROLLED * up_stride
-                    out_at += UNROLLED * out_stride
+                sum1, sum2, sum3, sum4, high, low = add_run(
+                    gate_at, up_at, out_at, gate_stride, up_stride, out_stride,
+                    run, counters, sum1, sum2, sum3, sum4, high, low, FUNCTION, GATED,
+                )  # fmt: skip
+                # int64: 256 strides may pass 2^31
+                passed = run.to(gl.int64)
+                gate_at += passed * gate_stride
+                up_at += passed * up_stride
+                out_at += passed * out_stride
             for token in range(run, gl.max(span, axis=0)):
                 taken = (token < span) & (gl.load(counted + row + token, token < span, other=0) != 0)
                 mask = taken[:, None] & inside
-                value = activate_row(gate_at, up_at, out_at, mask, FUNCTION, GATED)
-                sum1, sum2, sum3, sum4, high, low = add_value(
-                    value, mask, counters, sum1, sum2, sum3, sum4, high, low
+                one = activate_row(gate_at, up_at, out_at, mask, FUNCTION, GATED)
+                sum1, sum2, sum3, sum4, high, low = add_masked_row(
+                    one, mask, counters, sum1, sum2, sum3, sum4, high, low, DTYPE
                 )
                 gate_at += gate_stride
                 up_at += up_stride
@@ -233,7 +293,7 @@ def gather(
                 sums + split * POWERS * LIMBS * units,
                 units,
             )
-        flush(parts, recent + split * RECENT_ROWS * units, first_unit, units, WORDS)
+        flush(counters, recent + split * RECENT_ROWS * units, first_unit, units)
 
     unit_at = split * units + unit
     # + 0.0 turns -0.0 into 0.0
@@ -250,7 +310,7 @@ def launch(
     bars: Sequence[Tensor], sums: Sequence[Tensor], top: Sequence[Tensor], bottom: Sequence[Tensor],
     window: Sequence[int], by: str,
 ) -> None:  # fmt: skip
-    """Take one batch of one layer in.
+    """Take one batch of one layer in. Strides are compiled in: a new one costs a compilation, 1 to 3 s.
 
     function: a name in activations.FUNCTIONS, or "plain" where `out` holds the activations already.
     gate, up, out: [tokens, units] of one dtype, any row strides. arrays: the tensors of a Plan.
