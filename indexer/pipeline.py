@@ -123,9 +123,9 @@ class Build:
         self.documents = Documents(self.observer.documents)
         start = None if checkpoint is None else checkpoints.restored(self, checkpoint)
         self.tokens_before = self.observer.count
-        self.progress.say(account.plan(self, self.keep))
-        self.note("started" if checkpoint is None else "resumed", tokens=self.observer.count)
         with StopRequest() as stop:
+            self.progress.say(account.plan(self, self.keep))
+            self.note("started" if checkpoint is None else "resumed", tokens=self.observer.count)
             self._run_model(self.observer, start, stop)
             output = checkpoints.publish(self)
         self.progress.close()
