@@ -41,7 +41,7 @@ ARGUMENTS = {
         "place_sequence",
     ),
     "*i32": (
-        "block_span", "group_run", "recent", "top_hits", "bottom_hits", "hits", "token_ids", "worst",
+        "block_span", "group_run", "recent", "met", "top_hits", "bottom_hits", "hits", "token_ids", "worst",
         "filled", "place_position", "window_start", "window_length", "window_tokens",
     ),
     "*u8": ("counted",),

@@ -51,6 +51,7 @@ class BuildConfig(BaseModel):
     output_projection: str | None = None
     revision: str | None = None
     hooks: bool = Field(False, description="read activations by hooks even where the fused path is possible")
+    compile: bool = Field(False, description="let torch.compile fuse what stands around the MLPs")
     # far more than any machine has; OpenMP runtimes end the process when asked for a million
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     overwrite: bool = False
@@ -93,6 +94,10 @@ class BuildConfig(BaseModel):
                 raise ValueError(f"{name} is for a build in one process, not with {parted[0]}")
         if self.append and self.overwrite:
             raise ValueError("--append adds to an index and --overwrite replaces it; give one of them")
+        if self.compile and self.hooks:
+            raise ValueError("--compile runs into --hooks; give one of them")
+        if self.compile and self.numerics == "reproducible":
+            raise ValueError("--compile writes kernels that may round differently; leave --numerics fast")
         if self.shards is not None and self.ray is None:
             raise ValueError("--shards says how --ray cuts the work; use --shard I/N with other schedulers")
         return self

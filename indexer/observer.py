@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from indexer_kernels import Keep, Sequences, Statistics
-from indexer_kernels.topk import TopK
 from torch import Tensor
 
 from indexer.index.records import LayerRecord
+from indexer.models import Runner
+from indexer.nonfinite import MLP, NonFinite, Watch, earlier, first_in
 from indexer.partials.state import record_of
-from indexer.units import Unit
-
-MLP = "mlp"
-
-
-@dataclass(frozen=True, order=True)
-class NonFinite:
-    """Where a value that is not a number, or infinite, was met; ordered as documents are."""
-
-    document: int
-    sequence: int
-    position: int
-    layer: int
-    unit: int
-    value: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.value} at {Unit(MLP, self.layer, self.unit)}, document {self.document}, "
-            f"sequence {self.sequence}, position {self.position}"
-        )
 
 
 class StatisticsObserver:
     """Takes activations layer by layer (see models.Observer) into one `Statistics` each.
 
     units: how many units each layer has, by layer.
-    seconds: time spent in the kernels so far, the activation functions included.
+    seconds: time spent in the kernels so far, the activation functions included; on a GPU the time that it
+        took to queue them.
+    first_non_finite: the first place where a value was NaN or infinite, or None. On a GPU it is known after
+        `finish`, and only where `run` runs the batches.
     """
 
     def __init__(self, units: dict[int, int], keep: Keep, *, kernels: str, threads: int) -> None:
@@ -47,9 +29,27 @@ class StatisticsObserver:
             layer: Statistics.empty(count, keep, kernels=kernels, threads=threads)
             for layer, count in units.items()
         }
+        self.kernels = kernels
         self.seconds = 0.0
         self.first_non_finite: NonFinite | None = None
         self._non_finite = dict.fromkeys(units, 0)
+        self._watch: Watch | None = None
+
+    def run(self, runner: Runner, batch: Any) -> None:
+        """Run one batch, whose runner calls this observer; on a GPU it is queued, see `finish`."""
+        runner.run(batch)
+        if self.kernels == "triton":
+            if self._watch is None:
+                self._watch = Watch(runner.run_for, self.kernels)
+            states = self.statistics.values()
+            self._watch.batch_done(batch, [s.met_non_finite for s in states if s.met_non_finite is not None])
+
+    def finish(self) -> None:
+        """Wait for what is queued; counts and the first place are those of all batches then."""
+        if self._watch is not None:
+            self._watch.finish()
+            self.first_non_finite = earlier(self.first_non_finite, self._watch.first)
+            self._non_finite = {layer: state.non_finite() for layer, state in self.statistics.items()}
 
     def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         """Take activations that the model computed; [tokens, units]."""
@@ -75,17 +75,14 @@ class StatisticsObserver:
 
     @property
     def non_finite(self) -> int:
-        """Values so far that were NaN or infinite, over all units."""
+        """Values so far that were NaN or infinite, over all units; on a GPU as of the last `finish`."""
         return sum(self._non_finite.values())
 
     def documents(self) -> set[int]:
         """Ids of the documents that examples point to at present."""
         found: set[int] = set()
         for statistics in self.statistics.values():
-            statistics.settle()
-            for state in (statistics.top, statistics.bottom):
-                if state is not None:
-                    found.update(np.unique(state.document[_taken(state)]).tolist())
+            found.update(statistics.documents().tolist())
         return found
 
     def restore(self, layer: int, statistics: Statistics) -> None:
@@ -99,34 +96,10 @@ class StatisticsObserver:
         return record_of(statistics, MLP, layer, copy=False)
 
     def _look_for_non_finite(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
+        if self.kernels == "triton":
+            return
         total = self.statistics[layer].non_finite()
         if total == self._non_finite[layer]:
             return
         self._non_finite[layer] = total
-        met = _first_non_finite(layer, activations, sequences)
-        if met is not None and (self.first_non_finite is None or met < self.first_non_finite):
-            self.first_non_finite = met
-
-
-def _first_non_finite(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite | None:
-    order = np.lexsort((sequences.ordinal, sequences.document))
-    for index in order:
-        rows = np.arange(sequences.start[index], sequences.start[index] + sequences.length[index])
-        rows = rows[sequences.counted[rows]]
-        values = activations[rows].float().cpu().numpy()
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            row, unit = bad[0]
-            return NonFinite(
-                int(sequences.document[index]),
-                int(sequences.ordinal[index]),
-                int(rows[row] - sequences.start[index]),
-                layer,
-                int(unit),
-                str(values[row, unit]),
-            )
-    return None
-
-
-def _taken(state: TopK) -> np.ndarray:
-    return np.arange(state.k) < state.filled[:, None]
+        self.first_non_finite = earlier(self.first_non_finite, first_in(layer, activations, sequences))

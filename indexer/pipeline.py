@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -53,6 +54,7 @@ class Build:
     before: (source, bytes) of the files that come before this corpus in an index that this one will join.
     threads: of the model and the kernels. tokens_before: those that earlier processes had counted.
     seconds, model_seconds, waited: of this build, earlier processes included.
+    most_tokens: the largest batch that fits; see Runner.
     observer, documents, totals: see `_run_model`.
     """
 
@@ -64,6 +66,7 @@ class Build:
         self.seconds_before = 0.0
         self.model_seconds = 0.0
         self.waited = 0.0
+        self.most_tokens = sys.maxsize
         self.threads = config.threads or psutil.cpu_count(logical=False) or 1
         self.progress = Progress()
         self.pace = Pace(config.checkpoint_minutes * 60)
@@ -194,15 +197,19 @@ class Build:
         # parts of a batch of a fixed shape would have shapes that are not
         whole = self.loaded.device.type != "cpu" or config.numerics == "reproducible"
         chunk = 0 if whole else CHUNK_TOKENS
-        runner = Runner(self.loaded, chosen, observer, chunk_tokens=chunk, force_hooks=config.hooks)
-        self.matmul = "onednn" if runner.onednn else "torch"
+        runner = Runner(
+            self.loaded, chosen, observer,
+            chunk_tokens=chunk, force_hooks=config.hooks, compiled=config.compile,
+        )  # fmt: skip
+        self.matmul = "compiled" if config.compile else "onednn" if runner.onednn else "torch"
         widest = max(layer.units for layer in self.layers) * self.loaded.dtype.itemsize
         self.progress.start(self.share_done() or 0.0, observer.count)
         with freed_memory_kept(config.batch_tokens * widest), batches, runner:
             seconds_before, waited_before = self.model_seconds, self.waited
             begin = time.perf_counter()
             for batch in self._until_it_fails(batches):
-                runner.run(batch)
+                observer.run(runner, batch)
+                self._note_halved(runner)
                 self.documents.add(batches.finished_documents())
                 self.model_seconds = seconds_before + time.perf_counter() - begin
                 self.waited = waited_before + batches.waited
@@ -214,7 +221,20 @@ class Build:
                     raise KeyboardInterrupt
                 if self.pace.checkpoint_due():
                     self.pace.took(checkpoints.save(self))
+            observer.finish()
+            self.model_seconds = seconds_before + time.perf_counter() - begin
             self.documents.add(batches.finished_documents(), running=False)
+
+    def _note_halved(self, runner: Runner) -> None:
+        """Say so where a batch did not fit into the memory of the GPU."""
+        if runner.most_tokens >= self.most_tokens:
+            return
+        self.most_tokens = runner.most_tokens
+        self.progress.say(
+            f"out of memory on {self.loaded.device}: batches of at most {self.most_tokens:,} tokens from "
+            f"here on; --batch-tokens {self.most_tokens} avoids it"
+        )
+        self.note("out of memory", most_tokens=self.most_tokens)
 
     def _until_it_fails(self, batches: Batches) -> Any:
         """The batches; where the corpus fails, what was read before is kept first."""

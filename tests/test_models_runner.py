@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,19 +19,12 @@ from indexer.models.runner import _groups
 from tests.tiny_batches import Keeper, TinyBatch, tiny_batch
 from tests.tiny_models import BIDIRECTIONAL, FUSED, HOOKED, LAYERS, fresh, tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = [torch.float32, torch.bfloat16]
 # of the largest magnitude in a layer; two roundings of a bfloat16 value, grown over three layers
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 
 _adapted: dict[tuple[str, torch.dtype], LoadedModel] = {}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def adapted(name: str, dtype: torch.dtype = torch.float32) -> LoadedModel:

@@ -119,6 +119,7 @@ def build(
     device: Annotated[str | None, choices.DEVICE] = None,
     kernels: Annotated[str | None, choices.KERNELS] = None,
     hooks: Annotated[bool | None, choices.HOOKS] = None,
+    compile: Annotated[bool | None, choices.COMPILE] = None,
     threads: Annotated[str | None, choices.THREADS] = None,
     numerics: Annotated[str | None, choices.NUMERICS] = None,
     append: Annotated[bool | None, choices.APPEND] = None,

@@ -68,6 +68,7 @@ DTYPE = _option(_RUN, "--dtype", "TYPE", "The model's: auto, float32, bfloat16 o
 DEVICE = _option(_RUN, "--device", "NAME", "Where the model runs: auto, cpu or cuda.", "auto")
 KERNELS = _option(_RUN, "--kernels", "NAME", "The statistics: auto, cpp, triton or reference.", "auto")
 HOOKS = _option(_RUN, "--hooks", "", "Read activations by hooks even where fusing is possible.")
+COMPILE = _option(_RUN, "--compile", "", "Let torch.compile fuse what stands around the MLPs.")
 THREADS = _option(_RUN, "--threads", "N", "Processor threads.", "all cores")
 NUMERICS = _option(
     _RUN,

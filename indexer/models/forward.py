@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +27,26 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
     if isinstance(output, Tensor):
         return output
     return output[0]
+
+
+@contextmanager
+def one_sequence_a_row() -> Iterator[None]:
+    """Within the block transformers does not look for several sequences in a row of a batch.
+
+    It looks at the positions' values, for which the host has to wait for a GPU in every forward pass, and
+    only finds what is so here: each row holds one sequence.
+    """
+    from transformers import masking_utils
+
+    found = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if found is None:
+        yield
+        return
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
 
 
 def embedding_rows(model: nn.Module) -> int:

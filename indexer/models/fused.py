@@ -44,20 +44,18 @@ class Workspace:
     """What all layers share during a run: the groups of the present batch, and scratch memory."""
 
     groups: Sequence[Group] = ()
-    scratch: dict[int, Tensor] = field(default_factory=dict)
+    scratch: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     def take(self, slot: int, rows: int, width: int, like: Tensor) -> Tensor:
         """Uninitialised [rows, width], dtype and device as `like`; valid until the slot is taken again."""
-        memory = self.scratch.get(slot)
+        memory = self.scratch.get((slot, like.device))
         wanted = rows * width
-        if (
-            memory is None
-            or memory.numel() < wanted
-            or memory.dtype != like.dtype
-            or memory.device != like.device
-        ):
+        if memory is None or memory.numel() < wanted or memory.dtype != like.dtype:
+            # what there is goes first, so that memory need not hold both
+            self.scratch.pop((slot, like.device), None)
+            memory = None
             memory = torch.empty(wanted, dtype=like.dtype, device=like.device)
-            self.scratch[slot] = memory
+            self.scratch[slot, like.device] = memory
         return memory[:wanted].view(rows, width)
 
 

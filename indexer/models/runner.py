@@ -4,21 +4,25 @@ Batches are padded on the right. A causal model needs no mask for that, since wh
 part in its activations; other models are given one, unless nothing is padded. Either way every sequence is
 run as if alone.
 The forward stops at the last layer asked for, as soon as its activations are made: no projection, no head.
+On a GPU `run` queues its work and returns; nothing in it waits for the device.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from indexer_kernels.staging import to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from indexer.errors import IndexerError
-from indexer.models.forward import call_model, embedding_rows
+from indexer.models.forward import call_model, embedding_rows, one_sequence_a_row
 from indexer.models.fused import (
     Activate,
     FusedForward,
@@ -31,6 +35,7 @@ from indexer.models.fused import (
 from indexer.models.loading import LoadedModel, quiet_transformers
 from indexer.models.matmul import Matmul, OnednnForward, is_plain_linear, uses_onednn
 from indexer.models.plan import MlpLayer
+from indexer.models.traced import InPlace, blocks, traced
 
 if TYPE_CHECKING:
     from indexer_kernels.sequences import Sequences
@@ -73,6 +78,19 @@ class Batch(Protocol):
         """Where they lie in the [rows * width] rows of the flattened batch."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some consecutive sequences of a batch, as a batch."""
+
+    token_ids: NDArray[np.int64]
+    length: NDArray[np.int64]
+    rows: Sequences
+    fixed: bool = False
+
+    def sequences(self) -> Sequences:
+        return self.rows
+
+
 class Runner:
     """Runs batches and hands the activations of the chosen layers to an observer.
 
@@ -83,7 +101,10 @@ class Runner:
         with their statistics.
     matmul: "torch" for the linear layers as torch computes them, "onednn" for the float32 ones on the CPU
         through oneDNN, "auto" for oneDNN where it can be; see indexer.models.matmul.
-    Raises IndexerError for a layer that the model does not have.
+    compiled: let torch.compile fuse what stands around the MLPs, block by block.
+    most_tokens: the largest batch, padding included, that is run at once; what does not fit into the memory
+        of a GPU is halved, and so is every larger batch from then on.
+    Raises IndexerError for a layer that the model does not have, and for one that cannot be compiled.
     """
 
     def __init__(
@@ -94,27 +115,38 @@ class Runner:
         chunk_tokens: int = 0,
         force_hooks: bool = False,
         matmul: Matmul = "auto",
+        compiled: bool = False,
     ) -> None:
         self.loaded = loaded
         self.layers = loaded.select(layers)
         self.observer = observer
         self.chunk_tokens = chunk_tokens
         self.force_hooks = force_hooks
-        self.onednn = uses_onednn(matmul, loaded.dtype, loaded.device)
+        self.compiled = compiled
+        self.most_tokens = sys.maxsize
+        self.onednn = not compiled and uses_onednn(matmul, loaded.dtype, loaded.device)
+        if compiled:
+            _check_compiled(self.layers, force_hooks)
         self._vocabulary = embedding_rows(loaded.model)
         self._workspace = Workspace()
         self._sequences: Sequences | None = None
+        # layers whose statistics hold the rows that are being run already
+        self._taken: set[int] = set()
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Runner:
         with ExitStack() as stack:
             # transformers advises masks for padding, where we know that none is needed
             stack.enter_context(quiet_transformers())
+            stack.enter_context(one_sequence_a_row())
             if self.onednn:
                 for module in filter(is_plain_linear, self.loaded.model.modules()):
                     stack.enter_context(forward_of(module, OnednnForward(module)))
             for layer in self.layers:
                 self._install(layer, stack, last=layer is self.layers[-1])
+            if self.compiled:
+                for block in blocks(self.loaded.model, [layer.projection for layer in self.layers]):
+                    stack.enter_context(forward_of(block, torch.compile(block.forward, dynamic=True)))
             self._stack = stack.pop_all()
         return self
 
@@ -127,7 +159,8 @@ class Runner:
     def run(self, batch: Batch) -> None:
         """Run one batch; the observer has been called for every chosen layer when this returns.
 
-        Raises IndexerError for a token id that the model has no embedding for.
+        Raises IndexerError for a token id that the model has no embedding for, and for a sequence that alone
+        is too long for the memory of the GPU.
         """
         if self._stack is None:
             with self:
@@ -139,20 +172,49 @@ class Runner:
                 f"token id {largest}: the model has embeddings for {self._vocabulary} tokens; "
                 "its tokenizer does not belong to it"
             )
+        self._run(batch, set())
+
+    def run_for(self, batch: Batch, observer: Observer) -> None:
+        """Run one batch for another observer."""
+        own, self.observer = self.observer, observer
+        try:
+            self.run(batch)
+        finally:
+            self.observer = own
+
+    def _run(self, batch: Batch, taken: set[int]) -> None:
+        """Run a batch, of which some layers have taken the activations, whole or in halves."""
+        tokens, alone = batch.token_ids.size, len(batch.length) == 1
+        if tokens <= self.most_tokens or alone:
+            self._taken = set(taken)
+            if self._fits(batch):
+                return
+            # no reference to what the failed forward made is left now
+            torch.cuda.empty_cache()
+            _check_halves(batch, self.loaded)
+            self.most_tokens, taken = tokens // 2, set(self._taken)
+        sequences, count = batch.sequences(), len(batch.length)
+        for first, last in ((0, count // 2), (count // 2, count)):
+            length = batch.length[first:last]
+            self._run(_Part(batch.token_ids[first:last], length, sequences.rows(first, last)), taken)
+
+    def _fits(self, batch: Batch) -> bool:
+        """Run a batch at once; False where the memory of the GPU did not do for it."""
         sequences = batch.sequences()
         self._sequences = sequences
         self._workspace.groups = _groups(sequences, self.chunk_tokens)
-        device = self.loaded.device
+        mask = self._mask(batch)
+        arrays = [np.ascontiguousarray(batch.token_ids)] + ([] if mask is None else [mask])
         with torch.inference_mode():
-            ids = torch.from_numpy(np.ascontiguousarray(batch.token_ids)).to(device)
-            mask = self._mask(batch)
             try:
-                call_model(self.loaded.model, ids, None if mask is None else mask.to(device))
+                call_model(self.loaded.model, *to_device(arrays, self.loaded.device))
             except LastLayerDone:
-                return
+                return True
+            except torch.OutOfMemoryError:
+                return False
         raise AssertionError(f"the forward pass ended without reaching {self.layers[-1].projection}")
 
-    def _mask(self, batch: Batch) -> Tensor | None:
+    def _mask(self, batch: Batch) -> NDArray[np.int64] | None:
         """int64 [rows, width], 1 for tokens, or None where nothing has to be kept from being seen."""
         rows, width = batch.token_ids.shape
         whole = len(batch.length) == rows and bool((batch.length == width).all())
@@ -161,25 +223,41 @@ class Runner:
             return None
         # a row without a sequence sees all of itself: where nothing is seen there are no numbers
         length = np.concatenate([batch.length, np.full(rows - len(batch.length), width)])
-        return torch.from_numpy((np.arange(width) < length[:, None]).astype(np.int64))
+        return (np.arange(width) < length[:, None]).astype(np.int64)
 
     def _install(self, layer: MlpLayer, stack: ExitStack, last: bool) -> None:
-        if layer.plan is not None and not self.force_hooks:
-            forward = FusedForward(
-                layer.plan, self._activate(layer.layer), self._workspace, last, self.onednn
-            )
-            stack.enter_context(installed(layer.plan, forward))
+        if layer.plan is None or self.force_hooks:
+            handle = layer.module.register_forward_pre_hook(self._hook(layer, last), with_kwargs=True)
+            stack.callback(handle.remove)
             return
-        handle = layer.module.register_forward_pre_hook(self._hook(layer, last), with_kwargs=True)
-        stack.callback(handle.remove)
+        # an exception, which ends the forward in the last layer, would break a compiled graph
+        if self.compiled and not last:
+            stack.enter_context(traced(self.loaded.model, layer.plan, self._in_place(layer.layer)))
+            return
+        activate = self._activate(layer.layer)
+        forward = FusedForward(layer.plan, activate, self._workspace, last, self.onednn)
+        stack.enter_context(installed(layer.plan, forward))
 
     def _activate(self, layer: int) -> Activate:
         def activate(
             function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
         ) -> Tensor:
-            return self.observer.activate(layer, function, gate, up, sequences, out)
+            if layer in self._taken:
+                return self.observer.activate(layer, function, gate, up, _none_of(sequences), out)
+            result = self.observer.activate(layer, function, gate, up, sequences, out)
+            if sequences is self._workspace.groups[-1].sequences:
+                self._taken.add(layer)
+            return result
 
         return activate
+
+    def _in_place(self, layer: int) -> InPlace:
+        activate = self._activate(layer)
+
+        def take(function: str, gate: Tensor, up: Tensor | None) -> None:
+            activate(function, gate, up, self._workspace.groups[-1].sequences, gate)
+
+        return take
 
     def _hook(self, layer: MlpLayer, last: bool) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -189,11 +267,41 @@ class Runner:
             activations = x.reshape(-1, layer.units)
             if activations.stride(1) != 1:
                 activations = activations.contiguous()
-            self.observer.update(layer.layer, activations, self._sequences)
+            if layer.layer not in self._taken:
+                self.observer.update(layer.layer, activations, self._sequences)
+                self._taken.add(layer.layer)
             if last:
                 raise LastLayerDone
 
         return hook
+
+
+def _none_of(sequences: Sequences) -> Sequences:
+    return type(sequences).none(sequences.tokens)
+
+
+def _check_halves(batch: Batch, loaded: LoadedModel) -> None:
+    """Raises IndexerError where a batch that does not fit cannot be halved."""
+    rows, width = batch.token_ids.shape
+    what = f"out of memory on {loaded.device} with {rows} x {width} tokens"
+    if batch.fixed:
+        raise IndexerError(
+            f"{what}, and --numerics reproducible keeps the shapes of batches; take a smaller --context, or "
+            "--numerics fast"
+        )
+    if len(batch.length) == 1:
+        raise IndexerError(
+            f"{what}: not even one sequence fits; take a smaller --context, --dtype bfloat16, or a smaller "
+            "--top, --bottom and --window"
+        )
+
+
+def _check_compiled(layers: Sequence[MlpLayer], force_hooks: bool) -> None:
+    hooked = [layer.layer for layer in layers if layer.plan is None or force_hooks]
+    if hooked:
+        raise IndexerError(
+            f"--compile: layer {hooked[0]} is read by a hook, and torch.compile would run into it; leave it out"
+        )
 
 
 def _groups(sequences: Sequences, chunk_tokens: int) -> list[Group]:

@@ -33,6 +33,7 @@ def save(build: Build) -> float:
     """
     begin = time.perf_counter()
     assert build.observer is not None
+    build.observer.finish()
     build.work.save(lambda path: _write(build, path, running=True), _position(build))
     seconds = time.perf_counter() - begin
     build.note("checkpoint", tokens=build.observer.count, share=build.share_done(), took=round(seconds, 3))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer_kernels.histogram import BINS, MAGNITUDES, Histogram
@@ -37,6 +38,8 @@ class DeviceSums:
     recent: int32 [splits, 390, units]; bins 0 and above of magnitude 0 to 194, then the negative ones.
     sums: int64 [splits, 4, 17, units], limbs as in Moments. nan, inf: int64, minimum, maximum: float32, all
         [splits, units].
+    met: int32 [1], 1 once a NaN or an infinity was met since it was set to 0; for asking without a sum over
+        nan and inf.
     tokens, blocks: what entered since counters and carries were settled, at most.
     """
 
@@ -46,6 +49,7 @@ class DeviceSums:
     inf: Tensor
     minimum: Tensor
     maximum: Tensor
+    met: Tensor
     tokens: int = 0
     blocks: int = 0
 
@@ -59,11 +63,12 @@ class DeviceSums:
             torch.zeros(splits, units, dtype=torch.int64, device=device),
             torch.full((splits, units), torch.inf, device=device),
             torch.full((splits, units), -torch.inf, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
         )
 
     def tensors(self) -> list[Tensor]:
         """In the order that the kernel takes them."""
-        return [self.recent, self.sums, self.nan, self.inf, self.minimum, self.maximum]
+        return [self.recent, self.sums, self.nan, self.inf, self.minimum, self.maximum, self.met]
 
     def settle_carries(self) -> None:
         """Carry between limbs; every one but the highest is below 2^16 then."""
@@ -125,6 +130,11 @@ class DeviceTopK:
             *(self.arrays[name] for name in COPIED[3:]),
         ]
 
+    def documents(self) -> NDArray[np.int64]:
+        """Documents of the places that are taken, int64; copies these alone."""
+        taken = np.arange(self.host.k) < self.arrays["filled"].cpu().numpy()[:, None]
+        return self.arrays["document"].cpu().numpy()[taken]
+
     def into_host(self) -> None:
         """Write the places back."""
         for name in COPIED:
@@ -133,13 +143,17 @@ class DeviceTopK:
 
 @dataclass
 class DeviceStatistics:
-    """One layer's states on one device."""
+    """One layer's states on one device.
+
+    bars: thresholds of both ends, with their documents; see DeviceTopK.bar.
+    """
 
     device: torch.device
     splits: int
     sums: DeviceSums
     top: DeviceTopK | None
     bottom: DeviceTopK | None
+    bars: list[Tensor]
 
     @classmethod
     def of(cls, units: int, top: TopK | None, bottom: TopK | None, device: torch.device) -> DeviceStatistics:
@@ -147,19 +161,11 @@ class DeviceStatistics:
         splits = _splits(units, device)
         # a model runs in inference mode, and tensors made there could not be changed outside of it
         with torch.inference_mode(False):
-            ends = [None if end is None else DeviceTopK.of(end, device) for end in (top, bottom)]
-            return cls(device, splits, DeviceSums.empty(units, splits, device), *ends)
-
-    def bars(self) -> list[Tensor]:
-        """Thresholds of both ends; no value reaches that of an end that is not kept."""
-        bars = []
-        for end, out_of_reach in ((self.top, torch.inf), (self.bottom, -torch.inf)):
-            units = self.sums.nan.shape[1]
-            bars += end.bar if end is not None else [
-                torch.full((units,), out_of_reach, device=self.device),
-                torch.full((units,), NO_DOCUMENT, dtype=torch.int64, device=self.device),
-            ]  # fmt: skip
-        return bars
+            sums = DeviceSums.empty(units, splits, device)
+            on_top = None if top is None else DeviceTopK.of(top, device)
+            on_bottom = None if bottom is None else DeviceTopK.of(bottom, device)
+            bars = [*_bar(on_top, torch.inf, units, device), *_bar(on_bottom, -torch.inf, units, device)]
+        return cls(device, splits, sums, on_top, on_bottom, bars)
 
     def settle(self, histogram: Histogram | None, moments: Moments | None) -> None:
         """Bring the NumPy states up to date."""
@@ -167,6 +173,16 @@ class DeviceStatistics:
         for end in (self.top, self.bottom):
             if end is not None:
                 end.into_host()
+
+
+def _bar(end: DeviceTopK | None, out_of_reach: float, units: int, device: torch.device) -> list[Tensor]:
+    """Thresholds of an end, with their documents; one that is not kept has such as no value reaches."""
+    if end is not None:
+        return end.bar
+    return [
+        torch.full((units,), out_of_reach, device=device),
+        torch.full((units,), NO_DOCUMENT, dtype=torch.int64, device=device),
+    ]
 
 
 def _splits(units: int, device: torch.device) -> int:

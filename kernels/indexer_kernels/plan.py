@@ -2,7 +2,8 @@
 
 A block is what a warp takes: the counted tokens of one run of 256 positions of one sequence, whose sums are
 formed in float32. Blocks are sorted by how many of their rows count without a gap, so that those of a group
-need no mask for about as many rows. Made once for a batch, and used by all layers.
+need no mask for about as many rows. Made once for a batch, and used by all layers; it goes to the GPU in one
+copy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from indexer_kernels.blocks import BLOCK_TOKENS
 from indexer_kernels.sequences import Sequences
+from indexer_kernels.staging import to_device
 
 GROUP_BLOCKS = 8
 UNROLLED_TOKENS = 8
@@ -82,7 +84,7 @@ class Plan:
             sequences.start, sequences.length, sequences.document, sequences.ordinal, sequences.token_ids,
             sequences.counted.view(np.uint8), np.flatnonzero(~_inside(sequences)),
         )  # fmt: skip
-        return cls(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+        return cls(*to_device(arrays, device))
 
 
 def _inside(sequences: Sequences) -> NDArray[np.bool_]:

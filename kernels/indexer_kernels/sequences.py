@@ -83,6 +83,12 @@ class Sequences:
             counted = np.ones(len(token_ids), dtype=np.bool_)
         return cls(offsets[:-1], np.diff(offsets), document, ordinal, token_ids, counted)
 
+    @classmethod
+    def none(cls, tokens: int) -> Sequences:
+        """Rows of which none belongs to a sequence: they are activated, and enter no statistic."""
+        empty = np.zeros(0, np.int64)
+        return cls(empty, empty, empty, empty, np.zeros(tokens, np.int32), np.zeros(tokens, np.bool_))
+
     @property
     def tokens(self) -> int:
         """Rows of the batch, padding included."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer_kernels import activations as functions
@@ -148,6 +149,29 @@ class Statistics:
             elif ours and theirs:
                 ours.merge(theirs)
 
+    def to_device(self, device: torch.device) -> None:
+        """Make room for the states there now, and not with the first batch; for kernels on a GPU only."""
+        if self.kernels == "triton" and (self._on_device is None or self._on_device.device != device):
+            self.settle()
+            self._on_device = DeviceStatistics.of(self.units, self.top, self.bottom, device)
+
+    @property
+    def met_non_finite(self) -> Tensor | None:
+        """int32 [1] on the device, 1 once a NaN or an infinity was met; set it to 0 to be told again.
+
+        None where the states are in the main memory, and `non_finite` costs little.
+        """
+        return None if self._on_device is None else self._on_device.sums.met
+
+    def documents(self) -> NDArray[np.int64]:
+        """Ids of the documents that places point to at present, ascending, each once."""
+        if self._on_device is not None:
+            found = [end.documents() for end in (self._on_device.top, self._on_device.bottom) if end]
+        else:
+            ends = [end for end in (self.top, self.bottom) if end]
+            found = [end.document[np.arange(end.k) < end.filled[:, None]] for end in ends]
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
     def non_finite(self) -> int:
         """NaN and infinite values so far, over all units; on a GPU this waits for its kernels."""
         assert self.moments is not None
@@ -198,10 +222,9 @@ class Statistics:
     ) -> None:
         from indexer_kernels import ops
 
-        if self._on_device is None or self._on_device.device != gate.device:
-            self.settle()
-            self._on_device = DeviceStatistics.of(self.units, self.top, self.bottom, gate.device)
+        self.to_device(gate.device)
         state, plan = self._on_device, Plan.of(sequences, gate.device)
+        assert state is not None
         if state.sums.tokens + sequences.tokens > MOST_RECENT:
             state.settle(self.histogram, self.moments)
         if state.sums.blocks + plan.blocks > MOST_PENDING:
@@ -211,7 +234,7 @@ class Statistics:
         ends = [[] if end is None else end.tensors() for end in (state.top, state.bottom)]
         kept = self.top or self.bottom
         window, by = ([kept.before, kept.after], kept.by) if kept else ([0, 0], "sequence")
-        arguments = (plan.tensors(), state.bars(), state.sums.tensors(), *ends, window, by)
+        arguments = (plan.tensors(), state.bars, state.sums.tensors(), *ends, window, by)
         if function is None:
             ops.update(gate, *arguments)
         else:

@@ -103,6 +103,34 @@ def add_masked_row(row, mask, counters, sum1, sum2, sum3, sum4, high, low, DTYPE
 
 
 @gluon.jit
+def activated_rows(
+    gate_at, up_at, out_at, GATE: gl.constexpr, UP: gl.constexpr, OUT: gl.constexpr,
+    ROWS: gl.constexpr, FUNCTION: gl.constexpr, GATED: gl.constexpr,
+):  # fmt: skip
+    """Read, activate and write ROWS rows, which are returned as a reader of `out` sees them.
+
+    gate_at, up_at, out_at: pointers [WARPS, 64] to the first of them; GATE, UP, OUT: from row to row.
+    """
+    DTYPE: gl.constexpr = gate_at.dtype.element_ty
+    rows = ()
+    factors = ()
+    # all reads come first, for none could pass a write that may hit its place
+    for ahead in gl.static_range(ROWS):
+        rows = rows + (row_of(gl.load(gate_at + ahead * GATE), DTYPE),)
+        if GATED:
+            factors = factors + (row_of(gl.load(up_at + ahead * UP), DTYPE),)
+    if FUNCTION != "plain":
+        read = rows
+        rows = ()
+        for ahead in gl.static_range(ROWS):
+            factor = factors[ahead] if GATED else read[ahead]
+            row = activated_row(read[ahead], factor, DTYPE, FUNCTION, GATED)
+            gl.store(out_at + ahead * OUT, stored_of(row, DTYPE))
+            rows = rows + (row,)
+    return rows
+
+
+@gluon.jit
 def add_run(
     gate_at, up_at, out_at, GATE: gl.constexpr, UP: gl.constexpr, OUT: gl.constexpr,
     run, counters, sum1, sum2, sum3, sum4, high, low, FUNCTION: gl.constexpr, GATED: gl.constexpr,
@@ -117,21 +145,7 @@ def add_run(
     ROWS_AHEAD: gl.constexpr = 2 if DTYPE == gl.float32 and LONG else UNROLLED_TOKENS
     high_row, low_row = row_of(high.to(DTYPE), DTYPE), row_of(low.to(DTYPE), DTYPE)
     for _ in range(0, run, ROWS_AHEAD):
-        rows = ()
-        factors = ()
-        # all reads come first, for none could pass a write that may hit its place
-        for ahead in gl.static_range(ROWS_AHEAD):
-            rows = rows + (row_of(gl.load(gate_at + ahead * GATE), DTYPE),)
-            if GATED:
-                factors = factors + (row_of(gl.load(up_at + ahead * UP), DTYPE),)
-        if FUNCTION != "plain":
-            read = rows
-            rows = ()
-            for ahead in gl.static_range(ROWS_AHEAD):
-                factor = factors[ahead] if GATED else read[ahead]
-                row = activated_row(read[ahead], factor, DTYPE, FUNCTION, GATED)
-                gl.store(out_at + ahead * OUT, stored_of(row, DTYPE))
-                rows = rows + (row,)
+        rows = activated_rows(gate_at, up_at, out_at, GATE, UP, OUT, ROWS_AHEAD, FUNCTION, GATED)
         for ahead in gl.static_range(ROWS_AHEAD):
             sum1, sum2, sum3, sum4, high_row, low_row = add_row(
                 rows[ahead], counters, sum1, sum2, sum3, sum4, high_row, low_row, DTYPE
@@ -201,7 +215,7 @@ def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, sums, units):
 def gather(
     gate, up, out, gate_stride: gl.constexpr, up_stride: gl.constexpr, out_stride: gl.constexpr, units,
     counted, block_row, block_span, block_document, group_run, groups,
-    recent, sums, nan, inf, minimum, maximum, block_maximum, block_minimum,
+    recent, sums, nan, inf, minimum, maximum, met, block_maximum, block_minimum,
     top_bar, top_document, bottom_bar, bottom_document, top_hits, bottom_hits,
     FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr,
 ):  # fmt: skip
@@ -272,6 +286,8 @@ def gather(
                 )
                 add_to_unit(nan + split * units + unit, nans, real)
                 add_to_unit(inf + split * units + unit, infs, real)
+                # every program writes the same
+                gl.store(met, 1, gl.max(gl.max(nans + infs, axis=1), axis=0) > 0)
 
             at = block.to(gl.int64)[:, None] * units + unit[None, :]
             gl.store(block_maximum + at, high, inside)
@@ -314,7 +330,7 @@ def launch(
 
     function: a name in activations.FUNCTIONS, or "plain" where `out` holds the activations already.
     gate, up, out: [tokens, units] of one dtype, any row strides. arrays: the tensors of a Plan.
-    bars: DeviceStatistics.bars(); sums, top, bottom: the tensors of these states, empty lists for an end that
+    bars: DeviceStatistics.bars; sums, top, bottom: the tensors of these states, empty lists for an end that
         is not kept. window: tokens before and after a peak. by: what competes.
     """
     with torch.cuda.device_of(gate):

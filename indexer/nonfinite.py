@@ -1,0 +1,177 @@
+"""The first activation that is NaN or infinite, found without the model ever waiting to be asked.
+
+On the CPU a layer is asked as soon as it has taken a batch. Kernels on a GPU raise a flag instead; the flags
+of a batch are copied to the host behind its work and looked at a few batches later. Where one is raised, the
+batch is run once more for the place alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from indexer_kernels import Keep, Sequences, Statistics
+from torch import Tensor
+
+from indexer.units import Unit
+
+MLP = "mlp"
+# Batches that the device may be behind: enough to keep it busy, few enough that stopping does not take long.
+IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, order=True)
+class NonFinite:
+    """Where a value that is not a number, or infinite, was met; ordered as documents are."""
+
+    document: int
+    sequence: int
+    position: int
+    layer: int
+    unit: int
+    value: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value} at {Unit(MLP, self.layer, self.unit)}, document {self.document}, "
+            f"sequence {self.sequence}, position {self.position}"
+        )
+
+
+def earlier(one: NonFinite | None, other: NonFinite | None) -> NonFinite | None:
+    """The first of two places, either of which may not be there."""
+    return min((place for place in (one, other) if place is not None), default=None)
+
+
+def first_in(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite | None:
+    """The first place in a layer's activations [tokens, units], or None; padding does not matter."""
+    # one look at all of them, and rows one by one only where something was found
+    rows = torch.nonzero(~activations.isfinite().all(dim=1)).flatten().cpu().numpy()
+    if not len(rows):
+        return None
+    for index in np.lexsort((sequences.ordinal, sequences.document)):
+        begin = sequences.start[index]
+        mine = rows[(rows >= begin) & (rows < begin + sequences.length[index])]
+        mine = mine[sequences.counted[mine]]
+        if len(mine):
+            values = activations[int(mine[0])].float().cpu().numpy()
+            unit = int(np.argmin(np.isfinite(values)))
+            return NonFinite(
+                int(sequences.document[index]),
+                int(sequences.ordinal[index]),
+                int(mine[0] - begin),
+                layer,
+                unit,
+                str(values[unit]),
+            )
+    return None
+
+
+class Locator:
+    """An observer (see models.Observer) that keeps the first place and nothing else.
+
+    kernels: those that met it, since others might round it to a number.
+    """
+
+    def __init__(self, kernels: str) -> None:
+        self.kernels = kernels
+        self.first: NonFinite | None = None
+
+    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
+        """Look through activations that the model computed; [tokens, units]."""
+        self.first = earlier(self.first, first_in(layer, activations, sequences))
+
+    def activate(
+        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
+    ) -> Tensor:
+        """Compute the activations and look through them; [tokens, units]."""
+        plain = Statistics.empty(gate.shape[1], Keep(top=0, bottom=0), kernels=self.kernels)
+        plain.activate(function, gate, up, Sequences.none(sequences.tokens), out)
+        self.update(layer, out, sequences)
+        return out
+
+
+@dataclass
+class _Asked:
+    """A batch whose flags are on their way: int32 tensors on the host, right once the events happened."""
+
+    batch: Any
+    flags: list[Tensor]
+    events: list[torch.cuda.Event]
+
+    def wait(self) -> bool:
+        """Whether any flag was raised when the batch was done."""
+        for event in self.events:
+            event.synchronize()
+        return any(bool(flags.any()) for flags in self.flags)
+
+
+class Watch:
+    """Asks the flags of all layers after every batch, and looks at the answers later.
+
+    run_again(batch, observer): runs a batch for another observer.
+    found: called with the first place of a batch that has one.
+    """
+
+    def __init__(self, run_again: Callable[[Any, Any], None], kernels: str) -> None:
+        self.run_again = run_again
+        self.kernels = kernels
+        self.first: NonFinite | None = None
+        self._asked: deque[_Asked] = deque()
+        self._raised: Iterable[Tensor] = ()
+
+    def batch_done(self, batch: Any, raised: Iterable[Tensor]) -> None:
+        """Ask for a batch that was queued; raised: int32 [1] of every layer, see Statistics.met_non_finite.
+
+        Looks at the answer for the batch that is IN_FLIGHT batches back, which waits for that one's work.
+        """
+        self._raised = list(raised)
+        self._asked.append(_asked(batch, self._raised))
+        if len(self._asked) > IN_FLIGHT:
+            self._look(self._asked.popleft())
+
+    def finish(self) -> None:
+        """Look at all answers that are still to come."""
+        while self._asked:
+            self._look(self._asked.popleft())
+
+    def _look(self, asked: _Asked) -> None:
+        if not asked.wait():
+            return
+        for flag in self._raised:
+            flag.zero_()
+        # flags stay up until they are seen, so that batches behind the first are asked in vain
+        if self.first is None or _begins_before(asked.batch.sequences(), self.first):
+            locator = Locator(self.kernels)
+            self.run_again(asked.batch, locator)
+            self.first = earlier(self.first, locator.first)
+
+
+def _asked(batch: Any, raised: list[Tensor]) -> _Asked:
+    """Begins the copies of all flags, one for each device."""
+    flags, events = [], []
+    for device in dict.fromkeys(flag.device for flag in raised):
+        together = torch.cat([flag for flag in raised if flag.device == device])
+        if device.type != "cuda":
+            flags.append(together.clone())
+            continue
+        host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
+        with torch.cuda.device(device):
+            host.copy_(together, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        flags.append(host)
+        events.append(event)
+    return _Asked(batch, flags, events)
+
+
+def _begins_before(sequences: Sequences, place: NonFinite) -> bool:
+    """Whether any sequence may hold a place before this one."""
+    before = (sequences.document < place.document) | (
+        (sequences.document == place.document) & (sequences.ordinal <= place.sequence)
+    )
+    return bool(before.any())

@@ -1,0 +1,111 @@
+"""torch.compile around the MLPs: whole graphs, one for all blocks alike, and the same activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from indexer.errors import IndexerError
+from indexer.models import Runner, adapt
+from indexer.options import build_config
+from tests import tiny_models
+from tests.tiny_batches import Keeper, tiny_batch
+from tests.tiny_models import fresh, tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BATCHES = [tiny_batch(20, 13, 5, 20), tiny_batch(11, 8), tiny_batch(31, 8, 4), tiny_batch(2)]
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
+    """Counts compilations, without a compiler behind them; a graph that would break is an error."""
+    counter, compile_it = CompileCounterWithBackend("eager"), torch.compile
+
+    def compiled(forward: Callable[..., Any], **options: Any) -> Any:
+        return compile_it(forward, backend=counter, fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    torch._dynamo.reset()
+    yield counter
+    torch._dynamo.reset()
+
+
+# plain MLPs of their own and inside the block, gated, packed, and blocks of two kinds
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "phi3", "gemma3"])
+def test_blocks_are_whole_graphs_and_give_the_same(name: str, graphs: CompileCounterWithBackend) -> None:
+    loaded, compiled, plain = adapt(tiny(name), name=name), Keeper(), Keeper()
+    with Runner(loaded, None, compiled, compiled=True) as runner:
+        for batch in BATCHES:
+            runner.run(batch)
+    assert graphs.frame_count > 0
+    with Runner(loaded, None, plain, matmul="torch") as runner:
+        for batch in BATCHES:
+            runner.run(batch)
+    assert compiled.calls == plain.calls
+    for layer in plain.kept:
+        torch.testing.assert_close(compiled.layer(layer), plain.layer(layer), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_that_are_alike_share_their_graph(
+    graphs: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, settings = tiny_models.CONFIGURATIONS["llama"]
+    deep = {**settings, "num_hidden_layers": 11}
+    monkeypatch.setitem(tiny_models.CONFIGURATIONS, "llama", (kind, deep))
+    keeper = Keeper()
+    with Runner(adapt(fresh("llama"), name="llama"), None, keeper, compiled=True) as runner:
+        for batch in BATCHES[:3]:
+            runner.run(batch)
+    assert len(keeper.calls) == 33
+    assert graphs.frame_count == 1
+
+
+def test_blocks_without_a_chosen_layer_are_compiled_too(graphs: CompileCounterWithBackend) -> None:
+    keeper = Keeper()
+    with Runner(adapt(tiny("gpt2"), name="gpt2"), [2], keeper, compiled=True) as runner:
+        runner.run(BATCHES[0])
+    assert keeper.calls == ["activate 2"]
+    assert graphs.frame_count == 1
+
+
+def test_the_compiler_itself_gives_the_same() -> None:
+    loaded, compiled, plain = adapt(tiny("gpt2"), name="gpt2"), Keeper(), Keeper()
+    torch._dynamo.reset()
+    Runner(loaded, None, compiled, compiled=True).run(BATCHES[0])
+    Runner(loaded, None, plain, matmul="torch").run(BATCHES[0])
+    for layer in plain.kept:
+        torch.testing.assert_close(compiled.layer(layer), plain.layer(layer), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_the_model_is_left_as_it_was(name: str, graphs: CompileCounterWithBackend) -> None:
+    model = fresh(name)
+    before = dict(model.named_modules())
+
+    class Failing(Keeper):
+        def _keep(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Runner(adapt(model, name=name), None, Failing(), compiled=True) as runner,
+    ):
+        runner.run(BATCHES[0])
+    after: dict[str, nn.Module] = dict(model.named_modules())
+    assert list(before) == list(after)
+    assert all(before[path] is module for path, module in after.items())
+    assert not any("forward" in module.__dict__ for module in after.values())
+
+
+def test_what_cannot_be_compiled_is_told() -> None:
+    with pytest.raises(IndexerError, match="--compile: layer 0 is read by a hook"):
+        Runner(adapt(tiny("gpt2"), name="gpt2"), None, Keeper(), force_hooks=True, compiled=True)
+    asked = {"model": "m", "corpus": ("c",), "output": "o", "compile": True}
+    for other in ({"hooks": True}, {"numerics": "reproducible"}):
+        with pytest.raises(IndexerError, match="--compile"):
+            build_config({**asked, **other}, None)
