@@ -97,7 +97,7 @@ class Locator:
 
 @dataclass
 class _Asked:
-    """A batch whose flags are on their way: int32 tensors on the host, right once the events happened."""
+    """A batch whose flags are on their way: int32 tensors on the host, true once the events happened."""
 
     batch: Any
     flags: list[Tensor]
@@ -107,7 +107,7 @@ class _Asked:
         """Whether any flag was raised when the batch was done."""
         for event in self.events:
             event.synchronize()
-        return any(bool(flags.any()) for flags in self.flags)
+        return any(flags.numpy().any() for flags in self.flags)
 
 
 class Watch:

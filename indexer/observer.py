@@ -49,6 +49,7 @@ class StatisticsObserver:
         if self._watch is not None:
             self._watch.finish()
             self.first_non_finite = earlier(self.first_non_finite, self._watch.first)
+        if self.kernels == "triton":
             self._non_finite = {layer: state.non_finite() for layer, state in self.statistics.items()}
 
     def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:

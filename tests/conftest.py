@@ -58,16 +58,18 @@ def signals_reach_children() -> None:
 
 
 @pytest.fixture
-def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def triton_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels "triton" run in the interpreter, and memory that torch has not set is full of NaN."""
     import torch
     from indexer_kernels import activations_triton, statistics_triton
 
+    from tests.frames import with_room_for_frames
     from tests.gluon_interpreter import interpreted
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for module, name in ((statistics_triton, "gather"), (activations_triton, "activate_rows")):
         monkeypatch.setattr(module, name, interpreted(getattr(module, name)))
     torch.use_deterministic_algorithms(True)
+    request.node.obj = with_room_for_frames(request.node.obj)
     yield
     torch.use_deterministic_algorithms(False)

@@ -189,6 +189,7 @@ def test_observer_sees_what_the_device_holds() -> None:
         observer = StatisticsObserver({4: 3}, KEEP, kernels=kernels, threads=1)
         for batch in batches:
             observer.update(4, *batch)
+        observer.finish()
         seen = (observer.documents(), observer.non_finite, observer.first_non_finite)
         observers.append((seen, observer.take_record(4)))
     (ours, record), (theirs, expected) = observers
