@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from indexer_kernels import Keep
 from indexer_kernels.dispatch import describe
 
@@ -33,7 +34,7 @@ def plan(build: Build, keep: Keep) -> str:
     return (
         f"indexing {units:,} neurons of layers {format_layers([layer.layer for layer in build.layers])} "
         f"({fused} fused, {len(build.layers) - fused} by hook), {build.loaded.provenance['dtype']} on "
-        f"{build.loaded.device}, {files:,} file{'s' if files != 1 else ''}, "
+        f"{_device(build)}, {files:,} file{'s' if files != 1 else ''}, "
         f"{in_bytes(units * keep.bytes_per_unit())} of statistics" + _continued(build)
     )
 
@@ -53,11 +54,18 @@ def cost(build: Build, output: Path) -> Iterator[str]:
         f"{totals.counted_tokens:,} tokens in {totals.sequences:,} sequences, "
         f"{in_tokens(totals.counted_tokens / model)} tokens/s; {seconds:.1f} s in all"
     )
-    yield (
-        f"activation functions with statistics took {observer.seconds / model:.1%} of the model's time, "
-        f"it waited for text {build.waited / model:.1%}, padding {padding:.1%}"
-    )
-    yield f"{output}: {in_bytes(size)}; peak memory {in_bytes(peak_memory())}"
+    waited, padded = f"{build.waited / model:.1%}", f"padding {padding:.1%}"
+    memory = f"peak memory {in_bytes(peak_memory())}"
+    if _on_gpu(build):
+        # the host knows when work was queued, not how long which part of it took
+        yield f"the model waited for text {waited} of its time, {padded}"
+        memory += f", on GPUs {in_bytes(_peak_gpu_memory())}"
+    else:
+        yield (
+            f"activation functions with statistics took {observer.seconds / model:.1%} of the model's time, "
+            f"it waited for text {waited}, {padded}"
+        )
+    yield f"{output}: {in_bytes(size)}; {memory}"
     counts = build.corpus.counts
     for what, number in (
         ("empty documents left out", counts.empty),
@@ -106,11 +114,26 @@ def manifest(build: Build) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
             "kernels": describe(build.kernels),
-            "device": build.loaded.device.type,
+            "device": _device(build),
             "threads": build.threads,
             "machine": platform.machine(),
         },
     }
+
+
+def _on_gpu(build: Build) -> bool:
+    return build.loaded.device.type == "cuda"
+
+
+def _device(build: Build) -> str:
+    """Where the model runs: "cpu", or "cuda" with the GPU's name."""
+    device = build.loaded.device
+    return f"cuda ({torch.cuda.get_device_name(device)})" if _on_gpu(build) else device.type
+
+
+def _peak_gpu_memory() -> int:
+    """Bytes that tensors took at most, over all GPUs that this process sees."""
+    return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
 
 
 def _path(build: Build, layer: MlpLayer) -> str:
@@ -154,7 +177,8 @@ def _totals(build: Build) -> dict[str, Any]:
         "first_non_finite": None if met is None else asdict(met),
         "seconds": round(build.seconds, 3),
         "model_seconds": round(build.model_seconds, 3),
-        "kernel_seconds": round(observer.seconds, 3),
+        "kernel_seconds": None if _on_gpu(build) else round(observer.seconds, 3),
         "waited_seconds": round(build.waited, 3),
         "peak_memory_bytes": peak_memory(),
+        "peak_gpu_memory_bytes": _peak_gpu_memory() if _on_gpu(build) else None,
     }

@@ -94,6 +94,16 @@ def _truncate(index: Path) -> None:
     os.truncate(index / "examples/mlp.0.parquet", 100)
 
 
+def _zeros_at_the_end(index: Path) -> None:
+    file = index / "histograms/mlp.0.parquet"
+    file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+
+
+def _footer_longer_than_the_file(index: Path) -> None:
+    file = index / "sums/mlp.0.parquet"
+    file.write_bytes(file.read_bytes()[:-8] + (10**9).to_bytes(4, "little") + b"PAR1")
+
+
 def _remove(index: Path) -> None:
     (index / "units.parquet").unlink()
 
@@ -120,6 +130,8 @@ def _folder(index: Path) -> None:
     ("damage", "said"),
     [
         (_truncate, "examples/mlp.0.parquet has 100 bytes where the manifest says"),
+        (_zeros_at_the_end, "histograms/mlp.0.parquet does not end as a Parquet file does"),
+        (_footer_longer_than_the_file, "sums/mlp.0.parquet does not end as a Parquet file does"),
         (_remove, "units.parquet is missing"),
         (_swap, "bytes where the manifest says"),
         (_link, "documents.parquet is not a plain file"),

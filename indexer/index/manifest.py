@@ -26,6 +26,7 @@ from indexer.units import check_site
 SECTIONS = ("model", "tokenizer", "corpus", "configuration", "totals", "software")
 # a manifest lists files and layers; one larger than this was made to harm
 _MOST_BYTES = 256 << 20
+_PARQUET = b"PAR1"
 _SEAL_BYTES = len(',\n  "sha256": ""\n}\n') + 64
 # characters of a hostile path that a message repeats
 _SHOWN = 99
@@ -175,16 +176,40 @@ def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
     return files
 
 
-def check_sizes(index: Path, manifest: Manifest) -> None:
-    """Raise IndexerError naming the first file that is missing, no plain file, or of another size."""
+def check_files(index: Path, manifest: Manifest) -> None:
+    """Raise IndexerError naming the first file that is missing, no plain file, of another size, or cut off.
+
+    Of a Parquet file the end is read, which tells where its footer is; the footer is when the file is used.
+    """
     for folder in schema.FOLDERS:
         # through a link, its files would be those of another place
         if (index / folder).is_symlink():
             raise IndexerError(f"index {index}: {folder} is a symbolic link and no folder; {DAMAGED}")
     for file in manifest.files:
-        problem = size_problem(index, file)
+        problem = file_problem(index, file)
         if problem:
             raise IndexerError(f"index {index}: {problem}; {DAMAGED}")
+
+
+def file_problem(index: Path, file: FileEntry) -> str | None:
+    """What is wrong with a file's size or end, None where nothing is."""
+    return size_problem(index, file) or _end_problem(index, file)
+
+
+def _end_problem(index: Path, file: FileEntry) -> str | None:
+    """What is wrong with the end of a Parquet file: four bytes of the footer's length, and four letters."""
+    if not file.path.endswith(".parquet"):
+        return None
+    try:
+        with open(index / file.path, "rb", buffering=0) as opened:
+            opened.seek(max(0, file.bytes - 8))
+            end = opened.read(8)
+    except OSError as error:
+        return f"{file.path} cannot be read: {error.strerror}"
+    # the file also begins with the letters
+    if end[4:] != _PARQUET or int.from_bytes(end[:4], "little") > file.bytes - 12:
+        return f"{file.path} does not end as a Parquet file does"
+    return None
 
 
 def size_problem(index: Path, file: FileEntry) -> str | None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
-from indexer.index.manifest import LayerEntry, Manifest, check_sizes, read_manifest
+from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
 from indexer.index.vocabulary import Vocabulary
 from indexer.units import Unit, format_layers, parse_unit
 
@@ -58,8 +58,9 @@ class UnitRecord:
 def open_index(path: Path | str) -> Index:
     """Open a finished index.
 
-    Checks every bit of the manifest and the size of every file. Its methods check the pages that they read,
-    but `sql` does not: DuckDB reads without checksums. `Index.verify` checks everything.
+    Checks every bit of the manifest, the size and the end of every file; a footer when its file is first
+    used. Its methods check the pages that they read, but `sql` does not: DuckDB reads without checksums.
+    `Index.verify` checks everything.
     Of an index that came from elsewhere nothing is executed, and only its own files are read. What a file
     that was made to harm expands to is not bounded: limit the memory of the process where that matters.
     Raises IndexerError where the folder is missing, not an index, damaged, or of another format version.
@@ -77,7 +78,7 @@ class Index:
         self.path = path
         self._stamp = _stamp(path)
         self.manifest: Manifest = read_manifest(path)
-        check_sizes(path, self.manifest)
+        check_files(path, self.manifest)
         self._folder = path.resolve()
         self._files: dict[str, GroupedFile] = {}
         self._vocabulary: Vocabulary | None = None

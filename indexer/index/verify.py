@@ -23,9 +23,9 @@ from indexer.index.manifest import (
     FileEntry,
     Manifest,
     expected_files,
+    file_problem,
     read_manifest,
     sha256,
-    size_problem,
 )
 from indexer.index.restore import LayerFiles
 from indexer.index.views import views_file
@@ -81,7 +81,7 @@ def _check_foreign(index: Path, expected: Collection[str]) -> None:
 
 
 def _check_file(index: Path, file: FileEntry, wanted: pa.Schema | None) -> None:
-    problem = size_problem(index, file)
+    problem = file_problem(index, file)
     if problem:
         raise IndexerError(f"index {index}: {problem}")
     path = index / file.path

@@ -12,7 +12,7 @@ from typing import Any
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import RowFile
-from indexer.index.manifest import Manifest, check_sizes, read_manifest, sha256
+from indexer.index.manifest import Manifest, check_files, read_manifest, sha256
 from indexer.index.restore import Shape
 from indexer.options import option_name
 
@@ -49,7 +49,7 @@ class Input:
     def open(cls, path: Path) -> Input:
         """Raises IndexerError where it is no index, damaged, or does not tell what it covers."""
         manifest = read_manifest(path)
-        check_sizes(path, manifest)
+        check_files(path, manifest)
         corpus = manifest.corpus if isinstance(manifest.corpus, dict) else {}
         ranges = corpus.get("coverage")
         told = isinstance(ranges, list) and isinstance(corpus.get("listing"), str)
