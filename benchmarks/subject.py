@@ -14,6 +14,7 @@ from indexer.demo import model_folder, write_corpus
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, adapt, load
 from indexer.models.loading import DTYPES, quiet_transformers
+from indexer.models.memory import CPU_BATCH_TOKENS
 from indexer.tokens import Batch, Batches, TokenTotals
 
 # A token of source code has fewer: the corpus is larger than what is taken of it.
@@ -59,7 +60,7 @@ def prepare(
         Corpus(made.corpus, text_column=made.text_column, on_bad_text=made.on_bad_text),
         loaded.tokenizer,
         context=made.context,
-        batch_tokens=made.batch_tokens,
+        batch_tokens=made.batch_tokens or CPU_BATCH_TOKENS,
         count_special_tokens=made.count_special_tokens,
         max_tokens=made.max_tokens,
     ) as batches:

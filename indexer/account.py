@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow", "duckdb")
 
 
-def plan(build: Build, keep: Keep) -> str:
-    """One line before the work begins."""
+def plan(build: Build, keep: Keep) -> Iterator[str]:
+    """Lines before the work begins: what is indexed, and on a GPU what its memory is for."""
     units = sum(layer.units for layer in build.layers)
     fused = sum(_path(build, layer) == "fused" for layer in build.layers)
     files = len(build.corpus.files)
-    return (
+    yield (
         f"indexing {units:,} neurons of layers {format_layers([layer.layer for layer in build.layers])} "
         f"({fused} fused, {len(build.layers) - fused} by hook), {build.loaded.provenance['dtype']} on "
         f"{_device(build)}, {files:,} file{'s' if files != 1 else ''}, "
         f"{in_bytes(units * keep.bytes_per_unit())} of statistics" + _continued(build)
     )
+    if build.memory.gpus:
+        yield build.memory.line()
 
 
 def _continued(build: Build) -> str:
@@ -114,8 +116,10 @@ def manifest(build: Build) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
             "kernels": describe(build.kernels),
-            "device": _device(build),
+            "device": build.loaded.device.type,
+            "gpu": torch.cuda.get_device_name(build.loaded.device) if _on_gpu(build) else None,
             "threads": build.threads,
+            "batch_tokens": build.batch_tokens,
             "machine": platform.machine(),
         },
     }
@@ -126,9 +130,11 @@ def _on_gpu(build: Build) -> bool:
 
 
 def _device(build: Build) -> str:
-    """Where the model runs: "cpu", or "cuda" with the GPU's name."""
-    device = build.loaded.device
-    return f"cuda ({torch.cuda.get_device_name(device)})" if _on_gpu(build) else device.type
+    """Where the model runs, for people: cpu, the GPU's name, or how many of them."""
+    if not _on_gpu(build):
+        return "cpu"
+    several = f"{build.memory.gpus} x " if build.memory.gpus > 1 else ""
+    return several + torch.cuda.get_device_name(build.loaded.device)
 
 
 def _peak_gpu_memory() -> int:

@@ -41,7 +41,9 @@ class BuildConfig(BaseModel):
     context: Annotated[int, Field(ge=3)] = 256
     window: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (48, 15)
     max_tokens: Count | None = None
-    batch_tokens: Count = 4096
+    batch_tokens: Count | None = Field(
+        None, description="tokens of a batch; 4096 on the CPU, on a GPU chosen from its free memory"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     kernels: Literal["auto", "cpp", "triton", "reference"] = "auto"

@@ -24,8 +24,10 @@ from indexer.index.output import check_output
 from indexer.index.vocabulary import Vocabulary
 from indexer.memory import freed_memory_kept
 from indexer.models import LoadedModel, MlpLayer, Runner, load
+from indexer.models.memory import plan_memory
+from indexer.models.placement import device_type
 from indexer.observer import StatisticsObserver
-from indexer.progress import Progress, in_bytes
+from indexer.progress import Progress
 from indexer.tokens import Batches
 from indexer.units import parse_layers
 from indexer.work import checkpoints
@@ -55,6 +57,7 @@ class Build:
     threads: of the model and the kernels. tokens_before: those that earlier processes had counted.
     seconds, model_seconds, waited: of this build, earlier processes included.
     most_tokens: the largest batch that fits; see Runner.
+    memory, batch_tokens: see MemoryPlan; on a resumed build the batches of the first process.
     observer, documents, totals: see `_run_model`.
     """
 
@@ -125,9 +128,11 @@ class Build:
         self.observer = StatisticsObserver(units, self.keep, kernels=self.kernels, threads=self.threads)
         self.documents = Documents(self.observer.documents)
         start = None if checkpoint is None else checkpoints.restored(self, checkpoint)
+        self._put_on_device(self.observer)
         self.tokens_before = self.observer.count
         with StopRequest() as stop:
-            self.progress.say(account.plan(self, self.keep))
+            for line in account.plan(self, self.keep):
+                self.progress.say(line)
             self.note("started" if checkpoint is None else "resumed", tokens=self.observer.count)
             self._run_model(self.observer, start, stop)
             output = checkpoints.publish(self)
@@ -149,7 +154,18 @@ class Build:
         _check_context(config, self.loaded)
         self.layers = _chosen_layers(config, self.loaded)
         self.keep = _kept(config)
-        _check_memory(self.layers, self.keep)
+        self.memory = plan_memory(
+            self.loaded, self.layers, self.keep, context=config.context, batch_tokens=config.batch_tokens
+        )
+        self.batch_tokens = self.memory.batch_tokens
+
+    def _put_on_device(self, observer: StatisticsObserver) -> None:
+        """Make room for the states on the GPU, each beside its layer."""
+        try:
+            for layer in self.layers:
+                observer.statistics[layer.layer].to_device(layer.device, self.memory.windows)
+        except KernelInputError as error:
+            raise IndexerError(str(error)) from error
 
     def _check_output(self) -> None:
         """Refuse an output that can neither be made nor is the index that is asked for."""
@@ -185,7 +201,7 @@ class Build:
             self.corpus,
             self.loaded.tokenizer,
             context=config.context,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=self.batch_tokens,
             count_special_tokens=config.count_special_tokens,
             max_tokens=config.max_tokens,
             shapes="fixed" if config.numerics == "reproducible" else "tight",
@@ -204,7 +220,7 @@ class Build:
         self.matmul = "compiled" if config.compile else "onednn" if runner.onednn else "torch"
         widest = max(layer.units for layer in self.layers) * self.loaded.dtype.itemsize
         self.progress.start(self.share_done() or 0.0, observer.count)
-        with freed_memory_kept(config.batch_tokens * widest), batches, runner:
+        with freed_memory_kept(self.batch_tokens * widest), batches, runner:
             seconds_before, waited_before = self.model_seconds, self.waited
             begin = time.perf_counter()
             for batch in self._until_it_fails(batches):
@@ -278,11 +294,8 @@ def _pieces(config: BuildConfig, corpus: Corpus) -> Sequence[Any]:
 
 
 def _chosen_kernels(config: BuildConfig) -> str:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return choose(config.kernels, device.split(":")[0])
+        return choose(config.kernels, device_type(config.device))
     except KernelInputError as error:
         raise IndexerError(str(error)) from error
 
@@ -302,14 +315,4 @@ def _check_context(config: BuildConfig, loaded: LoadedModel) -> None:
         raise IndexerError(
             f"--context {config.context}: the model {config.model} takes at most {loaded.context} tokens; "
             f"use --context {loaded.context} or less"
-        )
-
-
-def _check_memory(layers: list[MlpLayer], keep: Keep) -> None:
-    units = sum(layer.units for layer in layers)
-    state, available = units * keep.bytes_per_unit(), psutil.virtual_memory().available
-    if state > available:
-        raise IndexerError(
-            f"the statistics of {units:,} units take {in_bytes(state)}, and {in_bytes(available)} of memory "
-            "are free; choose fewer --layers, a smaller --top and --bottom, or a shorter --window"
         )

@@ -57,8 +57,8 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
             overwrite=True, numerics="reproducible", checkpoint_minutes=1.5, piece_bytes=1000,
         )
     ]  # fmt: skip
-    shared = {"append", "shard", "workers", "ray", "shards", "storage"}
-    assert set(built[0].model_fields_set) == set(BuildConfig.model_fields) - shared
+    other = {"append", "shard", "workers", "ray", "shards", "storage", "compile"}
+    assert set(built[0].model_fields_set) == set(BuildConfig.model_fields) - other
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,14 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
     [
         ("--append", {"append": True}),
         ("--shard 3/64", {"shard": (3, 64)}),
+        ("--compile", {"compile": True}),
         ("--workers 2", {"workers": 2}),
         ("--ray", {"ray": "auto"}),
         ("--ray local --shards 8", {"ray": "local", "shards": 8}),
         ("--ray 10.0.0.1:6379 --storage s3://bucket/x", {"ray": "10.0.0.1:6379", "storage": "s3://bucket/x"}),
     ],
 )
-def test_ways_to_share_the_work_out(built: list[BuildConfig], options: str, fields: dict[str, Any]) -> None:
+def test_options_beside_those(built: list[BuildConfig], options: str, fields: dict[str, Any]) -> None:
     assert run("build", *options.split(), "model", "texts", "-o", "my.index")[0] == 0
     assert built == [BuildConfig(model="model", corpus=("texts",), output=Path("my.index"), **fields)]
 
@@ -86,6 +87,8 @@ def test_ways_to_share_the_work_out(built: list[BuildConfig], options: str, fiel
         ("--workers 2 --max-tokens 10", "--max-tokens is for a build in one process"),
         ("--ray local --append", "--append is for a build in one process"),
         ("--append --overwrite", "--append adds to an index and --overwrite replaces it"),
+        ("--compile --hooks", "--compile runs into --hooks"),
+        ("--compile --numerics reproducible", "--compile writes kernels that may round differently"),
         ("--shards 4", "--shards says how --ray cuts the work"),
         ("--checkpoint-minutes -1", "--checkpoint-minutes"),
         ("--numerics exact", "--numerics"),

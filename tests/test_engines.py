@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -11,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from indexer.config import BuildConfig
-from indexer.engines import build
+from indexer.engines import build, processes, ray_engine
 from indexer.engines.storage import Storage
 from indexer.errors import IndexerError
 from indexer.index.unfinished import progress_of, read_events
@@ -107,6 +109,74 @@ def test_a_worker_says_what_is_wrong(corpus: list[str], tmp_path: Path) -> None:
     (bad / "b.txt").write_bytes(b"bad \xff text")
     with pytest.raises(IndexerError, match=r"worker 1 of 2: corpus file .*b\.txt.*UTF-8"):
         build(options(tmp_path / "a.index", [str(bad)], workers=2))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "visible", "seen"),
+    [
+        ("auto", 2, None, ["0", "1", "0", "1", "0"]),
+        ("cuda", 8, None, ["0", "1", "2", "3", "4"]),
+        ("cuda", 1, None, ["0"] * 5),
+        # of those that this process sees, by whatever names; what stands behind is not there
+        ("auto", 2, "4,7", ["4", "7", "4", "7", "4"]),
+        ("auto", 2, "GPU-a,GPU-b,-1,3", ["GPU-a", "GPU-b", "GPU-a", "GPU-b", "GPU-a"]),
+        ("spread", 8, None, ["0", "1,2", "3", "4,5", "6,7"]),
+        ("spread", 5, "9,8,7,6,5", ["9", "8", "7", "6", "5"]),
+        # one that is named, or none
+        ("cuda:1", 2, None, [None] * 5),
+        ("cpu", 2, None, [None] * 5),
+        ("cpu", 2, "1", ["1"] * 5),
+        ("auto", 0, None, [None] * 5),
+        ("auto", 0, "", [""] * 5),
+    ],
+)
+def test_each_worker_sees_its_own_gpu(
+    device: str,
+    gpus: int,
+    visible: str | None,
+    seen: list[str | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[dict[str, str]] = []
+
+    def start(command: list[str], *, env: dict[str, str], **options: Any) -> Any:
+        started.append(env)
+        return SimpleNamespace(stdin=io.BytesIO(), returncode=0)
+
+    monkeypatch.setattr(processes, "_gpus", lambda: gpus)
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with processes._started(options(tmp_path / "a.index", ["."], workers=5, device=device)):
+        pass
+    assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in started] == seen
+    assert all(environment["PATH"] == os.environ["PATH"] for environment in started)
+
+
+def test_more_workers_than_gpus_to_spread_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_gpus", lambda: 3)
+    message = (
+        "--workers 4 with --device spread: each takes one GPU at least, and this machine has 3; use fewer"
+    )
+    with pytest.raises(IndexerError, match=message):
+        build(options(tmp_path / "a.index", ["."], workers=4, device="spread"))
+
+
+def test_a_worker_on_ray_has_one_gpu(tmp_path: Path) -> None:
+    def workers(device: str, **resources: float) -> tuple[int, dict[str, float]]:
+        cluster = SimpleNamespace(cluster_resources=lambda: resources)
+        return ray_engine._workers(cluster, options(tmp_path / "a.index", ["."], ray="local", device=device))
+
+    for device in ("auto", "cuda"):
+        assert workers(device, GPU=3.0, CPU=16.0) == (3, {"num_gpus": 1, "num_cpus": 1})
+    assert workers("cpu", GPU=3.0, CPU=16.0) == workers("auto", CPU=16.0) == (16, {"num_cpus": 1})
+    with pytest.raises(IndexerError, match="--ray local with --device cuda: the cluster has no GPU"):
+        workers("cuda", CPU=16.0)
+    for device in ("spread", "cuda:1"):
+        with pytest.raises(IndexerError, match=f"--ray with --device {device}: a worker sees the one GPU"):
+            workers(device, GPU=3.0)
 
 
 @needs_ray

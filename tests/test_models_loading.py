@@ -127,7 +127,7 @@ def test_options_that_name_nothing(llama: Path) -> None:
     assert refused(llama, dtype="float8").startswith(
         "dtype float8: not one that activations are indexed in; choose among"
     )
-    assert refused(llama, device="tpu") == "device tpu: choose among auto, cpu, cuda"
+    assert refused(llama, device="tpu") == "device tpu: choose among auto, cpu, cuda, cuda:N, spread"
     assert "device cuda:99: this machine has" in refused(llama, device="cuda:99")
     assert "--revision main is for models of the hub" in refused(llama, revision="main")
     assert "no module of LlamaModel fits" in refused(llama, output_projection="h.*.mlp.c_proj")

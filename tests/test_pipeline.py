@@ -201,8 +201,8 @@ def test_a_window_is_no_wider_than_the_context(corpus: list[str], tmp_path: Path
     with indexer.open_index(run.run()) as index:
         rows = index.sql("SELECT token_ids, activations FROM examples").to_pylist()
     assert max(len(row["token_ids"]) for row in rows) == 32
-    said = account.plan(run, Keep(top=4, bottom=3, window=(31, 31)))
-    assert said == account.plan(run, _kept(run.config))
+    said = list(account.plan(run, Keep(top=4, bottom=3, window=(31, 31))))
+    assert said == list(account.plan(run, _kept(run.config)))
 
 
 def test_views_serve_a_plain_duckdb(

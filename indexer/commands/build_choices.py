@@ -63,9 +63,15 @@ ON_BAD_TEXT = _option(
 COUNT_SPECIAL_TOKENS = _option(
     _CORPUS, "--count-special-tokens", "", "Let BOS, CLS, SEP and their like enter the statistics."
 )
-BATCH_TOKENS = _option(_RUN, "--batch-tokens", "N", "Tokens in a batch.", "4096")
+BATCH_TOKENS = _option(_RUN, "--batch-tokens", "N", "Tokens in a batch.", "4096, or what fits the GPU")
 DTYPE = _option(_RUN, "--dtype", "TYPE", "The model's: auto, float32, bfloat16 or float16.", "auto")
-DEVICE = _option(_RUN, "--device", "NAME", "Where the model runs: auto, cpu or cuda.", "auto")
+DEVICE = _option(
+    _RUN,
+    "--device",
+    "NAME",
+    "Where the model runs: auto, cpu, cuda, cuda:N, or spread over all GPUs.",
+    "auto",
+)
 KERNELS = _option(_RUN, "--kernels", "NAME", "The statistics: auto, cpp, triton or reference.", "auto")
 HOOKS = _option(_RUN, "--hooks", "", "Read activations by hooks even where fusing is possible.")
 COMPILE = _option(_RUN, "--compile", "", "Let torch.compile fuse what stands around the MLPs.")

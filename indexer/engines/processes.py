@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,24 @@ from typing import IO
 import psutil
 
 from indexer.config import BuildConfig
-from indexer.engines.shards import count_of_shards, merge_parts, shard_output, shards_folder
+from indexer.engines.shards import (
+    count_of_shards,
+    is_finished,
+    make_folder,
+    merge_parts,
+    shard_output,
+    shards_folder,
+)
 from indexer.errors import IndexerError
 from indexer.index.output import check_output
+from indexer.index.scratch import put_right
 from indexer.index.unfinished import BUILD_SUFFIX, last_progress
 from indexer.progress import Progress
 from indexer.work.durable import remove
 
 POLL_SECONDS = 0.5
+# GPUs by number or name, as CUDA reads them when a process first asks
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MISTAKE = "error: "
 
 
@@ -51,13 +61,13 @@ def build_in_processes(config: BuildConfig) -> Path:
 
     Raises IndexerError where a worker fails, after the others are done; the same call continues their work.
     """
+    put_right(config.output.resolve())
+    if is_finished(config):
+        return config.output
     check_output(config.output, config.overwrite)
     count_of_shards(config)
     folder = shards_folder(config.output)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise IndexerError(f"{folder}: cannot be made: {error.strerror}") from error
+    make_folder(folder)
     progress = Progress()
     try:
         with _started(config) as workers:
@@ -75,10 +85,11 @@ def build_in_processes(config: BuildConfig) -> Path:
 @contextmanager
 def _started(config: BuildConfig) -> Iterator[list[Worker]]:
     """The workers; told to stop, with their work kept, where the block is left early."""
+    environments = [worker_environment(config, shard, os.environ) for shard in range(config.workers)]
     workers: list[Worker] = []
     try:
         for shard in range(config.workers):
-            workers.append(_start(config, shard))
+            workers.append(_start(config, shard, environments[shard]))
         yield workers
     except BaseException:
         for worker in workers:
@@ -94,11 +105,8 @@ def _started(config: BuildConfig) -> Iterator[list[Worker]]:
                 worker.said.close()
 
 
-def _start(config: BuildConfig, shard: int) -> Worker:
+def _start(config: BuildConfig, shard: int, environment: Mapping[str, str]) -> Worker:
     share = shard_config(config, shard, config.workers)
-    environment = {**os.environ}
-    if config.device.startswith("cuda") or (config.device == "auto" and _gpus()):
-        environment["CUDA_VISIBLE_DEVICES"] = str(shard % max(1, _gpus()))
     said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
     process = subprocess.Popen(
         [sys.executable, "-m", "indexer.engines.worker"],
@@ -122,6 +130,30 @@ def shard_config(config: BuildConfig, shard: int, shards: int) -> BuildConfig:
             "shards": None,
         }
     )
+
+
+def worker_environment(config: BuildConfig, shard: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of one worker, who sees its own GPUs alone: one, or with device spread its share.
+
+    environment: of this process; GPUs that it does not see are left to others.
+    Raises IndexerError where there are not as many GPUs as workers that want several.
+    """
+    count, workers = 0 if config.device == "cpu" else _gpus(), config.workers
+    listed = environment.get(VISIBLE)
+    gpus = [str(number) for number in range(count)] if listed is None else listed.split(",")[:count]
+    if config.device == "spread":
+        if count < workers:
+            raise IndexerError(
+                f"--workers {workers} with --device spread: each takes one GPU at least, and "
+                f"this machine has {count}; use fewer workers, or --device cpu"
+            )
+        gpus = gpus[shard * count // workers : (shard + 1) * count // workers]
+    elif config.device in ("auto", "cuda") and gpus:
+        gpus = [gpus[shard % count]]
+    else:
+        # none, or one that was named, which all share
+        return dict(environment)
+    return {**environment, VISIBLE: ",".join(gpus)}
 
 
 def _gpus() -> int:

@@ -17,6 +17,8 @@ from indexer.config import BuildConfig
 from indexer.engines.shards import (
     build_shard,
     count_of_shards,
+    is_finished,
+    make_folder,
     merge_parts,
     shard_output,
     shards_folder,
@@ -24,6 +26,7 @@ from indexer.engines.shards import (
 from indexer.engines.storage import Storage
 from indexer.errors import IndexerError
 from indexer.index.output import check_output
+from indexer.index.scratch import put_right
 from indexer.index.unfinished import BUILD_SUFFIX, last_progress
 from indexer.progress import Progress
 from indexer.work.durable import remove
@@ -60,6 +63,9 @@ def build_on_ray(config: BuildConfig) -> Path:
     Raises IndexerError where Ray is not there, and where a shard fails for a reason that trying again does
     not cure. The same call continues what was done.
     """
+    put_right(config.output.resolve())
+    if is_finished(config):
+        return config.output
     check_output(config.output, config.overwrite)
     folder, storage = shards_folder(config.output), Storage(config.storage)
     progress = Progress()
@@ -67,7 +73,7 @@ def build_on_ray(config: BuildConfig) -> Path:
         workers, resources = _workers(ray, config)
         shards = count_of_shards(config) or config.shards or SHARDS_PER_WORKER * workers
         if not storage.remote:
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
         progress.say(f"{shards} shards for {workers} workers on Ray")
         try:
             _run(ray, config, shards, workers, resources, progress)
@@ -153,10 +159,17 @@ def _cluster(config: BuildConfig) -> Iterator[Any]:
 
 def _workers(ray: Any, config: BuildConfig) -> tuple[int, dict[str, float]]:
     """How many workers the cluster has room for, and what each takes of it."""
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise IndexerError(
+            f"--ray with --device {config.device}: a worker sees the one GPU that Ray gives it; use auto, "
+            "cuda or cpu"
+        )
     total = ray.cluster_resources()
     gpus = int(total.get("GPU", 0)) if config.device != "cpu" else 0
     if gpus:
         return gpus, {"num_gpus": 1, "num_cpus": 1}
+    if config.device == "cuda":
+        raise IndexerError(f"--ray {config.ray} with --device cuda: the cluster has no GPU; use --device cpu")
     threads = config.threads or THREADS
     room = int(total.get("CPU", 0)) // threads
     if room < 1:

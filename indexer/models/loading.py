@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from indexer.errors import IndexerError
 from indexer.models import source as sources
 from indexer.models import structure
+from indexer.models.placement import Placement, device_type, placement, weight_bytes
 from indexer.models.plan import MlpLayer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,6 +28,7 @@ class LoadedModel:
     """A model ready to be run, without its head.
 
     model: in evaluation mode, without gradients. tokenizer: a fast one of transformers, or None.
+    device: that of the embeddings, where token ids go. spread: whether layers lie on several devices.
     context: the longest sequence the model allows, special tokens included; None where it sets no bound.
     layers: all its MLPs, in order. causal: whether a token's activations depend on no later token.
     provenance: name, revision, digest, architecture, dtype, activation and versions, for the manifest.
@@ -39,6 +42,7 @@ class LoadedModel:
     layers: list[MlpLayer]
     causal: bool
     provenance: dict[str, Any]
+    spread: bool = False
 
     def select(self, layers: Sequence[int] | None) -> list[MlpLayer]:
         """The MLPs of the given layers, in order; all for None. IndexerError for one that is not there."""
@@ -67,25 +71,29 @@ def load(
     """Load a model from a local folder or the hub: no head, safetensors only, no code of the model's own.
 
     dtype: "auto" takes the checkpoint's, with two exceptions: float64 becomes float32, and so does float16 on
-        the CPU, which has no fast arithmetic for it. device: "auto" takes the GPU where there is one.
+        the CPU, which has no fast arithmetic for it.
+    device: "cpu"; "cuda" or "cuda:N" for one GPU; "spread" for all GPUs, each with a share of the layers;
+        "auto" for the CPU where there is no GPU, the first GPU with room for the weights and a tenth more, or
+        all of them where none has it alone.
     output_projection: path of the MLPs' output projections with * for the layer number, for models whose
         structure is not recognised.
     Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast
-    tokenizer, or has a structure that is not recognised.
+    tokenizer, has a structure that is not recognised, or does not fit the GPUs.
     Cost: reading the weights twice (once for their SHA-256), and three forward passes over 16 tokens.
     """
-    where = _device(device)
+    kind = torch.device(device_type(device))
     if dtype != "auto" and dtype not in DTYPES:
         raise IndexerError(
             f"dtype {dtype}: not one that activations are indexed in; choose among auto, {', '.join(DTYPES)}"
         )
     source = sources.resolve(name, revision)
     files = sources.weight_files(name, source.folder)
-    chosen = _dtype(name, dtype, sources.checkpoint_dtype(name, files), where)
+    chosen = _dtype(name, dtype, sources.checkpoint_dtype(name, files), kind)
+    place = placement(name, device, weight_bytes(files, chosen), chosen)
     with quiet_transformers():
         config = _load_config(source)
         tokenizer = _load_tokenizer(source, config)
-        model = _load_weights(source, config, chosen).to(where)
+        model = _load_weights(source, config, chosen, place)
         loaded = adapt(model, tokenizer, name=name, output_projection=output_projection)
     loaded.provenance.update(revision=source.revision, digest=sources.digest(files))
     return loaded
@@ -105,6 +113,11 @@ def adapt(
         )
     model.eval().requires_grad_(False)
     parameter = next(model.parameters())
+    away = [path for path, weight in model.named_parameters() if weight.is_meta]
+    if away:
+        raise IndexerError(
+            f"model {name}: {len(away)} of its weights are not in memory, {away[0]} among them; load it whole"
+        )
     if parameter.dtype not in DTYPES.values():
         raise IndexerError(
             f"model {name}: weights in {parameter.dtype}; activations are indexed in {', '.join(DTYPES)}"
@@ -114,12 +127,13 @@ def adapt(
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        device=parameter.device,
+        device=model.get_input_embeddings().weight.device,  # type: ignore[operator]
         dtype=parameter.dtype,
         context=context_length(model),
         layers=layers,
         causal=found.causal,
         provenance=_provenance(model, name, layers),
+        spread=len({weight.device for weight in model.parameters()}) > 1,
     )
 
 
@@ -152,29 +166,18 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    spreading = getLogger("accelerate")
+    level = spreading.level
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    spreading.setLevel(ERROR)
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        spreading.setLevel(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
-        return torch.device("cpu")
-    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
-        raise IndexerError(f"device {device}: choose among auto, cpu, cuda")
-    number = int(device[5:] or 0)
-    if number >= torch.cuda.device_count():
-        raise IndexerError(
-            f"device {device}: this machine has {torch.cuda.device_count()} GPUs for torch; take --device cpu"
-        )
-    return torch.device("cuda", number)
 
 
 def _dtype(name: str, asked: str, stored: str, device: torch.device) -> torch.dtype:
@@ -215,9 +218,10 @@ def _load_tokenizer(source: sources.Source, config: Any) -> Any:
     return tokenizer
 
 
-def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype) -> nn.Module:
+def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype, place: Placement) -> nn.Module:
     from transformers import AutoModel
 
+    spread = {"device_map": "auto", "max_memory": place.most} if place.most else {}
     with _blamed_on(source, "transformers cannot load it"):
         model, report = AutoModel.from_pretrained(
             source.folder,
@@ -229,6 +233,7 @@ def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype) -> nn
             output_loading_info=True,
             # reported below by name, where transformers would refer to a report on the screen
             ignore_mismatched_sizes=True,
+            **spread,
         )
     if report["mismatched_keys"]:
         weight, stored, wanted = min(report["mismatched_keys"])
@@ -242,6 +247,15 @@ def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype) -> nn
         raise IndexerError(
             f"model {source.name}: its weight files lack {len(missing)} of the weights of "
             f"{type(model).__name__}, {missing[0]} among them; they do not belong to this configuration"
+        )
+    if not place.most:
+        return model.to(place.device)
+    places = getattr(model, "hf_device_map", {})
+    away = [path for path, device in places.items() if device not in place.most]
+    if away:
+        raise IndexerError(
+            f"model {source.name}: cut into whole layers its weights do not fit the {len(place.most)} GPUs, "
+            f"{away[0] or 'all of it'} being the first without room; take --device cpu"
         )
     return model
 

@@ -96,3 +96,8 @@ class MlpLayer:
     reason: str
     module: nn.Module = field(repr=False, compare=False)
     plan: FusedPlan | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, its activations are made, and its statistics belong."""
+        return next(self.module.parameters()).device

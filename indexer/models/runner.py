@@ -300,7 +300,7 @@ def _check_compiled(layers: Sequence[MlpLayer], force_hooks: bool) -> None:
     hooked = [layer.layer for layer in layers if layer.plan is None or force_hooks]
     if hooked:
         raise IndexerError(
-            f"--compile: layer {hooked[0]} is read by a hook, and torch.compile would run into it; leave it out"
+            f"--compile: layer {hooked[0]} is read by a hook, which torch.compile runs into; leave it out"
         )
 
 

@@ -73,6 +73,8 @@ def restored(build: Build, checkpoint: Checkpoint) -> Position:
     build.seconds_before = state["seconds"]
     build.model_seconds = state["model_seconds"]
     build.waited = state["waited"]
+    # the same batches go on, whatever memory is free now
+    build.batch_tokens = state["batch_tokens"]
     return Position(state["reading"])
 
 
@@ -91,6 +93,7 @@ def _position(build: Build) -> dict[str, Any]:
         "seconds": build.seconds,
         "model_seconds": build.model_seconds,
         "waited": build.waited,
+        "batch_tokens": build.batch_tokens,
     }
 
 

@@ -10,6 +10,7 @@ took what.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from indexer_kernels.histogram import BINS, MAGNITUDES, Histogram
 from indexer_kernels.moments import LIMBS, OVERFLOWED, POWERS, Moments
+from indexer_kernels.pinned import pinned_on_device
 from indexer_kernels.topk import TopK
 
 PROGRAM_UNITS = 64
@@ -29,6 +31,9 @@ COPIED = (
     "filled", "worst", "threshold", "value", "document", "sequence", "position", "window_start",
     "window_length", "token_ids", "activations",
 )  # fmt: skip
+# nearly all of a state's memory, and seldom written
+WINDOW_ARRAYS = ("token_ids", "activations")
+Windows = Literal["device", "host"]
 
 
 @dataclass
@@ -103,18 +108,33 @@ class DeviceTopK:
     """The places of one end, arrays as in TopK, and the document of the worst place, int64 [units].
 
     Where not all places are taken, threshold is -/+infinity and threshold_document the smallest integer.
+    shared: the arrays whose memory is that of the NumPy state.
     """
 
     host: TopK
     arrays: dict[str, Tensor] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, host: TopK, device: torch.device) -> DeviceTopK:
-        """A copy of the places."""
+    def of(cls, host: TopK, device: torch.device, windows: Windows = "device") -> DeviceTopK:
+        """A copy of the places.
+
+        windows: with "host", token ids and activations stay in the main memory, where kernels on the GPU
+            write them: the NumPy state's arrays become page-locked ones.
+        Raises KernelInputError where the device cannot do so.
+        """
         worst = host.document[np.arange(host.units), host.worst]
         documents = np.where(host.filled == host.k, worst, NO_DOCUMENT)
-        arrays = {name: torch.from_numpy(getattr(host, name)).to(device, copy=True) for name in COPIED}
-        return cls(host, {**arrays, "threshold_document": torch.from_numpy(documents).to(device)})
+        shared = WINDOW_ARRAYS if windows == "host" else ()
+        arrays = {"threshold_document": torch.from_numpy(documents).to(device)}
+        for name in COPIED:
+            array = torch.from_numpy(getattr(host, name))
+            if name in shared:
+                pinned, arrays[name] = pinned_on_device(tuple(array.shape), array.dtype, device)
+                setattr(host, name, pinned.copy_(array).numpy())
+            else:
+                arrays[name] = array.to(device, copy=True)
+        return cls(host, arrays, shared)
 
     @property
     def bar(self) -> list[Tensor]:
@@ -138,7 +158,9 @@ class DeviceTopK:
     def into_host(self) -> None:
         """Write the places back."""
         for name in COPIED:
-            getattr(self.host, name)[...] = self.arrays[name].cpu().numpy()
+            # what is shared is there when the copies of the others are, which wait for the kernels
+            if name not in self.shared:
+                getattr(self.host, name)[...] = self.arrays[name].cpu().numpy()
 
 
 @dataclass
@@ -156,14 +178,21 @@ class DeviceStatistics:
     bars: list[Tensor]
 
     @classmethod
-    def of(cls, units: int, top: TopK | None, bottom: TopK | None, device: torch.device) -> DeviceStatistics:
-        """Empty sums, and the places that are there."""
-        splits = _splits(units, device)
+    def of(
+        cls,
+        units: int,
+        top: TopK | None,
+        bottom: TopK | None,
+        device: torch.device,
+        windows: Windows = "device",
+    ) -> DeviceStatistics:
+        """Empty sums, and the places that are there. windows: see DeviceTopK.of."""
+        splits = splits_of(units, device)
         # a model runs in inference mode, and tensors made there could not be changed outside of it
         with torch.inference_mode(False):
             sums = DeviceSums.empty(units, splits, device)
-            on_top = None if top is None else DeviceTopK.of(top, device)
-            on_bottom = None if bottom is None else DeviceTopK.of(bottom, device)
+            on_top = None if top is None else DeviceTopK.of(top, device, windows)
+            on_bottom = None if bottom is None else DeviceTopK.of(bottom, device, windows)
             bars = [*_bar(on_top, torch.inf, units, device), *_bar(on_bottom, -torch.inf, units, device)]
         return cls(device, splits, sums, on_top, on_bottom, bars)
 
@@ -185,7 +214,7 @@ def _bar(end: DeviceTopK | None, out_of_reach: float, units: int, device: torch.
     ]
 
 
-def _splits(units: int, device: torch.device) -> int:
+def splits_of(units: int, device: torch.device) -> int:
     """Programs that share the blocks of the same units, so that two of them run on every multiprocessor."""
     if device.type != "cuda":
         return 2

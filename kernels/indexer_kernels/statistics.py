@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer_kernels import activations as functions
-from indexer_kernels.device import MOST_PENDING, MOST_RECENT, DeviceStatistics
+from indexer_kernels.device import MOST_PENDING, MOST_RECENT, DeviceStatistics, Windows
 from indexer_kernels.dispatch import choose, device_type
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.histogram import Histogram
@@ -50,6 +50,7 @@ class Statistics:
     """The state of one layer; any part that is None is not kept."""
 
     _on_device: DeviceStatistics | None = None
+    _windows: Windows = "device"
 
     def __init__(
         self,
@@ -149,11 +150,20 @@ class Statistics:
             elif ours and theirs:
                 ours.merge(theirs)
 
-    def to_device(self, device: torch.device) -> None:
-        """Make room for the states there now, and not with the first batch; for kernels on a GPU only."""
-        if self.kernels == "triton" and (self._on_device is None or self._on_device.device != device):
+    def to_device(self, device: torch.device, windows: Windows = "device") -> None:
+        """Make room for the states there now, and not with the first batch; for kernels on a GPU only.
+
+        windows: where the examples' token ids and activations are from now on: "device", or "host" for
+            page-locked memory that the kernels write from the GPU.
+        Raises KernelInputError where the device cannot write such memory.
+        """
+        if self.kernels != "triton":
+            return
+        there = self._on_device
+        if there is None or there.device != device or self._windows != windows:
             self.settle()
-            self._on_device = DeviceStatistics.of(self.units, self.top, self.bottom, device)
+            self._windows, self._on_device = windows, None
+            self._on_device = DeviceStatistics.of(self.units, self.top, self.bottom, device, windows)
 
     @property
     def met_non_finite(self) -> Tensor | None:
@@ -222,7 +232,7 @@ class Statistics:
     ) -> None:
         from indexer_kernels import ops
 
-        self.to_device(gate.device)
+        self.to_device(gate.device, self._windows)
         state, plan = self._on_device, Plan.of(sequences, gate.device)
         assert state is not None
         if state.sums.tokens + sequences.tokens > MOST_RECENT:

@@ -1,0 +1,226 @@
+"""What a build takes of a GPU's and the main memory, known before it starts: weights, batches, statistics.
+
+The states are counted exactly, by the arrays of those of one unit. What a forward pass takes beside the
+weights is measured, by running a small batch, and grows with a batch's tokens. A tenth of a GPU's free memory
+stays unplanned, for what its libraries take and for gaps between blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+from indexer_kernels import Keep
+from indexer_kernels.device import WINDOW_ARRAYS, DeviceSums, DeviceTopK, Windows, splits_of
+from indexer_kernels.histogram import Histogram
+from indexer_kernels.moments import Moments
+from indexer_kernels.pinned import pinned_bytes
+from indexer_kernels.topk import TopK
+
+from indexer.errors import IndexerError
+from indexer.models.peak import forward_bytes
+from indexer.models.placement import free_memory
+from indexer.models.plan import MlpLayer
+from indexer.progress import in_bytes
+
+if TYPE_CHECKING:
+    from indexer.models.loading import LoadedModel
+
+CPU_BATCH_TOKENS = 4096
+# On a GPU; with fewer its kernels wait for one another, with more it is no faster.
+LEAST_BATCH_TOKENS, MOST_BATCH_TOKENS = 4096, 65_536
+UNPLANNED_SHARE = 10
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of the states of some layers.
+
+    device: of what is always on the GPU. windows: of the places' token ids and activations there; pinned: of
+    the page-locked memory that can hold these instead. host: of the NumPy states, with windows of their own.
+    """
+
+    device: int
+    windows: int
+    pinned: int
+    host: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What goes where, in bytes.
+
+    batch_tokens: of a batch, with its padding. weights, forward, device_state: on the GPUs, 0 on the CPU.
+    host_state: in the main memory. windows: where those of the GPUs' places are, see Statistics.to_device.
+    free: what all of it has to fit: on all GPUs, the weights being there already, or in the main memory.
+    gpus: 0 for the CPU.
+    """
+
+    batch_tokens: int
+    weights: int
+    forward: int
+    device_state: int
+    host_state: int
+    windows: Windows
+    free: int
+    gpus: int
+
+    def line(self) -> str:
+        """The plan as one line for people."""
+        if not self.gpus:
+            return f"memory: {in_bytes(self.host_state)} statistics of {in_bytes(self.free)} free"
+        where = "GPU memory" if self.gpus == 1 else f"memory of {self.gpus} GPUs"
+        away = "" if self.windows == "device" else ", windows in the main memory"
+        return (
+            f"{where}: {in_bytes(self.weights)} weights + {in_bytes(self.forward)} for batches of "
+            f"{self.batch_tokens:,} tokens + {in_bytes(self.device_state)} statistics{away} = "
+            f"{in_bytes(self.weights + self.forward + self.device_state)} of {in_bytes(self.free)} free"
+        )
+
+
+@dataclass(frozen=True)
+class _Room:
+    """One GPU: what is on it, what will be, and what is free for that."""
+
+    weights: int
+    free: int
+    per_token: int
+    state: StateBytes
+
+    def on_device(self, windows: Windows) -> int:
+        """Bytes of the states."""
+        return self.state.device + (self.state.windows if windows == "device" else 0)
+
+    def tokens(self, windows: Windows) -> int:
+        """Of the largest batch; negative where there is no room for the states."""
+        return (self.free - self.free // UNPLANNED_SHARE - self.on_device(windows)) // self.per_token
+
+
+def plan_memory(
+    loaded: LoadedModel, layers: Sequence[MlpLayer], keep: Keep, *, context: int, batch_tokens: int | None
+) -> MemoryPlan:
+    """What indexing these layers takes, and how large batches can be.
+
+    context: tokens of the longest sequence. batch_tokens: None for 4096 on the CPU, and on a GPU for the
+        largest power of two that fits, at most 65,536.
+    Raises IndexerError with the figures where the states, or a sequence beside them, or batches of the size
+    that was asked for do not fit.
+    Cost: on a GPU two forward passes over 1,024 tokens, or one sequence.
+    """
+    if loaded.device.type == "cpu":
+        host = state_bytes([layer.units for layer in layers], keep, lambda units: 1).host
+        free = _check_host(layers, host)
+        return MemoryPlan(batch_tokens or CPU_BATCH_TOKENS, 0, 0, 0, host, "device", free, 0)
+    rooms = _rooms(loaded, layers, keep, context)
+    enough = max(batch_tokens or LEAST_BATCH_TOKENS, context)
+    windows: Windows = "device" if all(room.tokens("device") >= enough for room in rooms) else "host"
+    tightest = min(rooms, key=lambda room: room.tokens(windows))
+    tokens = _batch_tokens(batch_tokens, tightest, windows, context)
+    host = sum(room.state.host for room in rooms)
+    if windows == "host":
+        # page-locked memory takes the place of the NumPy states' own
+        host += sum(room.state.pinned - room.state.windows for room in rooms)
+    _check_host(layers, host)
+    return MemoryPlan(
+        batch_tokens=tokens,
+        weights=sum(room.weights for room in rooms),
+        forward=sum(max(tokens, context) * room.per_token for room in rooms),
+        device_state=sum(room.on_device(windows) for room in rooms),
+        host_state=host,
+        windows=windows,
+        free=sum(room.weights + room.free for room in rooms),
+        gpus=len(rooms),
+    )
+
+
+def state_bytes(units: Iterable[int], keep: Keep, splits: Callable[[int], int]) -> StateBytes:
+    """The bytes of the states of some layers, exactly.
+
+    units: of each layer. splits: how many sums a GPU keeps for a layer of so many units, see splits_of.
+    """
+    units, meta = list(units), torch.device("meta")
+    ends = [
+        TopK.empty(1, k, largest=largest, by=keep.by, window=keep.window)
+        for k, largest in ((keep.top, True), (keep.bottom, False))
+        if k
+    ]
+    places = [DeviceTopK.of(end, meta).arrays for end in ends]
+    windows = [arrays[name].nbytes for arrays in places for name in WINDOW_ARRAYS]
+    # an end that is not kept has a threshold all the same, float32 and int64
+    others = sum(tensor.nbytes for arrays in places for tensor in arrays.values()) - sum(windows)
+    others += (2 - len(ends)) * 12
+    sums = [DeviceSums.empty(count, splits(count), meta).tensors() for count in units]
+    return StateBytes(
+        device=sum(units) * others + sum(tensor.nbytes for tensors in sums for tensor in tensors),
+        windows=sum(units) * sum(windows),
+        pinned=sum(pinned_bytes(count * size) for count in units for size in windows),
+        host=sum(units) * sum(map(_array_bytes, (Moments.empty(1), Histogram.empty(1), *ends))),
+    )
+
+
+def _rooms(loaded: LoadedModel, layers: Sequence[MlpLayer], keep: Keep, context: int) -> list[_Room]:
+    """The GPUs that hold the model, each with the states of the layers that are on it."""
+    per_token = forward_bytes(loaded, layers, context)
+    return [
+        _Room(
+            weights,
+            free_memory(device),
+            per_token[device],
+            state_bytes(
+                [layer.units for layer in layers if layer.device == device],
+                keep,
+                partial(splits_of, device=device),
+            ),
+        )
+        for device, weights in _weights(loaded).items()
+    ]
+
+
+def _batch_tokens(asked: int | None, room: _Room, windows: Windows, context: int) -> int:
+    """What was asked for, if it fits, or what fits the GPU with the least room."""
+    most = room.tokens(windows)
+    if most < context:
+        raise IndexerError(
+            f"a GPU has {in_bytes(room.free)} free beside {in_bytes(room.weights)} of weights; the statistics"
+            f" take {in_bytes(room.on_device(windows))}, even with their windows in the main memory, and one "
+            f"sequence of --context {context} takes {in_bytes(context * room.per_token)}. Choose fewer "
+            "--layers, a shorter --context, or --device cpu"
+        )
+    fitting = max(context, min(MOST_BATCH_TOKENS, 1 << (most.bit_length() - 1)))
+    if asked is not None and asked > most:
+        raise IndexerError(
+            f"--batch-tokens {asked}: such batches take {in_bytes(asked * room.per_token)} in the model, and "
+            f"beside weights and statistics there is room for {most} tokens; use --batch-tokens {fitting}"
+        )
+    return fitting if asked is None else asked
+
+
+def _check_host(layers: Sequence[MlpLayer], state: int) -> int:
+    """Bytes of main memory that are free; raises IndexerError where the states take more."""
+    free = psutil.virtual_memory().available
+    if state > free:
+        raise IndexerError(
+            f"the statistics of {sum(layer.units for layer in layers):,} units take {in_bytes(state)}, and "
+            f"{in_bytes(free)} of memory are free; choose fewer --layers, a smaller --top and --bottom, or a "
+            "shorter --window"
+        )
+    return free
+
+
+def _weights(loaded: LoadedModel) -> dict[torch.device, int]:
+    """Bytes of weights on each device of the model; memory that is shared counts once."""
+    sizes: dict[torch.device, dict[int, int]] = {}
+    for weight in loaded.model.parameters():
+        storage = weight.untyped_storage()
+        sizes.setdefault(weight.device, {})[storage.data_ptr()] = storage.nbytes()
+    return {device: sum(storages.values()) for device, storages in sizes.items()}
+
+
+def _array_bytes(state: Any) -> int:
+    values = (getattr(state, one.name) for one in fields(state))
+    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
