@@ -21,10 +21,12 @@ CASES = {
     "update": "ns per element and GB/s of every kernel and instruction set, against a plain memory read",
     "query": "p50 and p95 of a unit's record, a token search and a table scan, on a large synthetic index",
     "compile": "registers, spills and instructions per element of the GPU kernels, without a GPU",
+    "gpu": "the fused kernels and whole models on a GPU, part by part; benchmarks/on_gpu.sh runs all",
     "merge": "peak memory and time of merging many partial indexes, against a plain read of them",
     "scale": "a plan for a trillion tokens: checkpoints, failures, storage and merge, by simulation",
     "survive": "builds killed at random moments and at every named point, then repeated: all equal",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
+    "plot": "pictures of the records in benchmarks/results",
 }
 
 

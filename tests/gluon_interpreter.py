@@ -8,8 +8,10 @@ computed is. The environment must have TRITON_INTERPRET=1 before triton is impor
 
 from __future__ import annotations
 
+import importlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,14 @@ import torch
 import triton.language as tl
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.runtime.interpreter import InterpretedFunction, TensorHandle
+
+from indexer.errors import IndexerError
+
+# What is launched; the functions that these call are translated with them.
+KERNELS = {
+    "indexer_kernels.statistics_triton": ("gather",),
+    "indexer_kernels.activations_triton": ("activate_rows",),
+}
 
 
 def _number(value: Any) -> Any:
@@ -193,6 +203,33 @@ def interpreted(kernel: GluonJITFunction) -> InterpretedFunction:
     annotations = kernel.fn.__annotations__.items()
     function.rewrite().__annotations__ = {name: kind.removeprefix("gl.") for name, kind in annotations}
     return function
+
+
+@contextmanager
+def interpreting(kernels: Mapping[str, Sequence[str]] = KERNELS) -> Iterator[None]:
+    """Within the block kernels run in the interpreter; kernels: their names by module.
+
+    Raises IndexerError where triton was imported to run on a GPU.
+    """
+    from indexer_kernels import topk_triton
+
+    if not isinstance(topk_triton.compete, InterpretedFunction):
+        raise IndexerError(
+            "triton was imported for a GPU, and its interpreter is asked for: set TRITON_INTERPRET=1 before "
+            "the program starts"
+        )
+    before = []
+    try:
+        for module in map(importlib.import_module, kernels):
+            for name in kernels[module.__name__]:
+                kernel = getattr(module, name)
+                before.append((module, name, kernel))
+                if isinstance(kernel, GluonJITFunction):
+                    setattr(module, name, interpreted(kernel))
+        yield
+    finally:
+        for module, name, kernel in before:
+            setattr(module, name, kernel)
 
 
 def _translated(module: dict[str, Any], done: dict[int, dict[str, Any]]) -> dict[str, Any]:

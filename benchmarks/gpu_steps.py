@@ -1,0 +1,142 @@
+"""The steps of benchmarks/on_gpu.sh: each a process with a time limit, its results kept whatever it comes to.
+
+    python benchmarks/gpu_steps.py FOLDER [--dry-run] [--commit ID] [--seconds N]
+
+Writes FOLDER/results.json anew after every step, and adds all that steps print to FOLDER/log.txt. A step that
+fails, crashes or takes too long has its exit status and the end of what it printed on record, and what it had
+measured by then; the next one runs all the same. Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LOG, RESULTS = "log.txt", "results.json"
+# Of what a step printed, in results.json
+KEPT_CHARACTERS = 6000
+# Of all steps; what is unpacked before them takes 10 more
+SECONDS = 520
+# A step is not begun for less
+LEAST_SECONDS = 5
+# Times as much for a dry run, which says nothing of time and may share its machine
+DRY_PATIENCE = 5
+# how `timeout` ends: after SIGABRT, at which Python says where it was, and after SIGKILL
+TIMED_OUT = (124, 137)
+
+
+@dataclass(frozen=True)
+class Step:
+    """arguments: of Python. seconds: at most."""
+
+    name: str
+    arguments: tuple[str, ...]
+    seconds: int
+
+
+def steps(dry: bool, parts: Path) -> list[Step]:
+    """Those of a run, the most important first. parts: a folder for their figures."""
+
+    def part(name: str, seconds: int) -> Step:
+        options = ("--part", name, "--file", str(parts / f"{name}.json"), *(("--dry",) if dry else ()))
+        return Step(name, ("-m", "benchmarks", "gpu", *options), seconds)
+
+    # pytest's plugin for several processes, where it is: most of the time goes into compiling kernels
+    spread = ("-n", "6") if importlib.util.find_spec("xdist") and not dry else ()
+    # tests/conftest.py is left out, for it has Triton interpret kernels
+    options = ("--noconftest", "-p", "no:cacheprovider", "-vv", "-rfE", *spread)
+    tests = ("tests/test_gpu_kernels.py", "tests/test_gpu_memory.py", *options)
+    return [
+        Step("extension", ("setup.py", "build_ext", "--inplace"), 100),
+        part("machine", 60),
+        Step("tests", ("-m", "pytest", *tests), 130),
+        part("kernels", 120),
+        part("gpt2", 90),
+        part("llama", 170),
+        part("pythia", 110),
+    ]
+
+
+def main() -> int:
+    """Returns the exit status: 0 where every step ended well."""
+    parser = argparse.ArgumentParser(description="The steps of benchmarks/on_gpu.sh")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--commit")
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    options = parser.parse_args()
+    patience = DRY_PATIENCE if options.dry_run else 1
+    begin = time.monotonic()
+    whole: dict[str, Any] = {
+        "dry": options.dry_run,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": options.commit,
+        "steps": {},
+    }
+    with tempfile.TemporaryDirectory() as parts:
+        for step in steps(options.dry_run, Path(parts)):
+            left = patience * options.seconds - (time.monotonic() - begin)
+            ended = _run(step, min(patience * step.seconds, left), options.folder / LOG)
+            ended["results"] = _figures(Path(parts) / f"{step.name}.json")
+            if ended["status"] == "done" and '_failure":' in json.dumps(ended["results"]):
+                ended["status"] = "failed in part"
+            whole["steps"][step.name] = ended
+            _write(options.folder / RESULTS, whole)
+    told = [f"{name}: {step['status']}" for name, step in whole["steps"].items()]
+    print(f"{options.folder / RESULTS}; {', '.join(told)}")
+    return 0 if all(step["status"] == "done" for step in whole["steps"].values()) else 1
+
+
+def _run(step: Step, seconds: float, log: Path) -> dict[str, Any]:
+    """Run a step for so long at most; what came of it."""
+    if seconds < LEAST_SECONDS:
+        return {"status": "no time left", "seconds": 0.0}
+    print(f"{step.name}: at most {seconds:.0f} s", flush=True)
+    command = ["timeout", "--signal=ABRT", "--kill-after=5", str(round(seconds)), sys.executable]
+    begin = time.monotonic()
+    with log.open("ab") as output:
+        output.write(f"\n=== {step.name}\n".encode())
+        output.flush()
+        first = output.tell()
+        status = subprocess.run(
+            [*command, *step.arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"},
+        ).returncode
+    printed = log.read_bytes()[first:].decode(errors="replace")
+    print(printed[-KEPT_CHARACTERS // 4 :], flush=True)
+    return {
+        "status": "done" if status == 0 else "time is up" if status in TIMED_OUT else "failed",
+        "exit": status,
+        "seconds": round(time.monotonic() - begin, 1),
+        "printed": printed[-KEPT_CHARACTERS:],
+    }
+
+
+def _figures(file: Path) -> Any:
+    """What a step has measured, if anything."""
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _write(file: Path, whole: dict[str, Any]) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(whole, indent=1))
+    os.replace(new, file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
