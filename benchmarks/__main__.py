@@ -24,6 +24,7 @@ CASES = {
     "gpu": "the fused kernels and whole models on a GPU, part by part; benchmarks/on_gpu.sh runs all",
     "merge": "peak memory and time of merging many partial indexes, against a plain read of them",
     "scale": "a plan for a trillion tokens: checkpoints, failures, storage and merge, by simulation",
+    "workers": "several processes with a core each against one, a whole build",
     "survive": "builds killed at random moments and at every named point, then repeated: all equal",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
     "plot": "pictures of the records in benchmarks/results",

@@ -14,6 +14,7 @@ import pytest
 import torch
 from indexer_kernels import Statistics
 
+from benchmarks import workers
 from benchmarks.__main__ import CASES, main
 from benchmarks.child import ChildError, Measured, measured
 from benchmarks.measure import interleaved, percentile, ratios
@@ -200,6 +201,31 @@ def test_memory_refuses_a_wrong_index(
 
     monkeypatch.setattr("benchmarks.memory.measured", build)
     assert ("mlp.0.parquet" if damage else "counted tokens") in refused(capsys, "memory")
+
+
+def test_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    results = run(capsys, "workers")["results"]
+    assert results["1"]["tokens"] == results["2"]["tokens"] > 1000
+    assert results["times_as_fast"]["pairs"]["median"] == pytest.approx(
+        results["1"]["seconds"]["median"] / results["2"]["seconds"]["median"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "bins", "said"),
+    [([5, 4], [7, 2], "do not hold the same tokens"), ([5, 5], [8, 2], "10.00% of all values are in other")],
+)
+def test_workers_refuses_a_wrong_index(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    counts: list[int],
+    bins: list[int],
+    said: str,
+) -> None:
+    good = workers.Run(2.0, 1.0, 5, np.array([5, 5]), np.array([7, 3]))
+    bad = dataclasses.replace(good, counts=np.array(counts), bins=np.array(bins))
+    monkeypatch.setattr(workers, "_built", lambda corpus, output, by, options: bad if by > 1 else good)
+    assert said in refused(capsys, "workers")
 
 
 def test_a_child_is_measured_without_its_parent() -> None:
