@@ -34,7 +34,8 @@ def plan(build: Build, keep: Keep) -> Iterator[str]:
     yield (
         f"indexing {units:,} neurons of layers {format_layers([layer.layer for layer in build.layers])} "
         f"({fused} fused, {len(build.layers) - fused} by hook), {build.loaded.provenance['dtype']} on "
-        f"{_device(build)}, {files:,} file{'s' if files != 1 else ''}, "
+        f"{_device(build)}{', compiled' if build.config.compile else ''}, {files:,} "
+        f"file{'s' if files != 1 else ''}, "
         f"{in_bytes(units * keep.bytes_per_unit())} of statistics" + _continued(build)
     )
     if build.memory.gpus:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import indexer
+from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.models import Runner, adapt
 from indexer.options import build_config
+from indexer.pipeline import build
 from tests import tiny_models
+from tests.real_model import minilm
 from tests.tiny_batches import Keeper, tiny_batch
 from tests.tiny_models import fresh, tiny
 
@@ -39,7 +45,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacken
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "phi3", "gemma3"])
 def test_blocks_are_whole_graphs_and_give_the_same(name: str, graphs: CompileCounterWithBackend) -> None:
     loaded, compiled, plain = adapt(tiny(name), name=name), Keeper(), Keeper()
-    with Runner(loaded, None, compiled, compiled=True) as runner:
+    # parts for a processor's cache, which a block does not take
+    with Runner(loaded, None, compiled, compiled=True, chunk_tokens=16) as runner:
         for batch in BATCHES:
             runner.run(batch)
     assert graphs.frame_count > 0
@@ -100,6 +107,25 @@ def test_the_model_is_left_as_it_was(name: str, graphs: CompileCounterWithBacken
     assert list(before) == list(after)
     assert all(before[path] is module for path, module in after.items())
     assert not any("forward" in module.__dict__ for module in after.values())
+
+
+def test_a_build_compiles_its_blocks(graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("for line in lines:\n    print(line)\n" * 200)
+    asked: dict[str, Any] = {
+        "model": str(minilm()), "corpus": (str(tmp_path / "corpus.txt"),), "layers": "0-1", "threads": 1,
+        "context": 32,
+    }  # fmt: skip
+    found = []
+    for compiled in (True, False):
+        config = BuildConfig(**asked, output=tmp_path / f"{compiled}.index", compile=compiled)
+        with indexer.open_index(build(config)) as index:
+            units = index.sql("SELECT count, maximum, mean FROM units ORDER BY layer, unit")
+            found.append((index.info()["totals"]["counted_tokens"], units))
+    assert graphs.frame_count > 0
+    (tokens, units), (expected_tokens, expected) = found
+    assert tokens == expected_tokens > 1024
+    for name in ("count", "maximum", "mean"):
+        np.testing.assert_allclose(units[name].to_numpy(), expected[name].to_numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_what_cannot_be_compiled_is_told() -> None:

@@ -120,7 +120,8 @@ class Runner:
         self.loaded = loaded
         self.layers = loaded.select(layers)
         self.observer = observer
-        self.chunk_tokens = chunk_tokens
+        # a compiled block takes the batch at once
+        self.chunk_tokens = 0 if compiled else chunk_tokens
         self.force_hooks = force_hooks
         self.compiled = compiled
         self.most_tokens = sys.maxsize
