@@ -123,6 +123,16 @@ def _reciprocal(value: tl.tensor) -> tl.tensor:
         return _flushed(1 / value.handle.data)
 
 
+def _size(value: tl.tensor) -> tl.tensor:
+    return _tensor(np.abs(value.handle.data), tl.float32)
+
+
+def _product_to_one(value: tl.tensor, other: tl.tensor) -> tl.tensor:
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = value.handle.data * other.handle.data
+    return _tensor(np.where(np.isnan(product), 0, np.clip(product, 0, 1)).astype(np.float32), tl.float32)
+
+
 def _halves(word: tl.tensor, kind: str) -> np.ndarray:
     """The two numbers in each word as float64, which holds them and their products; [..., 2]."""
     bits = word.handle.data.astype(np.int32).view(np.uint16).reshape(*word.handle.data.shape, 2)
@@ -173,25 +183,31 @@ def _product(word: tl.tensor, other: tl.tensor, kind: Any) -> tl.tensor:
         return _words(_halves(word, _number(kind)) * _halves(other, _number(kind)), _number(kind))
 
 
-def _larger(word: tl.tensor, other: tl.tensor, kind: Any) -> tl.tensor:
-    return _words(np.fmax(_halves(word, _number(kind)), _halves(other, _number(kind))), _number(kind))
+def _sum(word: tl.tensor, factor: tl.tensor, addend: tl.tensor, kind: Any) -> tl.tensor:
+    kind = _number(kind)
+    with np.errstate(invalid="ignore"):
+        return _words(_halves(word, kind) * _halves(factor, kind) + _halves(addend, kind), kind)
 
 
-def _smaller(word: tl.tensor, other: tl.tensor, kind: Any) -> tl.tensor:
-    return _words(np.fmin(_halves(word, _number(kind)), _halves(other, _number(kind))), _number(kind))
+def _extreme(word: tl.tensor, one: tl.tensor, other: tl.tensor, end: Any, kind: Any) -> tl.tensor:
+    extreme = {"max": np.fmax, "min": np.fmin}[_number(end)]
+    first, second, third = (_halves(part, _number(kind)) for part in (word, one, other))
+    return _words(extreme(extreme(first, second), third), _number(kind))
 
 
 # What the interpreter lacks: the functions that are assembly.
 SUBSTITUTES: dict[str, Callable[..., tl.tensor]] = {
     "exp2_hardware": _exp2,
     "reciprocal_hardware": _reciprocal,
+    "size_hardware": _size,
+    "product_to_one": _product_to_one,
     "bfloat16_words": _converted("bf16x2"),
     "float16_words": _converted("f16x2"),
     "zero_words": _zeros,
     "positive_words": _positive,
     "product_words": _product,
-    "larger_words": _larger,
-    "smaller_words": _smaller,
+    "sum_words": _sum,
+    "extreme_words": _extreme,
     "opaque": lambda word: word,
 }
 

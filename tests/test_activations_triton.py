@@ -23,7 +23,7 @@ NONE = Keep(top=0, bottom=0)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_fused_is_activation_then_update(function: str, dtype: torch.dtype, gated: bool) -> None:
-    tokens, units = 60, 3
+    tokens, units = 40, 3
     sequences = some_sequences(tokens, np.random.default_rng(7))
     gate = pre_activations(tokens, units, dtype)
     up = pre_activations(tokens, units, dtype, seed=1) if gated else None
@@ -35,27 +35,30 @@ def test_fused_is_activation_then_update(function: str, dtype: torch.dtype, gate
     then.update(out, sequences)
     assert_equal(fused, then)
     expected = activate(function, before, up).double()
-    unit = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}[dtype]
-    close = torch.abs(out.double() - expected) <= unit * expected.abs() + 1e-7
+    # in bfloat16 the function may be the one beside the nearest, and so may the product
+    unit = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7 * (1 + gated), torch.float16: 2.0**-9}[dtype]
+    tail = 5e-7 * (1.0 if up is None else up.double().abs()) if dtype == torch.bfloat16 else 1e-7
+    close = torch.abs(out.double() - expected) <= unit * expected.abs() + tail
     assert (close | (out == expected)).all()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
 def test_loop_without_masks_writes_every_row(packed: bool) -> None:
-    tokens, units = 20, 64
+    # two rows of no sequence, and 25 for every warp: two turns, one of that for what is left, one with a mask
+    tokens, units = 204, 64
     both = pre_activations(tokens, 2 * units, torch.bfloat16)
     gate, up = both[:, :units], both[:, units:]
     expected = activate("silu", gate, up)
     statistics = Statistics.empty(units, NONE, kernels="triton")
+    eight = np.arange(8)
     sequences = Sequences(
-        *[np.array(part) for part in ([2], [16], [0], [0])], np.zeros(20), np.ones(20, bool)
+        2 + 25 * eight, np.full(8, 25), eight, np.zeros(8), np.zeros(tokens), np.ones(tokens, bool)
     )
     out = statistics.activate("silu", gate, up, sequences, out=gate if packed else None)
     torch.testing.assert_close(out, expected, rtol=2.0**-7, atol=1e-7)
     then = Statistics.empty(units, NONE, kernels="reference")
     then.update(out, sequences)
-    statistics.settle()
-    np.testing.assert_array_equal(statistics.histogram.counts, then.histogram.counts)
+    assert_equal(statistics, then)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -68,26 +71,60 @@ def test_function_is_within_a_few_units_in_the_last_place(function: str) -> None
     assert (torch.abs(got - expected) <= relative * expected.abs() + 1e-36).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_function_of_every_16_bit_value_is_hardly_more_than_rounded(
-    function: str, dtype: torch.dtype
-) -> None:
+def of_every_16_bit_value(function: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """All finite values, and what the kernel makes of them."""
     patterns = torch.from_numpy(np.arange(65536).astype(np.uint16)).view(dtype)
     x = patterns[patterns.isfinite()].reshape(-1, 64)
     # one to each warp, so that most rows are taken without masks
     edges = np.linspace(0, len(x), 9).astype(np.int64)
     sequences = Sequences.from_offsets(edges, np.arange(8), np.zeros(8), np.zeros(len(x)))
-    got = Statistics.empty(64, NONE, kernels="triton").activate(function, x, None, sequences)
+    return x, Statistics.empty(64, NONE, kernels="triton").activate(function, x, None, sequences)
+
+
+ROUNDED = [
+    ("silu", torch.bfloat16),
+    ("relu2", torch.bfloat16),
+    *((name, torch.float16) for name in FUNCTIONS),
+]
+
+
+@pytest.mark.parametrize(("function", "dtype"), ROUNDED, ids=str)
+def test_function_of_every_16_bit_value_is_hardly_more_than_rounded(
+    function: str, dtype: torch.dtype
+) -> None:
+    x, got = of_every_16_bit_value(function, dtype)
     expected = apply(function, x)
     # rounding, the function's own error, and in GELU (tanh) that of its exponent, which grows in the tail
-    half_a_place, own = (2.0**-8, 2.7e-4) if dtype == torch.bfloat16 else (2.0**-11, 5e-5)
+    half_a_place, own = (2.0**-8, 1e-6) if dtype == torch.bfloat16 else (2.0**-11, 5e-5)
     exponent = 1.6 * (x.double().abs() + 0.045 * x.double().abs() ** 3) if function == "gelu_tanh" else 0.0
     # subnormal results: float16 rounds them, and float32's are 0
     bound = (half_a_place + own + 2e-7 * exponent) * expected.abs()
     bound += 1e-36 if dtype == torch.bfloat16 else 2.0**-24 * 0.51
     close = (torch.abs(got.double() - expected) <= bound) | (got == expected.to(dtype))
     assert close.all(), (x[~close][:5], got[~close][:5], expected[~close][:5])
+
+
+@pytest.mark.parametrize("function", ["gelu", "gelu_tanh"])
+def test_brief_function_is_at_most_one_bfloat16_from_the_nearest(function: str) -> None:
+    x, got = of_every_16_bit_value(function, torch.bfloat16)
+    expected = apply(function, x)
+    nearest = expected.bfloat16()
+    # far out on the left the function is small, and so is the error; subnormal numbers have few places
+    tail = ((x < -1) & (expected.abs() < 2.0**-11)) | (x.abs() < 2.0**-110)
+    off = torch.abs(got.double() - expected) - 2.0**-8 * expected.abs()
+    assert (off[tail] <= 5e-7).all(), off[tail].max()
+    steps = torch.abs(place(got) - place(nearest))
+    assert (steps[~tail] <= 1).all(), x[~tail][steps[~tail] > 1][:5]
+    assert (got.double() * expected >= 0).all()
+    usual = (x.abs() > 2.0**-8) & (x.abs() < 8)
+    assert (steps[usual] == 0).double().mean() >= 0.7
+    assert (steps[x > 8] == 0).all()
+
+
+def place(values: Tensor) -> Tensor:
+    """Where bfloat16 values stand among all of them, both zeros at 0."""
+    bits = values.view(torch.int16).int()
+    return torch.where(bits < 0, -32768 - bits, bits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

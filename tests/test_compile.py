@@ -46,6 +46,7 @@ def test_kernels_keep_to_their_limits(tmp_path: Path) -> None:
         ({"stack_bytes": 8}, "8 bytes of stack"),
         ({"spills": 3}, "3 spills"),
         ({"shared_bytes": 90_000}, "90000 bytes of shared memory"),
+        ({"registers": 129}, "129 registers; at most 128"),
         ({"global_atomics": 1}, "1 atomics"),
         ({"loop": {"FADD": 800, "ATOMS": 16}}, "51.0 instructions per element"),
         ({"loop": {}, "loop_elements": 0}, "0.0 instructions per element"),

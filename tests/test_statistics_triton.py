@@ -20,30 +20,31 @@ pytest.importorskip("triton", reason="the extra gpu is not installed: Triton com
 pytestmark = pytest.mark.usefixtures("triton_interpreter")
 
 COMPETITORS = ["sequence", "token", "document"]
-# one unit, a part of a warp's units, sequences over several blocks
+# one unit, a part of a warp's units, sequences over several blocks; the interpreter is slow, so that only the
+# second meets every dtype with every competitor
 SHAPES = [(1, 1), (63, 7), (600, 3)]
+CASES = [
+    (shape, dtype, by)
+    for shape in SHAPES
+    for number, dtype in enumerate(DTYPES)
+    for place, by in enumerate(COMPETITORS)
+    if shape == (63, 7) or number == place
+]
 
 
-def whole_batches(units: int, dtype: torch.dtype, number: int = 2, tokens: int = 19) -> Batches:
-    """Sequences that count without a gap but for their first token, as most of a corpus does."""
+def whole_batch(units: int, dtype: torch.dtype, tokens: int) -> Batches:
+    """Nine sequences that count without a gap but for their first token, as most of a corpus does."""
     rng = np.random.default_rng(units)
-    sequences = 9
-    batches = []
-    for batch in range(number):
-        counted = np.ones((sequences, tokens), bool)
-        counted[:, 0] = False
-        document = 10 * batch + np.arange(sequences)
-        rows = Sequences.from_offsets(
-            np.arange(sequences + 1) * tokens, document, np.zeros(sequences),
-            rng.integers(0, 30000, sequences * tokens), counted.reshape(-1),
-        )  # fmt: skip
-        batches.append((some_activations(rows.tokens, units, rng, dtype), rows))
-    return batches
+    counted = np.ones((9, tokens), bool)
+    counted[:, 0] = False
+    rows = Sequences.from_offsets(
+        np.arange(10) * tokens, np.arange(9), np.zeros(9), rng.integers(0, 30000, 9 * tokens),
+        counted.reshape(-1),
+    )  # fmt: skip
+    return [(some_activations(rows.tokens, units, rng, dtype), rows)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("by", COMPETITORS)
+@pytest.mark.parametrize(("shape", "dtype", "by"), CASES, ids=str)
 def test_kernel_equals_reference(shape: tuple[int, int], dtype: torch.dtype, by: str) -> None:
     batches, expected = reference(shape, dtype, by)
     statistics = gathered(shape[1], batches, "triton", dataclasses.replace(KEEP, by=by))
@@ -54,8 +55,10 @@ def test_kernel_equals_reference(shape: tuple[int, int], dtype: torch.dtype, by:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_loop_without_masks_equals_reference(dtype: torch.dtype) -> None:
-    keep = Keep(top=1, bottom=0, window=(3, 2))
-    batches = whole_batches(64, dtype, tokens=18)
+    # the peaks of 64 units are slow to look for
+    keep = Keep(top=1 if dtype == torch.bfloat16 else 0, bottom=0, window=(3, 2))
+    # 25 rows count: two turns of the loop, one of that for what is left, and one row with a mask
+    batches = whole_batch(64, dtype, tokens=26)
     assert_equal(gathered(64, batches, "triton", keep), gathered(64, batches, "reference", keep))
 
 
@@ -89,7 +92,7 @@ def test_float32_beside_every_edge_of_a_bin_falls_on_its_side() -> None:
 
 @pytest.mark.parametrize("by", COMPETITORS)
 def test_any_order_and_any_split_give_the_same_bits(by: str) -> None:
-    batches = some_batches(300, 3, number=2)
+    batches = some_batches(150, 3, number=2)
     keep = dataclasses.replace(KEEP, by=by)
     alone = pieces(batches)
     random.Random(1).shuffle(alone)
@@ -98,7 +101,7 @@ def test_any_order_and_any_split_give_the_same_bits(by: str) -> None:
 
 @pytest.mark.parametrize("by", COMPETITORS)
 def test_merge_is_the_whole(by: str) -> None:
-    batches = some_batches(300, 3, number=3)
+    batches = some_batches(100, 3, number=3)
     keep = dataclasses.replace(KEEP, by=by)
     whole = gathered(3, batches, "reference", keep)
     parts = [gathered(3, [batch], "triton", keep) for batch in batches]
@@ -131,7 +134,8 @@ def test_more_blocks_than_one_look_and_one_flush_take() -> None:
         np.arange(tokens + 1), np.arange(tokens) // 2, np.arange(tokens) % 2, np.arange(tokens)
     )
     batches = [(some_activations(tokens, 1, rng, torch.float32), sequences)]
-    assert_equal(gathered(1, batches, "triton"), gathered(1, batches, "reference"))
+    keep = Keep(top=2, bottom=0, window=(1, 1))
+    assert_equal(gathered(1, batches, "triton", keep), gathered(1, batches, "reference", keep))
 
 
 def test_counters_cannot_wrap_before_they_are_flushed() -> None:

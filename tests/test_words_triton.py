@@ -35,21 +35,29 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
-def test_extremes_and_product_of_words_are_those_of_their_halves(dtype: torch.dtype) -> None:
-    one, other = some_halves(dtype, 0), some_halves(dtype, 1)
-    # torch.fmax keeps a signalling NaN, the hardware none
-    left, right = torch.where(one.isnan(), other, one), torch.where(other.isnan(), one, other)
-    for name, expected in (
-        ("larger_words", torch.maximum(left, right)),
-        ("smaller_words", torch.minimum(left, right)),
+def test_products_and_sums_of_words_are_those_of_their_halves(dtype: torch.dtype) -> None:
+    one, other, third = (some_halves(dtype, seed) for seed in range(3))
+    product = one.double() * other.double()
+    for name, addend, expected in (
         # float64 holds the product, and torch rounds once from float32, which holds it where it is normal
-        ("product_words", (one.double() * other.double()).to(dtype)),
+        ("product_words", (), product.to(dtype)),
+        ("sum_words", (words(torch.zeros_like(one)),), product.to(dtype)),
+        # as large as the product, so that float64 holds the sum
+        ("sum_words", (words(product.to(dtype)),), (product + product.to(dtype).double()).to(dtype)),
     ):
-        got = halves_of(SUBSTITUTES[name](words(one), words(other), KINDS[dtype]), dtype)
+        got = halves_of(SUBSTITUTES[name](words(one), words(other), *addend, KINDS[dtype]), dtype)
         normal = ~((expected != 0) & (expected.abs() < torch.finfo(dtype).smallest_normal))
         assert_same(got[normal], expected[normal])
         step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
         assert ((got - expected).abs()[~normal] <= step).all()
+    # one of three numbers where the others are NaN, and NaN where all are
+    of_three = torch.stack([one, other, third]).float()
+    for end, none, of in (("max", -torch.inf, torch.amax), ("min", torch.inf, torch.amin)):
+        got = halves_of(
+            SUBSTITUTES["extreme_words"](words(one), words(other), words(third), end, KINDS[dtype]), dtype
+        )
+        expected = of(torch.where(of_three.isnan(), none, of_three), dim=0)
+        assert_same(got, torch.where(of_three.isnan().all(dim=0), torch.nan, expected).to(dtype))
     got = halves_of(SUBSTITUTES["positive_words"](words(one), KINDS[dtype]), dtype)
     assert_same(got, torch.clamp(one, min=0.0))
 
@@ -60,6 +68,13 @@ def test_zeros_of_words_are_those_of_their_halves(dtype: torch.dtype) -> None:
     one[:, ::3] = -0.0
     got = SUBSTITUTES["zero_words"](words(one)).handle.data.view(np.uint16)
     np.testing.assert_array_equal(got, np.where((one == 0).numpy(), 0xFFFF, 0))
+
+
+def test_a_product_to_one_is_a_number() -> None:
+    value = np.array([[0.5, 4, -1, np.inf, np.inf, np.nan, -0.5, 0]], np.float32)
+    other = np.array([[0.25, 0.5, 1, 0, 1, 1, -0.5, np.inf]], np.float32)
+    got = SUBSTITUTES["product_to_one"](_tensor(value, tl.float32), _tensor(other, tl.float32)).handle.data
+    np.testing.assert_array_equal(got, [[0.125, 1, 0, 0, 1, 0, 0.25, 0]])
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)

@@ -8,7 +8,7 @@ running k-th value; then topk_triton looks at the units for which one did. No nu
 shared between programs, so there are no atomics there: each split of a batch has sums and counters of its
 own.
 
-Rows that count without a gap run through a loop without masks, eight tokens to a step, two 16-bit units to
+Rows that count without a gap run through a loop without masks, eight tokens to a turn, two 16-bit units to
 an instruction where there is one (words_triton); those behind a gap go one by one. Values are not checked
 there: NaN and infinities show up in the sum of x^4, and only then is a group read again.
 
@@ -19,13 +19,13 @@ GPU. The statistics are free where memory takes longer than issuing: up to 13.8 
 
 | | bytes | instructions | memory, ps | issue, ps |
 |---|---|---|---|---|
-| update | 2 | 12.5 | 0.47 | 0.42 |
-| ReLU | 4 | 13.8 | 0.93 | 0.47 |
-| ReLU^2 | 4 | 14.3 | 0.93 | 0.48 |
-| SiLU | 4 | 19.9 | 0.93 | 0.67 |
-| GELU (tanh) | 4 | 22.1 | 0.93 | 0.75 |
-| GELU (erf) | 4 | 27.1 | 0.93 | 0.91 |
-| SwiGLU | 6 | 20.9 | 1.40 | 0.71 |
+| update | 2 | 12.4 | 0.47 | 0.42 |
+| ReLU | 4 | 13.4 | 0.93 | 0.45 |
+| ReLU^2 | 4 | 13.9 | 0.93 | 0.47 |
+| SiLU | 4 | 19.4 | 0.93 | 0.66 |
+| GELU (tanh) | 4 | 20.5 | 0.93 | 0.69 |
+| GELU (erf) | 4 | 21.4 | 0.93 | 0.72 |
+| SwiGLU | 6 | 20.5 | 1.40 | 0.69 |
 
 GPT-2 (12 layers of 3,072): 34 ns a token; Llama-3.1-8B (32 layers of 14,336 gated): 0.64 us a token, of a
 forward of at least 17.7 us. Both are the memory traffic of the plain function. Beside the loop, a block
@@ -43,7 +43,26 @@ Tried, instructions per element of update on sm_90 in Triton 3.9, predicted and 
 * Words of two units for reading, extremes and zeros as well: predicted 12.5, counted 13.6; with the lane's
   place in both halves of the address 13.3; hidden from the compiler, which undid that (13.8), 12.8; and 12.5
   with all reads ahead of all writes, for three-way extremes of two rows then become one instruction.
+* All extremes three-way, two rows at once by assembly: predicted 12.5 to 12.4, counted 12.4.
+* Two turns of eight rows to a loop, a third for what is left: SwiGLU predicted 20.9 to 20.5, counted 20.5.
+  "plain" keeps one turn: of two it would read all first, in 158 registers. 32 rows would save 0.2 more, and
+  20 kB of code.
+* The lane's place added where the halves are taken apart: predicted 12.0, counted 12.7. The compiler of
+  Triton masks every index to the size of the array, which a sum cannot promise to keep.
+* Places in a float16 that mark zeros without a comparison: no packed instruction tells 0 from 1e-40 and
+  leaves the lane's bits alone. 0.5 would be won.
+
+And of the functions, in bfloat16:
 * The normal tail as 2 to a polynomial, no reciprocal: GELU (erf) predicted 27, from 31.3 to 27.1.
+* relu(x) less |x| Q(|x|) with both in words, and Q as 2^(-t - (q^2 + c)^2), which three multiply-adds and a
+  constant fit to 1e-3, four of them to 5e-4: GELU (tanh) predicted 20.3, from 22.1 to 20.5; GELU (erf)
+  predicted 21.3, from 26.6 to 21.4. A quartic of as many operations is off by 1.6e-3, a cubic by 8e-3.
+* x times a sigmoid in words, rounded before: SwiGLU predicted 20.0, from 20.5 to 20.0. Taken out again: 29%
+  of activations were a bfloat16 off those of transformers, and up to 41 instructions cost nothing there.
+* Below 20 for GELU (tanh): the loop has 20.0 without its own 0.5. |x| Q(|x|) as a product of words would
+  save 0.5 and turn infinity into NaN; each remedy that was found costs 0.5.
+* tanh.approx, 2.5 less for SiLU: its error of 2^-11 is absolute next to -1, 4% of SiLU at -5 and all of it at
+  -9. The packed forms, ex2 and tanh of bf16x2, are two instructions and a third to join them.
 * 80 registers, for three blocks on a multiprocessor: the loop stays as it is, but 39 spills around it.
 * `tl.histogram` reads all its bins back for every tile, and is no faster than a tile is large. With the
   counters' flush unrolled its addresses were kept in registers throughout: 112 bytes of stack on sm_80, none
@@ -69,9 +88,9 @@ from indexer_kernels.words_triton import (
     UNITS,
     VALUES,
     WARPS,
-    larger_row,
+    largest_row,
     row_of,
-    smaller_row,
+    smallest_row,
     stored_of,
     values_of,
 )
@@ -81,15 +100,6 @@ UNROLLED_TOKENS = gl.constexpr(HOST_UNROLLED_TOKENS)
 SUMS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [GROUP_BLOCKS // 2, 2], [1, 0]))
 ROW_BY_ROW = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
-
-
-@gluon.jit
-def add_row(row, counters, sum1, sum2, sum3, sum4, high, low, DTYPE: gl.constexpr):
-    """A row of which all values count into histogram, sums and extremes; high, low: rows."""
-    value = values_of(row, DTYPE)
-    count(counters, row, value, 1, None, DTYPE)
-    sum1, sum2, sum3, sum4 = add_powers(value, sum1, sum2, sum3, sum4, DTYPE)
-    return sum1, sum2, sum3, sum4, larger_row(high, row, DTYPE), smaller_row(low, row, DTYPE)
 
 
 @gluon.jit
@@ -131,6 +141,25 @@ def activated_rows(
 
 
 @gluon.jit
+def add_rows(
+    gate_at, up_at, out_at, GATE: gl.constexpr, UP: gl.constexpr, OUT: gl.constexpr,
+    counters, sum1, sum2, sum3, sum4, high, low,
+    ROWS: gl.constexpr, FUNCTION: gl.constexpr, GATED: gl.constexpr,
+):  # fmt: skip
+    """Activate ROWS rows, all of whose values count, and take them in; high, low: rows."""
+    DTYPE: gl.constexpr = gate_at.dtype.element_ty
+    rows = activated_rows(gate_at, up_at, out_at, GATE, UP, OUT, ROWS, FUNCTION, GATED)
+    for ahead in gl.static_range(0, ROWS, 2):
+        for row in gl.static_range(2):
+            value = values_of(rows[ahead + row], DTYPE)
+            count(counters, rows[ahead + row], value, 1, None, DTYPE)
+            sum1, sum2, sum3, sum4 = add_powers(value, sum1, sum2, sum3, sum4, DTYPE)
+        high = largest_row(high, rows[ahead], rows[ahead + 1], DTYPE)
+        low = smallest_row(low, rows[ahead], rows[ahead + 1], DTYPE)
+    return sum1, sum2, sum3, sum4, high, low
+
+
+@gluon.jit
 def add_run(
     gate_at, up_at, out_at, GATE: gl.constexpr, UP: gl.constexpr, OUT: gl.constexpr,
     run, counters, sum1, sum2, sum3, sum4, high, low, FUNCTION: gl.constexpr, GATED: gl.constexpr,
@@ -142,18 +171,26 @@ def add_run(
     DTYPE: gl.constexpr = gate_at.dtype.element_ty
     # the functions in float32 are so long that eight rows at a time would take too many registers
     LONG: gl.constexpr = FUNCTION == "gelu" or FUNCTION == "gelu_tanh" or FUNCTION == "silu"
-    ROWS_AHEAD: gl.constexpr = 2 if DTYPE == gl.float32 and LONG else UNROLLED_TOKENS
-    high_row, low_row = row_of(high.to(DTYPE), DTYPE), row_of(low.to(DTYPE), DTYPE)
-    for _ in range(0, run, ROWS_AHEAD):
-        rows = activated_rows(gate_at, up_at, out_at, GATE, UP, OUT, ROWS_AHEAD, FUNCTION, GATED)
-        for ahead in gl.static_range(ROWS_AHEAD):
-            sum1, sum2, sum3, sum4, high_row, low_row = add_row(
-                rows[ahead], counters, sum1, sum2, sum3, sum4, high_row, low_row, DTYPE
-            )
-        gate_at += ROWS_AHEAD * GATE
-        up_at += ROWS_AHEAD * UP
-        out_at += ROWS_AHEAD * OUT
-    return sum1, sum2, sum3, sum4, values_of(high_row, DTYPE), values_of(low_row, DTYPE)
+    ROWS: gl.constexpr = 2 if DTYPE == gl.float32 and LONG else UNROLLED_TOKENS
+    # twice to a loop: what the loop itself costs is then a half; of "plain" all reads would come first
+    TURNS: gl.constexpr = 1 if DTYPE == gl.float32 or FUNCTION == "plain" else 2
+    high, low = row_of(high.to(DTYPE), DTYPE), row_of(low.to(DTYPE), DTYPE)
+    for _ in range(0, run // (TURNS * ROWS)):
+        for turn in gl.static_range(TURNS):
+            sum1, sum2, sum3, sum4, high, low = add_rows(
+                gate_at + turn * ROWS * GATE, up_at + turn * ROWS * UP, out_at + turn * ROWS * OUT,
+                GATE, UP, OUT, counters, sum1, sum2, sum3, sum4, high, low, ROWS, FUNCTION, GATED,
+            )  # fmt: skip
+        gate_at += TURNS * ROWS * GATE
+        up_at += TURNS * ROWS * UP
+        out_at += TURNS * ROWS * OUT
+    if TURNS == 2:
+        for _ in range(0, run % (TURNS * ROWS), ROWS):
+            sum1, sum2, sum3, sum4, high, low = add_rows(
+                gate_at, up_at, out_at, GATE, UP, OUT,
+                counters, sum1, sum2, sum3, sum4, high, low, ROWS, FUNCTION, GATED,
+            )  # fmt: skip
+    return sum1, sum2, sum3, sum4, values_of(high, DTYPE), values_of(low, DTYPE)
 
 
 @gluon.jit

@@ -97,21 +97,21 @@ def product_row(row, other, DTYPE: gl.constexpr):
 
 
 @gluon.jit
-def larger_row(row, other, DTYPE: gl.constexpr):
-    """The larger of each unit; of a number and NaN, the number."""
+def largest_row(row, one, other, DTYPE: gl.constexpr):
+    """The largest of each unit in three rows; of a number and NaN, the number."""
     if DTYPE == gl.float32:
-        return gl.maximum(row, other)
+        return gl.maximum(gl.maximum(row, one), other)
     else:
-        return larger_words(row, other, "bf16x2" if DTYPE == gl.bfloat16 else "f16x2")
+        return extreme_words(row, one, other, "max", "bf16x2" if DTYPE == gl.bfloat16 else "f16x2")
 
 
 @gluon.jit
-def smaller_row(row, other, DTYPE: gl.constexpr):
-    """The smaller of each unit; of a number and NaN, the number."""
+def smallest_row(row, one, other, DTYPE: gl.constexpr):
+    """The smallest of each unit in three rows; of a number and NaN, the number."""
     if DTYPE == gl.float32:
-        return gl.minimum(row, other)
+        return gl.minimum(gl.minimum(row, one), other)
     else:
-        return smaller_words(row, other, "bf16x2" if DTYPE == gl.bfloat16 else "f16x2")
+        return extreme_words(row, one, other, "min", "bf16x2" if DTYPE == gl.bfloat16 else "f16x2")
 
 
 @gluon.jit
@@ -149,24 +149,25 @@ def positive_words(word, TYPE: gl.constexpr):
 @gluon.jit
 def product_words(word, other, TYPE: gl.constexpr):
     # a product plus -0, for sm_80 has no product alone in bfloat16
+    return sum_words(word, other, gl.full_like(word, -0x7FFF8000), TYPE)
+
+
+@gluon.jit
+def sum_words(word, factor, addend, TYPE: gl.constexpr):
+    """word * factor + addend, rounded once."""
     return gl.inline_asm_elementwise(
-        "fma.rn." + TYPE + " $0, $1, $2, $3;", "=r,r,r,r", [word, other, gl.full_like(word, -0x7FFF8000)],
+        "fma.rn." + TYPE + " $0, $1, $2, $3;", "=r,r,r,r", [word, factor, addend],
         dtype=gl.int32, is_pure=True, pack=1,
     )  # fmt: skip
 
 
 @gluon.jit
-def larger_words(word, other, TYPE: gl.constexpr):
+def extreme_words(word, one, other, END: gl.constexpr, TYPE: gl.constexpr):
+    # one instruction from sm_90 on
     return gl.inline_asm_elementwise(
-        "max." + TYPE + " $0, $1, $2;", "=r,r,r", [word, other], dtype=gl.int32, is_pure=True, pack=1
-    )
-
-
-@gluon.jit
-def smaller_words(word, other, TYPE: gl.constexpr):
-    return gl.inline_asm_elementwise(
-        "min." + TYPE + " $0, $1, $2;", "=r,r,r", [word, other], dtype=gl.int32, is_pure=True, pack=1
-    )
+        "{.reg .b32 two; " + END + "." + TYPE + " two, $1, $2; " + END + "." + TYPE + " $0, two, $3;}",
+        "=r,r,r,r", [word, one, other], dtype=gl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @gluon.jit
