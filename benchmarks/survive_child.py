@@ -1,27 +1,36 @@
-"""Builds that are killed: reads jobs as JSON lines from stdin, answers each with a line.
+"""Commands that are stopped: reads jobs as JSON lines from stdin, answers each with a line.
 
-A process of its own that has loaded torch and forks for every job, so that a build takes a second. A job has
-`config` (BuildConfig), and how it is killed: `seconds` after its start, or before or after the `n`-th call
-of a `point`, one of POINTS; or not at all. The answer: `status` (of os.waitstatus_to_exitcode), `seconds`,
-and the points that were passed.
+A process of its own that has loaded torch and the model, and forks for every job, so that a build takes a
+second. A job has `command` (the arguments of neuron-indexer), and how it is stopped: killed `seconds` after
+its start, or before or after the `n`-th call of a `point`, one of POINTS; or by a disk that is full from the
+call `full` on, or in that one `only`, where tests/native/full_disk.c is loaded; or not at all. The answer:
+`status` (of os.waitstatus_to_exitcode), `seconds`, the points that were `passed`, the `calls` that would take
+room, and what was `said` on stderr.
 """
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
-from indexer.config import BuildConfig
-from indexer.errors import IndexerError
-from indexer.index import write
-from indexer.pipeline import build
+from indexer import models, pipeline
+from indexer.commands import app
+from indexer.engines import append
+from indexer.index import output, scratch, write
+from indexer.partials import merge
 from indexer.work import durable, folder
 
 # every step that a crash could fall between: module or class, and function
@@ -35,65 +44,89 @@ POINTS: dict[str, tuple[Any, str]] = {
     "write of a table": (write.IndexWriter, "_write_parquet"),
     "write of a text": (write.IndexWriter, "_write_text"),
     "flush of a file of the index": (write, "flush"),
+    "make the hidden folder": (scratch.Scratch, "__init__"),
+    "remove the hidden folder": (scratch.Scratch, "close"),
+    "rename a folder": (os, "rename"),
+    "exchange two folders": (output, "_exchange"),
     "put the index in place": (write, "put_in_place"),
+    "remove a tree": (shutil, "rmtree"),
     "remove the build's folder": (folder.WorkFolder, "remove"),
     "make a checkpoint": (folder.WorkFolder, "save"),
+    "make the folder of shards": (append, "make_folder"),
+    "remove what is merged": (append, "clear_merged"),
+    "merge": (merge, "merged_sections"),
 }
 
 
 def main() -> None:
-    """Do the jobs until stdin ends."""
+    """Do the jobs until stdin ends. The first argument is the model's folder."""
     torch.set_num_threads(1)
+    loaded = models.load(sys.argv[1], dtype="auto", device="cpu")
+    pipeline.load = lambda *asked, **options: loaded
+    # Arrow looks for pandas at the first array of NumPy's, for half a second where it is there
+    pa.array(np.zeros(1))
+    shim: Any = ctypes.CDLL(None)
     for line in sys.stdin:
-        job = json.loads(line)
-        begin = time.perf_counter()
-        status, passed = _forked(job)
-        answer = {"status": status, "seconds": time.perf_counter() - begin, "passed": passed}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(_answer(json.loads(line), shim)), flush=True)
 
 
-def _forked(job: dict[str, Any]) -> tuple[int, list[str]]:
+def _answer(job: dict[str, Any], shim: Any) -> dict[str, Any]:
+    """Fork for a job and wait for its end. shim: the process's own symbols, full_disk.c among them or not."""
     read, written = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        _build(job, written)
-    os.close(written)
-    if job.get("seconds") is not None:
-        time.sleep(job["seconds"])
-        # a build that has ended is still there until it is waited for
-        os.kill(child, signal.SIGKILL)
-    with os.fdopen(read) as pipe:
-        passed = pipe.read().splitlines()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), passed
+    with tempfile.TemporaryFile() as said:
+        begin = time.perf_counter()
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            _run(job, shim, said.fileno(), written)
+        os.close(written)
+        if job.get("seconds") is not None:
+            time.sleep(job["seconds"])
+            # a command that has ended is still there until it is waited for
+            os.kill(child, signal.SIGKILL)
+        with os.fdopen(read) as pipe:
+            told = [json.loads(line) for line in pipe]
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        seconds = time.perf_counter() - begin
+        said.seek(0)
+        text = said.read().decode("utf-8", "replace")
+    return {
+        "status": status,
+        "seconds": seconds,
+        "passed": [entry for entry in told if isinstance(entry, str)],
+        "calls": sum(entry for entry in told if isinstance(entry, int)),
+        "said": text,
+    }
 
 
-def _build(job: dict[str, Any], passed: int) -> None:
-    """In the child: build, and leave with status 0, or 2 for a mistake."""
+def _run(job: dict[str, Any], shim: Any, said: int, passed: int) -> None:
+    """In the child: run the command, and leave with its exit status."""
     status = 1
     try:
         for name, (place, function) in POINTS.items():
             setattr(place, function, _watched(name, getattr(place, function), job, passed))
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        build(BuildConfig.model_validate(job["config"]))
-        status = 0
-    except IndexerError:
-        status = 2
+        os.dup2(said, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if "full" in job:
+            shim.full_disk_fail(job["full"], int(job.get("only", False)))
+        try:
+            app(job["command"], prog_name="neuron-indexer")
+        except SystemExit as end:
+            status = int(end.code or 0)
+        if "full" in job:
+            _tell(passed, shim.full_disk_calls())
     finally:
+        sys.stderr.flush()
         os._exit(status)
 
 
-def _watched(
-    name: str, original: Callable[..., Any], job: dict[str, Any], passed: int
-) -> Callable[..., Any]:
-    calls = 0
+def _watched(name: str, original: Callable[..., Any], job: dict[str, Any], passed: int) -> Callable[..., Any]:
+    # its calls come from several threads
+    numbers = itertools.count(1)
 
     def watched(*arguments: Any, **names: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        os.write(passed, f"{name}\n".encode())
-        here = job.get("point") == name and job.get("n") == calls
+        here = next(numbers) == job.get("n") and job.get("point") == name
+        _tell(passed, name)
         if here and job["before"]:
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*arguments, **names)
@@ -102,6 +135,11 @@ def _watched(
         return result
 
     return watched
+
+
+def _tell(pipe: int, value: str | int) -> None:
+    # one call per line: what is killed tells whole ones
+    os.write(pipe, f"{json.dumps(value)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -99,8 +99,7 @@ class Build:
 
     def note(self, event: str, **facts: Any) -> None:
         """A line in the log, if the build has begun."""
-        if self.work.exists:
-            self.work.log.write(event, **facts)
+        self.work.note(event, **facts)
 
     def _run(self, stack: ExitStack) -> Path:
         config = self.config

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.child import measured
+from indexer.engines.shards import merge_parts
 from indexer.errors import IndexerError
 from indexer.index import output as output_module
 from indexer.index import schema
@@ -349,6 +350,27 @@ def test_the_output_may_be_an_input(tmp_path: Path) -> None:
     expected = merge_indexes([one, other], tmp_path / "expected")
     assert merge_indexes([one, other], one, overwrite=True) == one
     assert_same_rows(one, expected)
+
+
+def test_a_merge_that_is_repeated_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(4)]
+    output = merge_parts(parts[:3], tmp_path / "merged")
+
+    def changed(inputs: list[Path], overwrite: bool = False) -> bool:
+        before = sha256(output / schema.MANIFEST), (output / schema.MANIFEST).stat().st_ino
+        assert merge_parts(inputs, output, overwrite=overwrite) == output
+        return before != (sha256(output / schema.MANIFEST), (output / schema.MANIFEST).stat().st_ino)
+
+    assert not changed(parts[2::-1])
+    assert "is merged already, of the same indexes" in capsys.readouterr().err
+    for others in (parts[:2], parts[1:], parts):
+        with pytest.raises(IndexerError, match="already exists"):
+            merge_parts(others, output)
+    assert changed(parts[:3], overwrite=True)
+    # the output is an input, and holds the other one when the call is repeated
+    assert changed([output, parts[3]], overwrite=True)
+    assert not changed([output, parts[3]], overwrite=True)
+    assert_same_rows(output, merge_indexes(parts, tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(

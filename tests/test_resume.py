@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
+from indexer.index.manifest import read_manifest
 from indexer.index.unfinished import progress_of, read_events
 from indexer.index.verify import verify_index
 from indexer.pipeline import Build, build
@@ -20,6 +22,7 @@ from indexer.work import checkpoints
 from indexer.work.folder import WorkFolder, differences
 from tests.real_model import minilm, standard_library
 from tests.test_pipeline import tables
+from tests.tiny_models import saved, words
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +40,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def options(output: Path, corpus: list[str], **changes: Any) -> BuildConfig:
     plain: dict[str, Any] = {
-        "top": 3, "bottom": 2, "context": 48, "layers": "1", "batch_tokens": 512, "threads": 1,
-        "piece_bytes": 6000, "checkpoint_minutes": 0,
+        "model": str(minilm()), "layers": "1", "top": 3, "bottom": 2, "context": 48, "batch_tokens": 512,
+        "threads": 1, "piece_bytes": 6000, "checkpoint_minutes": 0,
     }  # fmt: skip
-    return BuildConfig(model=str(minilm()), corpus=tuple(corpus), output=output, **{**plain, **changes})
+    return BuildConfig(corpus=tuple(corpus), output=output, **{**plain, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -207,19 +210,34 @@ def test_differences_are_told_in_full() -> None:
     assert "characters)" in differences({"a": "x" * 500}, {"a": "y"})
 
 
-def test_shards_and_appending_are_one_build(
-    corpus: list[str], expected: dict[str, Any], tmp_path: Path
-) -> None:
+def test_shards_are_one_build(tmp_path: Path) -> None:
     from indexer.engines import build as run
     from indexer.engines import merge
 
-    for shards in (1, 2, 7, 30):
+    chosen = random.Random(0)
+    (tmp_path / "corpus").mkdir()
+    for number in range(56):
+        (tmp_path / "corpus" / f"{number:02}.txt").write_text(" ".join(chosen.choices(words(), k=20)))
+    with open(tmp_path / "corpus" / "more.jsonl", "w") as file:
+        for _ in range(40):
+            file.write(json.dumps({"text": " ".join(chosen.choices(words(), k=20))}) + "\n")
+
+    def config(output: Path, **changes: Any) -> BuildConfig:
+        plain = {"model": str(model), "piece_bytes": 100, "checkpoint_minutes": 5}
+        return options(output, [str(tmp_path / "corpus")], **plain, **changes)
+
+    model = saved(tmp_path / "model", "bert")
+    expected = tables(run(config(tmp_path / "whole.index")))
+    for shards in (1, 2, 7, 64):
         output = tmp_path / f"{shards}.index"
         for shard in range(shards):
-            run(options(output, corpus, shard=(shard, shards), checkpoint_minutes=5))
+            run(config(output, shard=(shard, shards)))
         folder = tmp_path / f"{shards}.index.shards"
         parts = sorted(folder.iterdir())
         assert len(parts) == shards
+        # nearly all of them have something to add; a piece of few bytes may hold the start of no row
+        counted = [read_manifest(part).totals["counted_tokens"] for part in parts]
+        assert sum(map(bool, counted)) > 0.9 * shards
         assert tables(merge([folder], output)) == expected
         verify_index(output, full=True)
     # a tree, in another order
@@ -229,6 +247,13 @@ def test_shards_and_appending_are_one_build(
     assert tables(merge([right, rest, left], tmp_path / "tree.index")) == expected
     with pytest.raises(IndexerError, match="would count them twice"):
         merge([left, right, parts[29]], tmp_path / "twice.index")
+    # merged by a call that was stopped before it could tidy up; the part of another build stays
+    other = shutil.copytree(parts[0], tmp_path / "7.index.shards" / parts[0].name)
+    run(config(tmp_path / "7.index", workers=7))
+    assert list((tmp_path / "7.index.shards").iterdir()) == [other]
+    shutil.rmtree(other)
+    run(config(tmp_path / "7.index", workers=7))
+    assert not (tmp_path / "7.index.shards").exists()
 
 
 def test_appended_files_join_the_index(corpus: list[str], tmp_path: Path) -> None:

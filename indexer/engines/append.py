@@ -6,11 +6,11 @@ from pathlib import Path
 
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
-from indexer.engines.shards import shards_folder
+from indexer.engines.shards import clear_merged, make_folder, shards_folder
 from indexer.errors import IndexerError
 from indexer.index.manifest import Manifest, read_manifest
+from indexer.index.scratch import put_right
 from indexer.progress import Progress
-from indexer.work.durable import remove
 from indexer.work.folder import differences
 from indexer.work.identity import options_of
 
@@ -23,29 +23,32 @@ def build_appended(config: BuildConfig) -> Path:
     The result is that of one build over the earlier corpus and this one. Raises IndexerError where there is
     no finished index, where it was built in another way, and where it ended at --max-tokens.
     """
+    from indexer.partials.agreement import merged_into
+
     output = config.output
+    put_right(output.resolve())
     if not (output / "manifest.json").is_file():
         raise IndexerError(f"--append: {output} is not a finished index; build it without --append first")
     found = read_manifest(output)
     _check(output, found, config)
     before = [(str(source), size) for source, size in found.corpus["sources"]]  # type: ignore[call-overload]
     partial = shards_folder(output) / PARTIAL
+    # merged by an earlier call, which may have been stopped before it could tidy up
+    clear_merged(partial.parent, PARTIAL, merged_into(output))
     new = [(file.source, file.bytes) for file in Corpus(config.corpus, text_column=config.text_column).files]
     if before[-len(new) :] == new:
-        # merged by an earlier call, which may have been stopped before it could tidy up
         Progress().say(f"{output} has this corpus already")
-        remove(partial.parent)
         return output
     repeated = sorted({source for source, _ in new} & {source for source, _ in before})
     if repeated:
         raise IndexerError(f"--append: {repeated[0]} is in {output} already; name the new files alone")
-    partial.parent.mkdir(exist_ok=True)
+    make_folder(partial.parent)
     from indexer.partials.merge import merge_indexes
     from indexer.pipeline import Build
 
     Build(config.model_copy(update={"output": partial, "append": False}), before).run()
     merge_indexes([output, partial], output, overwrite=True)
-    remove(partial.parent)
+    clear_merged(partial.parent, PARTIAL, merged_into(output))
     return output
 
 

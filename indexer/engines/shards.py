@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
+from indexer.index.manifest import sha256
+from indexer.index.schema import MANIFEST
+from indexer.index.scratch import put_right
 from indexer.index.unfinished import BUILD_SUFFIX, SHARDS_SUFFIX
 from indexer.progress import Progress
+from indexer.work.durable import remove, told
 
 
 def shards_folder(output: Path) -> Path:
@@ -40,14 +45,44 @@ def count_of_shards(config: BuildConfig) -> int | None:
     return found[0] if found else None
 
 
+def is_finished(config: BuildConfig) -> bool:
+    """Whether the index that is asked for is there, of whatever engine; its shards are cleared away then.
+
+    Raises IndexerError where there is another one, which is not to be replaced.
+    """
+    if config.overwrite or not (config.output / MANIFEST).is_file():
+        return False
+    from indexer.partials.agreement import merged_into
+    from indexer.pipeline import build
+
+    # says that it is finished, or in what it differs
+    build(config)
+    clear_merged(shards_folder(config.output), "*-of-*.index", merged_into(config.output))
+    return True
+
+
+def clear_merged(folder: Path, name: str, merged: Sequence[str]) -> None:
+    """Remove partial indexes of a name (a pattern) that are merged, then their folder, where it is empty.
+
+    merged: SHA-256 of the manifests of those that are. What was in the middle of being removed goes too.
+    """
+    for path in [path for path in folder.glob(name) if path.is_dir() and not path.is_symlink()]:
+        if not (path / MANIFEST).exists() or sha256(path / MANIFEST) in merged:
+            remove(path)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for partial indexes, where there is none. Raises IndexerError where the disk fails."""
+    with told(folder, "Nothing was begun; make room, then run the same command again"):
+        folder.mkdir(exist_ok=True)
+
+
 def build_shard(config: BuildConfig) -> Path:
     """Build the shard that `config` names; returns the folder of its partial index."""
     assert config.shard is not None
-    folder = shards_folder(config.output)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise IndexerError(f"{folder}: cannot be made: {error.strerror}") from error
+    make_folder(shards_folder(config.output))
     from indexer.pipeline import build
 
     return build(config.model_copy(update={"output": shard_output(config.output, *config.shard)}))
@@ -56,20 +91,27 @@ def build_shard(config: BuildConfig) -> Path:
 def merge_parts(parts: Sequence[Path], output: Path, *, overwrite: bool = False) -> Path:
     """Merge partial indexes into `output`; a folder of shards stands for all of them.
 
+    Where `output` is what they give, it is left as it is: a call that was stopped can be repeated.
     Raises IndexerError where one is missing, unfinished, or does not belong to the others.
     """
+    from indexer.partials.agreement import is_merged
     from indexer.partials.merge import merge_indexes
 
+    put_right(output.resolve())
     inputs = [path for part in parts for path in _expanded(part)]
     progress = Progress()
+    added_to = output.resolve() in [path.resolve() for path in inputs]
     try:
+        if (added_to or not overwrite) and is_merged(inputs, output):
+            progress.say(f"{output} is merged already, of the same indexes")
+            return output
         return merge_indexes(inputs, output, overwrite=overwrite, progress=progress.show_share)
     finally:
         progress.close()
 
 
 def _expanded(part: Path) -> list[Path]:
-    if (part / "manifest.json").exists() or not part.is_dir():
+    if (part / MANIFEST).exists() or not part.is_dir():
         return [part]
     inside = sorted(path for path in part.iterdir() if path.is_dir() and not path.name.startswith("."))
     unfinished = [path for path in inside if path.name.endswith(BUILD_SUFFIX)]
@@ -77,7 +119,7 @@ def _expanded(part: Path) -> list[Path]:
         raise IndexerError(
             f"{unfinished[0]}: this shard is not finished; run its build again, the same command continues it"
         )
-    found = [path for path in inside if (path / "manifest.json").exists()]
+    found = [path for path in inside if (path / MANIFEST).exists()]
     if not found:
         raise IndexerError(f"{part}: neither an index nor a folder of the indexes of shards")
     counts = {path.name.split(".")[0].split("-of-")[-1] for path in found if "-of-" in path.name}

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from indexer.errors import IndexerError
@@ -46,22 +47,27 @@ def put_in_place(folder: Path, target: Path) -> Path | None:
 
     Both are exchanged in one step where the system can. Where it cannot, the old one is put aside first:
     for a moment there is no index at `target`, but both are on the disk.
+    Raises OSError where the disk fails; then `target` is as it was, as far as the disk lets it.
     """
     aside = None
-    if not target.exists():
-        os.rename(folder, target)
-    elif _exchange(folder, target):
-        aside = folder
-    else:
-        aside = target.with_name(f"{folder.name}.old")
-        os.rename(target, aside)
-        try:
-            os.rename(folder, target)
-        except OSError:
-            os.rename(aside, target)
-            raise
-    flush(target.parent)
+    with ExitStack() as undo:
+        if not target.exists():
+            _rename(folder, target, undo)
+        elif _exchange(folder, target):
+            undo.callback(_exchange, folder, target)
+            aside = folder
+        else:
+            aside = put_aside(folder)
+            _rename(target, aside, undo)
+            _rename(folder, target, undo)
+        flush(target.parent)
+        undo.pop_all()
     return aside
+
+
+def put_aside(folder: Path) -> Path:
+    """Where an index is for the moment in which `folder` comes in its place."""
+    return folder.with_name(f"{folder.name}.old")
 
 
 def flush(path: Path) -> None:
@@ -87,6 +93,11 @@ def _is_index(path: Path) -> bool:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def _rename(source: Path, target: Path, undo: ExitStack) -> None:
+    os.rename(source, target)
+    undo.callback(os.rename, target, source)
 
 
 def _exchange(first: Path, second: Path) -> bool:

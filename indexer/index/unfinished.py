@@ -16,7 +16,7 @@ SHARDS_SUFFIX = ".shards"
 IDENTITY = "build.json"
 _PROGRESS = ("tokens", "share", "tokens_per_second", "seconds_left")
 # events after which nobody works on the build
-_ENDED = ("interrupted", "failed")
+ENDED = ("interrupted", "failed")
 _QUIET_SECONDS = 120
 
 
@@ -77,7 +77,7 @@ def _build(folder: Path) -> dict[str, Any]:
 
 
 def _state(last: dict[str, Any]) -> str:
-    if last.get("event") in _ENDED:
+    if last.get("event") in ENDED:
         return f"{last['event']}; the same command continues it"
     try:
         silent = (datetime.now(UTC) - datetime.fromisoformat(str(last.get("time")))).total_seconds()

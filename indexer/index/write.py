@@ -2,14 +2,13 @@
 
 Everything is written into a folder beside the output, flushed to the disk, and the manifest last; then that
 folder is renamed to the output. A crash at any moment leaves either what was there before or the finished
-index, and at worst a folder `.NAME.*.partial` beside it. With `overwrite` the old index is exchanged for
-the new one in one step.
+index, and at worst a folder `.NAME.*.partial` beside it, which the next one to write there clears away. With
+`overwrite` the old index is exchanged for the new one in one step.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ from indexer.index.ids import Ids
 from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, sha256
 from indexer.index.output import check_output, flush, put_in_place
 from indexer.index.records import HISTOGRAM_BINS, LayerRecord
+from indexer.index.scratch import Scratch, put_right
 from indexer.index.tables import example_tables, histogram_tables, sums_table, unit_table, units_per_group
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
@@ -54,10 +54,12 @@ class IndexWriter:
         *,
         overwrite: bool = False,
         staging: Path | None = None,
+        kept: str = "Nothing was kept; make room there and run it again, or choose another --output",
     ) -> None:
         """Check that `output` can be written; nothing is created before the `with` block is entered.
 
         staging: the folder to write into, on the same disk, where its owner clears away what a crash leaves.
+        kept: what is left where the disk fails, and the way out, for the line that tells of it.
         Raises IndexerError if it exists and `overwrite` is off, if it exists and is not an index, or if its
         folder is missing or not writable.
         """
@@ -65,11 +67,13 @@ class IndexWriter:
         self.vocabulary = vocabulary
         self.overwrite = overwrite
         self._staging = staging
+        self._kept = kept
         check_output(self.output, overwrite)
         # beside what a symbolic link points to: only there can a folder be renamed to it
         self._target = Path(os.path.realpath(self.output))
         self.published = False
         self._folder: Path | None = None
+        self._scratch: Scratch | None = None
         self._units: dict[tuple[str, int], list[pa.Table]] = {}
         self._layers: list[LayerEntry] = []
         self._documents = Ids()
@@ -78,12 +82,12 @@ class IndexWriter:
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> IndexWriter:
-        hidden = self._target.parent / f".{self._target.name}.{secrets.token_hex(4)}.partial"
-        folder = self._staging or hidden
-        with self._told():
-            for part in (folder, *(folder / name for name in schema.FOLDERS)):
-                part.mkdir()
-                self._folder = folder
+        try:
+            with self._told():
+                self._make_folder()
+        except BaseException:
+            self._remove_folder()
+            raise
         threads = max(1, min(_MOST_THREADS, os.cpu_count() or 1))
         self._room = threading.Semaphore(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="index-writer")
@@ -96,10 +100,7 @@ class IndexWriter:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._flushers.shutdown(wait=True, cancel_futures=True)
-        if self._folder is not None:
-            # the error that led here matters more than what cannot be removed
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._remove_folder()
 
     @property
     def documents(self) -> np.ndarray:
@@ -210,7 +211,26 @@ class IndexWriter:
         if old is not None:
             # the new index is in place; what cannot be removed of the old one does no harm
             shutil.rmtree(old, ignore_errors=True)
+        self._remove_folder()
         return self.output
+
+    def _make_folder(self) -> None:
+        if self._staging is None:
+            put_right(self._target)
+            self._scratch = Scratch(self._target)
+            self._staging = self._scratch.index
+        for part in (self._staging, *(self._staging / name for name in schema.FOLDERS)):
+            part.mkdir()
+            self._folder = self._staging
+
+    def _remove_folder(self) -> None:
+        # an error that led here matters more than what cannot be removed
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     def _new_layer(self, site: str, layer: int, units: int, count: int) -> tuple[str, int]:
         check_site(site)
@@ -363,8 +383,7 @@ class IndexWriter:
         except OSError as error:
             reason = error.strerror or str(error).splitlines()[0]
             raise IndexerError(
-                f"index {self.output}: cannot write into {self._target.parent}: {reason}. "
-                "Nothing was kept; make room there or choose another --output"
+                f"index {self.output}: cannot write into {self._target.parent}: {reason}. {self._kept}"
             ) from error
 
 

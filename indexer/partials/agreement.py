@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -80,6 +81,24 @@ def checked(paths: Sequence[Path]) -> list[Input]:
         _check_listing(longest, other)
     _check_apart(inputs)
     return inputs
+
+
+def merged_into(index: Path) -> list[str]:
+    """SHA-256 of the manifests of what an index was merged from; nothing where it was not, or is none."""
+    if not (index / schema.MANIFEST).is_file():
+        return []
+    corpus = read_manifest(index).corpus
+    entries = corpus.get("merged_from") if isinstance(corpus, dict) else None
+    return [str(entry.get("manifest")) for entry in entries or () if isinstance(entry, dict)]
+
+
+def is_merged(inputs: Sequence[Path], output: Path) -> bool:
+    """Whether `output` is what merging `inputs` gives; it may itself have been one of them before."""
+    others = [path for path in inputs if path.resolve() != output.resolve()]
+    merged = merged_into(output)
+    if len(merged) != len(inputs) or not all((path / schema.MANIFEST).is_file() for path in others):
+        return False
+    return not Counter(sha256(path / schema.MANIFEST) for path in others) - Counter(merged)
 
 
 def whole_list(inputs: Sequence[Input]) -> Input:

@@ -28,6 +28,7 @@ from indexer.index.records import HISTOGRAM_BINS, LayerRecord
 from indexer.index.restore import LayerFiles, Shape
 from indexer.index.rows import rows_of
 from indexer.index.schema import VOCABULARY, VOCABULARY_FILE
+from indexer.index.scratch import put_right
 from indexer.index.tables import units_per_group
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
@@ -38,6 +39,7 @@ from indexer.partials.sections import merged_sections
 
 # of the block of units that is held
 BLOCK_BYTES = 48 << 20
+_KEPT = "What was to be merged stays as it is; make room there, then run the same command again"
 
 
 def merge_records(records: Iterable[LayerRecord], *, by: str) -> LayerRecord:
@@ -76,6 +78,7 @@ def merge_indexes(
     Cost: reads every input once; memory of one block of units, and of the ids of documents pointed to.
     """
     target = Path(output)
+    put_right(target.resolve())
     check_output(target, overwrite)
     parts = checked([Path(path) for path in inputs])
     layers = parts[0].manifest.layers
@@ -87,7 +90,7 @@ def merge_indexes(
         if progress is not None:
             progress(done / max(whole, 1))
 
-    with IndexWriter(target, _vocabulary(parts[0].path), overwrite=overwrite) as writer:
+    with IndexWriter(target, _vocabulary(parts[0].path), overwrite=overwrite, kept=_KEPT) as writer:
         for entry in layers:
             layer = MergedLayer(parts, entry, advance)
             writer.add_layer_blocks(

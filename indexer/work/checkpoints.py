@@ -19,11 +19,13 @@ from indexer.index.write import IndexWriter
 from indexer.observer import MLP, NonFinite
 from indexer.partials.state import record_of, statistics_of
 from indexer.tokens import Position
-from indexer.work.durable import told
 from indexer.work.folder import Checkpoint
 
 if TYPE_CHECKING:
     from indexer.pipeline import Build
+
+# beside the index of a checkpoint, until that is whole
+_WRITING = "index.new"
 
 
 def save(build: Build) -> float:
@@ -43,8 +45,7 @@ def save(build: Build) -> float:
 def publish(build: Build) -> Path:
     """Put the finished index in place and remove the build's folder; returns the index's path."""
     assert build.observer is not None
-    with told(build.work.path, "The last checkpoint holds; make room, then run the same command to continue"):
-        build.note("finished", tokens=build.observer.count, seconds=round(build.seconds, 1))
+    build.note("finished", tokens=build.observer.count, seconds=round(build.seconds, 1))
     _write(build, build.config.output, running=False)
     build.published = True
     build.work.remove()
@@ -102,8 +103,9 @@ def _write(build: Build, path: Path, *, running: bool) -> None:
     observer = build.observer
     assert observer is not None
     overwrite = build.config.overwrite and not running
-    staging = None if running else build.work.staging
-    with IndexWriter(path, build.vocabulary, overwrite=overwrite, staging=staging) as writer:
+    staging = path.with_name(_WRITING) if running else build.work.staging
+    kept = build.work.kept
+    with IndexWriter(path, build.vocabulary, overwrite=overwrite, staging=staging, kept=kept) as writer:
         for layer in build.layers:
             number = layer.layer
             # a record that takes its arrays over is gone once it is written

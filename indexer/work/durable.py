@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.errors import IndexerError
@@ -21,10 +21,18 @@ UNFINISHED = ".new"
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Put a file at `path`, in place of one that may be there. Raises OSError; then the old one stays."""
+    """Put a file at `path`, in place of one that may be there.
+
+    Raises OSError; then the old one stays. Where only the folder cannot be flushed, the new one may be there.
+    """
     unfinished = path.with_name(path.name + UNFINISHED)
-    write_flushed(unfinished, content)
-    rename(unfinished, path)
+    try:
+        write_flushed(unfinished, content)
+        rename(unfinished, path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
     flush_folder(path.parent)
 
 

@@ -20,9 +20,11 @@ class EventLog:
         """One line: the time in UTC, the event's name, its facts as JSON values. Raises OSError."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **facts}, ensure_ascii=True, allow_nan=False)
-        # one write call per line, so that a process that is killed leaves whole lines
+        rest = memoryview(f"{line}\n".encode("ascii"))
+        # one write call per line, so that a process that is killed leaves whole lines; more on a full disk
         with open(self.path, "ab", buffering=0) as file:
-            file.write(f"{line}\n".encode("ascii"))
+            while rest:
+                rest = rest[file.write(rest) :]
 
 
 def _end_last_line(path: Path) -> None:

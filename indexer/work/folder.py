@@ -10,20 +10,21 @@ A process that is killed at any moment leaves the checkpoint before, or the new 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest, sha256, size_problem
+from indexer.index.output import put_aside
 from indexer.index.schema import LOG
-from indexer.index.unfinished import BUILD_SUFFIX, IDENTITY
+from indexer.index.scratch import locked, put_back
+from indexer.index.unfinished import BUILD_SUFFIX, ENDED, IDENTITY
 from indexer.work.durable import digest, flush_folder, remove, told, write_durably, write_flushed
 from indexer.work.events import EventLog
 from indexer.work.plain import packed, unpacked
@@ -51,9 +52,9 @@ class WorkFolder:
 
     def __init__(self, output: Path) -> None:
         """output: where the index goes; the folder lies beside what a symbolic link there points to."""
-        target = Path(os.path.realpath(output))
         self.output = output
-        self.path = target.with_name(target.name + BUILD_SUFFIX)
+        self._target = Path(os.path.realpath(output))
+        self.path = self._target.with_name(self._target.name + BUILD_SUFFIX)
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> WorkFolder:
@@ -78,6 +79,23 @@ class WorkFolder:
         return EventLog(self.path / LOG)
 
     @property
+    def kept(self) -> str:
+        """What is left where the work ends now, and the way on: the end of a line about the disk."""
+        if (self.path / CURRENT).exists():
+            return "The last checkpoint holds; make room, then run the same command to continue"
+        return "Nothing was kept; make room, then run the same command again, or choose another --output"
+
+    def note(self, event: str, **facts: Any) -> None:
+        """A line in the log, if the build has begun.
+
+        Raises IndexerError where the disk fails; not for news of the end, which another error has brought.
+        """
+        failing: AbstractContextManager[object] = told(self.path, self.kept)
+        with suppress(OSError) if event in ENDED else failing:
+            if self.exists:
+                self.log.write(event, **facts)
+
+    @property
     def staging(self) -> Path:
         """Where the index is written before it is put in place."""
         return self.path / _STAGING
@@ -89,8 +107,7 @@ class WorkFolder:
         Raises IndexerError where it holds a build of another identity, unless `overwrite`, which discards
         that; where another process works in it; and where its checkpoint is damaged.
         """
-        with told(self.path, "Nothing was begun; make room there or choose another --output"):
-            self.path.mkdir(exist_ok=True)
+        with told(self.path, self.kept):
             self._take_lock()
             found = self._identity()
             differing = differences(found or identity, _reconciled(identity, found or identity))
@@ -110,22 +127,25 @@ class WorkFolder:
 
         write_index: writes an index to the path it is given, durably.
         """
-        with told(self.path, "The last checkpoint holds; make room, then run the same command to continue"):
+        with told(self.path, self.kept):
             number = 1 + max((int(path.name.split("-")[1]) for path in self._checkpoints()), default=0)
             folder = self.path / f"checkpoint-{number}"
             folder.mkdir()
             try:
                 self._write(folder, write_index, position)
             except BaseException:
-                # as much room as there was before
-                remove(folder)
+                # as much room as there was before; but what may be believed already stays beside the last one
+                if (self._json(CURRENT) or {}).get("checkpoint") != folder.name:
+                    remove(folder)
                 raise
             for other in self._checkpoints():
                 if other != folder:
                     remove(other)
 
     def remove(self) -> None:
-        """Remove the folder, where it is there: the index is in place."""
+        """Remove the folder, where it is there: the index is in place. What cannot be removed stays."""
+        with suppress(OSError):
+            self._disbelieve()
         remove(self.path)
 
     def _write(self, folder: Path, write_index: Callable[[Path], object], position: dict[str, Any]) -> None:
@@ -146,6 +166,8 @@ class WorkFolder:
         """The checkpoint that holds, all its digests checked; what lies beside it is cleared away."""
         current = self._json(CURRENT)
         name = "" if current is None else str(current.get("checkpoint"))
+        if put_back(self.staging, self._target):
+            remove(put_aside(self.staging))
         remove(self.staging)
         for other in self._checkpoints():
             if other.name != name:
@@ -197,28 +219,34 @@ class WorkFolder:
         return [path for path in self.path.glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
 
     def _clear(self) -> None:
-        # what is believed goes first, so that a crash in between leaves nothing half believed
-        for name in (CURRENT, IDENTITY):
-            (self.path / name).unlink(missing_ok=True)
+        self._disbelieve()
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry.name != _LOCK:
                 entry.unlink()
 
+    def _disbelieve(self) -> None:
+        # what is believed goes first, so that a crash in between leaves nothing half believed
+        for name in (CURRENT, IDENTITY):
+            (self.path / name).unlink(missing_ok=True)
+
     def _take_lock(self) -> None:
-        # held as long as the file is open, by this process alone
-        self._lock = open(self.path / _LOCK, "wb")  # noqa: SIM115
+        """Make the folder and hold its lock, as long as the file is open, by this process alone."""
+        self.path.mkdir(exist_ok=True)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise IndexerError(
-                    f"{self.path}: another process is building {self.output}; wait for it or stop it"
-                ) from None
-            # some network file systems have no locks
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
+            lock = open(self.path / _LOCK, "wb")  # noqa: SIM115
+        except OSError:
+            with suppress(OSError):
+                # only where there is nothing in it
+                self.path.rmdir()
+            raise
+        if locked(lock) is False:
+            lock.close()
+            raise IndexerError(
+                f"{self.path}: another process is building {self.output}; wait for it or stop it"
+            )
+        self._lock = lock
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
