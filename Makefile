@@ -28,8 +28,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# a process per core, and threads that wait without spinning, for the processes share the cores
 test: lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
