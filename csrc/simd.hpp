@@ -19,6 +19,28 @@
 namespace indexer {
 namespace INDEXER_ISA {
 
+INDEXER_INLINE float fma_once(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  // The product is exact in double. Rounding the sum to odd there makes the second rounding, to float32, the only one
+  // (Boldo and Melquiond 2008).
+  const double product = static_cast<double>(a) * b;
+  const double sum = product + c;
+  const double back = sum - product;
+  const double error = (product - (sum - back)) + (c - back);
+  std::uint64_t bits;
+  std::memcpy(&bits, &sum, sizeof bits);
+  if (error != 0.0 && error == error && (bits & 1u) == 0) {
+    bits += (error > 0.0) == (sum > 0.0) ? 1 : -1;
+    double odd;
+    std::memcpy(&odd, &bits, sizeof odd);
+    return static_cast<float>(odd);
+  }
+  return static_cast<float>(sum);
+#endif
+}
+
 #if defined(INDEXER_AVX512)
 
 constexpr int kLanes = 16;
@@ -197,27 +219,6 @@ INDEXER_INLINE Floats round_float16(std::uint16_t* to, Floats a) {
   return load_float16(to);
 }
 
-INDEXER_INLINE float fma_once(float a, float b, float c) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
-  return __builtin_fmaf(a, b, c);
-#else
-  // The product is exact in double. Rounding the sum to odd there makes the second rounding, to float32, the only one
-  // (Boldo and Melquiond 2008).
-  const double product = static_cast<double>(a) * b;
-  const double sum = product + c;
-  const double back = sum - product;
-  const double error = (product - (sum - back)) + (c - back);
-  std::uint64_t bits;
-  std::memcpy(&bits, &sum, sizeof bits);
-  if (error != 0.0 && error == error && (bits & 1u) == 0) {
-    bits += (error > 0.0) == (sum > 0.0) ? 1 : -1;
-    double odd;
-    std::memcpy(&odd, &bits, sizeof odd);
-    return static_cast<float>(odd);
-  }
-  return static_cast<float>(sum);
-#endif
-}
 INDEXER_INLINE Floats fma(Floats a, Floats b, Floats c) {
   return {Float4{fma_once(a.v[0], b.v[0], c.v[0]), fma_once(a.v[1], b.v[1], c.v[1]),
                  fma_once(a.v[2], b.v[2], c.v[2]), fma_once(a.v[3], b.v[3], c.v[3])}};

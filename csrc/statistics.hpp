@@ -149,8 +149,8 @@ class Block {
       const Floats x2 = x * x;
       sum = sum + x;
       sum2 = sum2 + x2;
-      sum3 = sum3 + x2 * x;
-      sum4 = sum4 + x2 * x2;
+      sum3 = fma(x2, x, sum3);
+      sum4 = fma(x2, x2, sum4);
       high = max(x, high);
       low = min(x, low);
       const Ints bits = as_ints(x);
@@ -210,8 +210,8 @@ class Block {
       const float x2 = x * x;
       sums[0] += x;
       sums[1] += x2;
-      sums[2] += x2 * x;
-      sums[3] += x2 * x2;
+      sums[2] = fma_once(x2, x, sums[2]);
+      sums[3] = fma_once(x2, x2, sums[3]);
     }
     if (!job_.moments) return;
     for (int power = 0; power < kPowers; ++power)

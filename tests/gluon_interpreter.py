@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from indexer_kernels.moments import fused_multiply_add
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.runtime.interpreter import InterpretedFunction, TensorHandle
 
@@ -98,6 +99,16 @@ class Language:
 
     def convert_layout(self, value: tl.tensor, layout: Any, assert_trivial: bool = False) -> tl.tensor:
         return value
+
+    def fma(self, one: tl.tensor, other: Any, addend: Any) -> tl.tensor:
+        """Rounded once, which the interpreter does not; float32."""
+        numbers = [getattr(number, "handle", None) for number in (one, other, addend)]
+        arrays = [
+            np.float32(_number(value)) if number is None else number.data
+            for value, number in zip((one, other, addend), numbers, strict=True)
+        ]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _tensor(fused_multiply_add(*np.broadcast_arrays(*arrays)), tl.float32)
 
     def full_like(self, like: tl.tensor, value: Any) -> tl.tensor:
         return tl.full(like.shape, value, like.dtype)

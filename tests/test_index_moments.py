@@ -46,6 +46,34 @@ def kernel_state(seed: int, units: int = 9) -> tuple[Statistics, int]:
     return statistics, statistics.count
 
 
+def test_fused_multiply_add_rounds_once() -> None:
+    chosen = np.random.default_rng(0)
+    patterns = chosen.integers(0, 2**32, (3, 4000), dtype=np.uint32)
+    one, other, addend = (np.where(np.isfinite(row), row, 1) for row in patterns.view(np.float32))
+    # sums that nearly cancel, and products half a place beside the sum
+    with np.errstate(over="ignore"):
+        addend[:1000] = -(one[:1000] * other[:1000])
+        addend[1000:2000] = (one[1000:2000] * other[1000:2000]) * np.float32(2.0**24)
+    addend = np.where(np.isfinite(addend), addend, 1)
+    # half a place beside an odd sum, less what float64 does not hold: rounded twice, it would go up
+    small = np.float32(2.0) ** -np.arange(13, 23, dtype=np.float32)
+    one[-10:], other[-10:] = (1 + small) * np.float32(2.0**-24), 1 - small
+    addend[-10:] = np.float32(1 + 2.0**-23)
+    with np.errstate(over="ignore", under="ignore"):
+        got = kernel_moments.fused_multiply_add(one, other, addend)
+    for x, y, z, found in zip(one.tolist(), other.tolist(), addend.tolist(), got, strict=True):
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        # halfway to what would be the next power of two
+        if abs(exact) >= (2 - Fraction(1, 2**24)) * 2**127:
+            assert np.isinf(found)
+            continue
+        below, above = np.nextafter(found, np.float32(-np.inf)), np.nextafter(found, np.float32(np.inf))
+        distance = abs(exact - Fraction(float(found)))
+        for neighbour in (below, above):
+            if np.isfinite(neighbour):
+                assert distance <= abs(exact - Fraction(float(neighbour)))
+
+
 @given(st.lists(FLOATS, min_size=1, max_size=20))
 @settings(max_examples=100, deadline=None)
 def test_exact_sums_are_exact(values: list[float]) -> None:

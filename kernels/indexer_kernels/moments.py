@@ -1,7 +1,8 @@
 """Non-finite counts, range, mean, variance, skewness and kurtosis of every unit.
 
-Sums of x, x^2, x^3, x^4 are formed in float32 over at most 256 positions of a sequence, token by token, and
-these partial sums are added exactly (integers, see `add_exactly`). So the result is the same bits for any
+Sums of x, x^2, x^3, x^4 are formed in float32 over at most 256 positions of a sequence, token by token: x^2
+is rounded, and x^2 x and x^2 x^2 are added by a fused multiply-add, which rounds them once with their sum.
+These partial sums are added exactly (integers, see `add_exactly`). So the result is the same bits for any
 order of sequences, any batches, threads, shards and instruction sets, and each sum of n tokens is within
 256 * 2^-24 * sum |x|^p = 1.6e-5 * sum |x|^p of the true one (in practice some 1e-7 of it). A partial sum
 that leaves float32 (magnitudes above 4e9 for x^4) makes its moment undefined: NaN.
@@ -72,9 +73,14 @@ class Moments:
             x = np.where(np.isfinite(x), x, np.float32(0))
             with np.errstate(over="ignore", invalid="ignore"):
                 square = x * x
-                for power, term in enumerate((x, square, square * x, square * square)):
-                    # cumsum adds token after token; a plain sum may pair them up
+                # cumsum adds token after token; a plain sum may pair them up
+                for power, term in enumerate((x, square)):
                     add_exactly(self.sums[:, power], np.cumsum(term, axis=0, dtype=np.float32)[-1])
+                for power, factor in enumerate((x, square), 2):
+                    total = np.zeros(x.shape[1], np.float32)
+                    for one, other in zip(square, factor, strict=True):
+                        total = fused_multiply_add(one, other, total)
+                    add_exactly(self.sums[:, power], total)
 
     def merge(self, other: Moments) -> None:
         """Take in the tokens of `other`, which are others than ours."""
@@ -140,6 +146,24 @@ class Moments:
             skewness = np.where(variance > 0, third / (variance * np.sqrt(variance)), np.nan)
             kurtosis = np.where(variance > 0, fourth / (variance * variance), np.nan)
         return {"mean": m1, "variance": variance, "skewness": skewness, "kurtosis": kurtosis}
+
+
+def fused_multiply_add(
+    one: NDArray[np.float32], other: NDArray[np.float32], addend: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """one * other + addend, rounded once, as processors do; float32 of one shape.
+
+    The product is exact in float64. The sum is rounded to odd there, after which the second rounding, to
+    float32, is the only one (Boldo and Melquiond 2008).
+    """
+    product = one.astype(np.float64) * other
+    total = product + addend
+    back = total - product
+    error = (product - (total - back)) + (addend - back)
+    bits = total.view(np.int64)
+    to_odd = (error != 0) & np.isfinite(error) & (bits & 1 == 0)
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    return (bits + np.where(to_odd, step, 0)).view(np.float64).astype(np.float32)
 
 
 def add_exactly(limbs: NDArray[np.int64], addends: NDArray[np.float32]) -> None:

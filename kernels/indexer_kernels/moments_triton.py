@@ -2,10 +2,8 @@
 limbs.
 
 A unit's sums over 256 positions stay with one lane from the first to the last, so that tokens are added one
-after another as the reference does. Products and sums are rounded one by one: the kernel must be compiled
-without fused multiply-adds (`enable_fp_fusion=False`). The one that is written down, x^3 of a bfloat16, has
-an exact product, so it gives the reference's bits but for cubes below 2^-126 in sums below 2^-101, where the
-reference rounds the subnormal product first.
+after another as the reference does. Two multiply-adds are fused, as there; all else is rounded one by one, so
+the kernel must be compiled without further ones (`enable_fp_fusion=False`).
 """
 
 from __future__ import annotations
@@ -21,15 +19,10 @@ LIMBS = gl.constexpr(HOST_LIMBS)
 
 
 @gluon.jit
-def add_powers(value, sum1, sum2, sum3, sum4, DTYPE: gl.constexpr):
+def add_powers(value, sum1, sum2, sum3, sum4):
     """The sums of x, x^2, x^3, x^4 with another value in them; all float32 of one shape."""
     square = value * value
-    if DTYPE == gl.bfloat16:
-        # three times 8 bits fit into float32: x^3 is exact, and fused or not the sum is rounded once
-        sum3 = gl.fma(square, value, sum3)
-    else:
-        sum3 = sum3 + square * value
-    return sum1 + value, sum2 + square, sum3, sum4 + square * square
+    return sum1 + value, sum2 + square, gl.fma(square, value, sum3), gl.fma(square, square, sum4)
 
 
 @gluon.jit
