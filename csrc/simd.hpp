@@ -12,6 +12,8 @@
 
 #if defined(INDEXER_AVX2) || defined(INDEXER_AVX512)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define INDEXER_INLINE inline __attribute__((always_inline))
@@ -219,10 +221,32 @@ INDEXER_INLINE Floats round_float16(std::uint16_t* to, Floats a) {
   return load_float16(to);
 }
 
+#if defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
 INDEXER_INLINE Floats fma(Floats a, Floats b, Floats c) {
-  return {Float4{fma_once(a.v[0], b.v[0], c.v[0]), fma_once(a.v[1], b.v[1], c.v[1]),
-                 fma_once(a.v[2], b.v[2], c.v[2]), fma_once(a.v[3], b.v[3], c.v[3])}};
+  return {(Float4)vfmaq_f32((float32x4_t)c.v, (float32x4_t)a.v, (float32x4_t)b.v)};
 }
+#else
+typedef double Double2 __attribute__((vector_size(16)));
+typedef std::int64_t Long2 __attribute__((vector_size(16)));
+
+// as fma_once, for two lanes; what it gives is odd, and still to be rounded
+INDEXER_INLINE Double2 fma_odd(Double2 a, Double2 b, Double2 c) {
+  const Double2 product = a * b;
+  const Double2 sum = product + c;
+  const Double2 back = sum - product;
+  const Double2 error = (product - (sum - back)) + (c - back);
+  const Long2 above = error > 0.0, below = error < 0.0, positive = sum > 0.0;
+  const Long2 inexact = above | below;
+  // toward zero, then odd
+  const Long2 beyond = (above & ~positive) | (below & positive);
+  return (Double2)(((Long2)sum + beyond) | (inexact & 1));
+}
+INDEXER_INLINE Floats fma(Floats a, Floats b, Floats c) {
+  const Double2 low = fma_odd(Double2{a.v[0], a.v[1]}, Double2{b.v[0], b.v[1]}, Double2{c.v[0], c.v[1]});
+  const Double2 high = fma_odd(Double2{a.v[2], a.v[3]}, Double2{b.v[2], b.v[3]}, Double2{c.v[2], c.v[3]});
+  return {Float4{float(low[0]), float(low[1]), float(high[0]), float(high[1])}};
+}
+#endif
 
 #endif
 
