@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #define INDEXER_INLINE inline __attribute__((always_inline))
@@ -225,30 +227,31 @@ INDEXER_INLINE Floats round_float16(std::uint16_t* to, Floats a) {
 INDEXER_INLINE Floats fma(Floats a, Floats b, Floats c) {
   return {(Float4)vfmaq_f32((float32x4_t)c.v, (float32x4_t)a.v, (float32x4_t)b.v)};
 }
-#else
-typedef double Double2 __attribute__((vector_size(16)));
-typedef std::int64_t Long2 __attribute__((vector_size(16)));
-
+#elif defined(__SSE2__)
 // as fma_once, for two lanes; what it gives is odd, and still to be rounded
-INDEXER_INLINE Double2 fma_odd(Double2 a, Double2 b, Double2 c) {
-  const Double2 product = a * b;
-  const Double2 sum = product + c;
-  const Double2 back = sum - product;
-  const Double2 error = (product - (sum - back)) + (c - back);
-  const Long2 above = error > 0.0, below = error < 0.0, positive = sum > 0.0;
-  const Long2 inexact = above | below;
+INDEXER_INLINE __m128d fma_odd(__m128d a, __m128d b, __m128d c) {
+  const __m128d product = a * b;
+  const __m128d sum = product + c;
+  const __m128d back = sum - product;
+  const __m128d error = (product - (sum - back)) + (c - back);
+  const __m128i above = (__m128i)(error > 0.0), below = (__m128i)(error < 0.0), positive = (__m128i)(sum > 0.0);
+  const __m128i inexact = above | below;
   // toward zero, then odd
-  const Long2 beyond = (above & ~positive) | (below & positive);
-  const Long2 odd = ((Long2)sum + beyond) | (inexact & 1);
-  // of two NaN the first, as the instruction does; an addition may take either
-  const Long2 failed = product != product;
-  return (Double2)((odd & ~failed) | ((Long2)product & failed));
+  const __m128i beyond = (above & ~positive) | (below & positive);
+  return (__m128d)(((__m128i)sum + beyond) | (inexact & 1));
 }
-// Not inlined: within gelu_tanh GCC 12 gave other bits, which test_every_instruction_set_gives_the_same_bits found.
-__attribute__((noinline)) static Floats fma(Floats a, Floats b, Floats c) {
-  const Double2 low = fma_odd(Double2{a.v[0], a.v[1]}, Double2{b.v[0], b.v[1]}, Double2{c.v[0], c.v[1]});
-  const Double2 high = fma_odd(Double2{a.v[2], a.v[3]}, Double2{b.v[2], b.v[3]}, Double2{c.v[2], c.v[3]});
-  return {Float4{float(low[0]), float(low[1]), float(high[0]), float(high[1])}};
+// Lanes by instructions of their own: from lanes by number GCC 12 makes other bits (-ftree-slp-vectorize).
+INDEXER_INLINE __m128d low_half(Floats a) { return _mm_cvtps_pd(a.v); }
+INDEXER_INLINE __m128d high_half(Floats a) { return _mm_cvtps_pd(_mm_movehl_ps(a.v, a.v)); }
+INDEXER_INLINE Floats fma(Floats a, Floats b, Floats c) {
+  const __m128d low = fma_odd(low_half(a), low_half(b), low_half(c));
+  const __m128d high = fma_odd(high_half(a), high_half(b), high_half(c));
+  return {_mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high))};
+}
+#else
+INDEXER_INLINE Floats fma(Floats a, Floats b, Floats c) {
+  return {Float4{fma_once(a.v[0], b.v[0], c.v[0]), fma_once(a.v[1], b.v[1], c.v[1]),
+                 fma_once(a.v[2], b.v[2], c.v[2]), fma_once(a.v[3], b.v[3], c.v[3])}};
 }
 #endif
 

@@ -222,6 +222,34 @@ def activated_row(row, factor, DTYPE: gl.constexpr, FUNCTION: gl.constexpr, GATE
 
 
 @gluon.jit
+def activated_rows(
+    gate_at, up_at, out_at, GATE: gl.constexpr, UP: gl.constexpr, OUT: gl.constexpr,
+    ROWS: gl.constexpr, FUNCTION: gl.constexpr, GATED: gl.constexpr,
+):  # fmt: skip
+    """Read, activate and write ROWS rows, which are returned as a reader of `out` sees them.
+
+    gate_at, up_at, out_at: pointers [WARPS, 64] to the first of them; GATE, UP, OUT: from row to row.
+    """
+    DTYPE: gl.constexpr = gate_at.dtype.element_ty
+    rows = ()
+    factors = ()
+    # all reads come first, for none could pass a write that may hit its place
+    for ahead in gl.static_range(ROWS):
+        rows = rows + (row_of(gl.load(gate_at + ahead * GATE), DTYPE),)
+        if GATED:
+            factors = factors + (row_of(gl.load(up_at + ahead * UP), DTYPE),)
+    if FUNCTION != "plain":
+        read = rows
+        rows = ()
+        for ahead in gl.static_range(ROWS):
+            factor = factors[ahead] if GATED else read[ahead]
+            row = activated_row(read[ahead], factor, DTYPE, FUNCTION, GATED)
+            gl.store(out_at + ahead * OUT, stored_of(row, DTYPE))
+            rows = rows + (row,)
+    return rows
+
+
+@gluon.jit
 def activate_row(gate, up, out, mask, FUNCTION: gl.constexpr, GATED: gl.constexpr):
     """Read, activate, write where FUNCTION is not "plain"; returns the row that a reader of `out` sees.
 

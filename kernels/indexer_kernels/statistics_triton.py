@@ -82,7 +82,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from indexer_kernels import topk_triton
-from indexer_kernels.activations_triton import activate_other_rows, activate_row, activated_row
+from indexer_kernels.activations_triton import activate_other_rows, activate_row, activated_rows
 from indexer_kernels.histogram_triton import FLUSH_GROUPS, RECENT_ROWS, ROWS, clear, count, flush
 from indexer_kernels.moments_triton import LIMBS, POWERS, add_exactly, add_powers, is_finite
 from indexer_kernels.plan import GROUP_BLOCKS, Plan
@@ -94,7 +94,6 @@ from indexer_kernels.words_triton import (
     largest_row,
     row_of,
     smallest_row,
-    stored_of,
     values_of,
 )
 
@@ -113,34 +112,6 @@ def add_masked_row(row, mask, counters, sum1, sum2, sum3, sum4, high, low, DTYPE
     sum1, sum2, sum3, sum4 = add_powers(gl.where(mask, value, 0.0), sum1, sum2, sum3, sum4)
     high = gl.maximum(high, gl.where(mask, value, float("-inf")))
     return sum1, sum2, sum3, sum4, high, gl.minimum(low, gl.where(mask, value, float("inf")))
-
-
-@gluon.jit
-def activated_rows(
-    gate_at, up_at, out_at, GATE: gl.constexpr, UP: gl.constexpr, OUT: gl.constexpr,
-    ROWS: gl.constexpr, FUNCTION: gl.constexpr, GATED: gl.constexpr,
-):  # fmt: skip
-    """Read, activate and write ROWS rows, which are returned as a reader of `out` sees them.
-
-    gate_at, up_at, out_at: pointers [WARPS, 64] to the first of them; GATE, UP, OUT: from row to row.
-    """
-    DTYPE: gl.constexpr = gate_at.dtype.element_ty
-    rows = ()
-    factors = ()
-    # all reads come first, for none could pass a write that may hit its place
-    for ahead in gl.static_range(ROWS):
-        rows = rows + (row_of(gl.load(gate_at + ahead * GATE), DTYPE),)
-        if GATED:
-            factors = factors + (row_of(gl.load(up_at + ahead * UP), DTYPE),)
-    if FUNCTION != "plain":
-        read = rows
-        rows = ()
-        for ahead in gl.static_range(ROWS):
-            factor = factors[ahead] if GATED else read[ahead]
-            row = activated_row(read[ahead], factor, DTYPE, FUNCTION, GATED)
-            gl.store(out_at + ahead * OUT, stored_of(row, DTYPE))
-            rows = rows + (row,)
-    return rows
 
 
 @gluon.jit
