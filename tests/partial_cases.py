@@ -24,6 +24,10 @@ KEEP = Keep(top=5, bottom=3, window=(6, 3))
 VOCABULARY = Vocabulary([f" {number}" for number in range(300)])
 ROWS = 100
 FILES = 3
+# what some_index is made of, and what it may do to an index's manifest
+PARTS = 7
+LAYERS = (0, 3)
+Change = Callable[[dict[str, Any]], None]
 
 
 def some_parts(count: int, units: int = 12, tokens: int = 60, seed: int = 0) -> list[tuple[Any, Sequences]]:
@@ -157,3 +161,13 @@ def _with_bits(table: pa.Table) -> pa.Table:
     offsets = np.concatenate([[0], np.cumsum(windows.value_lengths().to_numpy())]).astype(np.int32)
     bits = pa.ListArray.from_arrays(pa.array(offsets), windows.flatten().view(pa.int32()))
     return table.set_column(table.column_names.index("activations"), "activations", bits)
+
+
+def some_index(output: Path, numbers: Sequence[int], change: Change = lambda sections: None) -> Path:
+    """An index of some of PARTS parts, of two layers with values of their own."""
+    records = []
+    for layer in LAYERS:
+        parts = some_parts(PARTS, seed=layer)
+        records.append(record([parts[number] for number in numbers], layer=layer))
+    chosen = [some_parts(PARTS, seed=layer)[number] for layer in LAYERS for number in numbers]
+    return write_part(output, numbers, records, documents_of(chosen), change)
