@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from indexer_kernels.plan import Plan
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.measure import Side, interleaved, ratios, timed
+from benchmarks.measure import Side, interleaved, measured_parts, ratios, timed
 from benchmarks.report import WrongResultError
 from benchmarks.states import first_difference
 from indexer.errors import IndexerError
@@ -74,9 +73,8 @@ def measure(device: torch.device, *, tokens: int, units: int, rounds: int, dry: 
     rounds, with *_min and *_max. `update_share_of_copy_bandwidth` compares bytes per second: what `update`
     reads, with what a copy reads and writes.
     dry: on the CPU, in the interpreter; TRITON_INTERPRET=1 must be set before triton is imported.
-    A part that fails - update, swiglu, gelu, gelu_tanh, hardware - has no figures but PART_failure, the
-    traceback as text: a wrong result, or whatever else a machine comes up with that nobody has tried. The
-    other parts run all the same. Raises IndexerError where the device and `dry` do not fit.
+    Parts are hardware, update, swiglu, gelu and gelu_tanh; for one that fails see measure.measured_parts.
+    Raises IndexerError where the device and `dry` do not fit.
     Cost: about 12 bytes of device memory per element; seconds on a GPU, of which the reference takes most.
     """
     if (device.type == "cuda") == dry:
@@ -90,11 +88,7 @@ def measure(device: torch.device, *, tokens: int, units: int, rounds: int, dry: 
             "tokens": tokens, "units": units, "rounds": rounds, "calls_per_round": 1 if dry else CALLS,
             "dry": int(dry),
         }  # fmt: skip
-        for name, part in parts.items():
-            try:
-                figures |= part()
-            except Exception:
-                figures[f"{name}_failure"] = traceback.format_exc()
+        measured_parts(parts, figures)
         return figures
 
 

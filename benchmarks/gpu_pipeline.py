@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -42,7 +41,7 @@ from benchmarks.gpu_models import (
     parameters,
     random_model,
 )
-from benchmarks.measure import Side, interleaved, ratios
+from benchmarks.measure import Side, interleaved, measured_parts, ratios
 from benchmarks.peers import TopSequences
 from benchmarks.report import say
 from indexer.models import LoadedModel, Runner
@@ -61,8 +60,8 @@ def measure(model: str, device: torch.device, *, dry: bool, save: Callable[[Figu
 
     *_seconds: median of the rounds, of one batch. *_per_*: ratios of times, median of the pairs of rounds,
     with *_min and *_max. *_extrapolated: not measured on the whole model.
-    save: called with the figures so far after every part. A part that fails - loop, synchronisations, peer,
-    compiled - has no figures but PART_failure, the traceback; the others run all the same.
+    save: called with the figures so far after every part: loop, synchronisations, peer, compiled. For one
+    that fails see measure.measured_parts.
     dry: tiny, on the CPU, in the interpreter; TRITON_INTERPRET=1 must be set before triton is imported.
     Raises WrongResultError where statistics differ from the reference.
     """
@@ -74,12 +73,7 @@ def measure(model: str, device: torch.device, *, dry: bool, save: Callable[[Figu
             "loop": bench.loop, "synchronisations": bench.synchronisations, "peer": bench.peer,
             "compiled": bench.compiled,
         }  # fmt: skip
-        for name, part in parts.items():
-            try:
-                figures |= part()
-            except Exception:
-                figures[f"{name}_failure"] = traceback.format_exc()
-            save(figures | {"checks": bench.checks})
+        measured_parts(parts, figures, lambda: save(figures | {"checks": bench.checks}))
     return figures | {"checks": bench.checks}
 
 

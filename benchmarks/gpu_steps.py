@@ -13,10 +13,12 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +34,8 @@ SECONDS = 520
 LEAST_SECONDS = 5
 # Times as much for a dry run, which says nothing of time and may share its machine
 DRY_PATIENCE = 5
-# how `timeout` ends: after SIGABRT, at which Python says where it was, and after SIGKILL
-TIMED_OUT = (124, 137)
+# Between SIGABRT, at which Python says where it was, and SIGKILL
+LAST_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -103,28 +105,46 @@ def _run(step: Step, seconds: float, log: Path) -> dict[str, Any]:
     if seconds < LEAST_SECONDS:
         return {"status": "no time left", "seconds": 0.0}
     print(f"{step.name}: at most {seconds:.0f} s", flush=True)
-    command = ["timeout", "--signal=ABRT", "--kill-after=5", str(round(seconds)), sys.executable]
     begin = time.monotonic()
     with log.open("ab") as output:
         output.write(f"\n=== {step.name}\n".encode())
         output.flush()
         first = output.tell()
-        status = subprocess.run(
-            [*command, *step.arguments],
+        process = subprocess.Popen(
+            [sys.executable, *step.arguments],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"},
-        ).returncode
+            start_new_session=True,
+        )
+        in_time = _wait(process, seconds)
     printed = log.read_bytes()[first:].decode(errors="replace")
     print(printed[-KEPT_CHARACTERS // 4 :], flush=True)
     return {
-        "status": "done" if status == 0 else "time is up" if status in TIMED_OUT else "failed",
-        "exit": status,
+        "status": "time is up" if not in_time else "done" if process.returncode == 0 else "failed",
+        "exit": process.returncode,
         "seconds": round(time.monotonic() - begin, 1),
         "printed": printed[-KEPT_CHARACTERS:],
     }
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether the process ends in time; either way, nothing it started outlives this call."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        # it alone: a second signal, to its group, would end it before it has said where it was
+        process.send_signal(signal.SIGABRT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LAST_SECONDS)
+        return False
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return True
 
 
 def _figures(file: Path) -> Any:

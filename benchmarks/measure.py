@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,24 @@ def interleaved(
                 if number:
                     seconds[name].append(taken)
     return seconds
+
+
+def measured_parts(
+    parts: Mapping[str, Callable[[], dict[str, Any]]],
+    figures: dict[str, Any],
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Add each part's figures to `figures`, and call `save` after each.
+
+    A part that fails has none but PART_failure, the traceback as text: a wrong result, or whatever else a
+    machine comes up with that nobody has tried. The other parts run all the same.
+    """
+    for name, part in parts.items():
+        try:
+            figures |= part()
+        except Exception:
+            figures[f"{name}_failure"] = traceback.format_exc()
+        save()
 
 
 @contextmanager

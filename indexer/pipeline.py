@@ -27,7 +27,7 @@ from indexer.models import LoadedModel, MlpLayer, Runner, load
 from indexer.models.memory import plan_memory
 from indexer.models.placement import device_type
 from indexer.observer import StatisticsObserver
-from indexer.progress import Progress
+from indexer.progress import Progress, in_bytes
 from indexer.tokens import Batches
 from indexer.units import parse_layers
 from indexer.work import checkpoints
@@ -165,6 +165,11 @@ class Build:
                 observer.statistics[layer.layer].to_device(layer.device, self.memory.windows)
         except KernelInputError as error:
             raise IndexerError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise IndexerError(
+                f"out of memory on {self.loaded.device} with {in_bytes(self.memory.device_state)} of "
+                "statistics: another program took what was free; try again, or choose fewer --layers"
+            ) from error
 
     def _check_output(self) -> None:
         """Refuse an output that can neither be made nor is the index that is asked for."""

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
@@ -64,13 +66,18 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path) -> None:
 
 
 def steps_of(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, str], seconds: int = 60
+    folder: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, str], seconds: int = 300
 ) -> dict[str, Any]:
     """What is on record of some programs that run as steps; FILE in them is where figures go."""
 
     def steps(dry: bool, parts: Path) -> list[Step]:
+        # on a busy machine Python takes seconds to begin
         return [
-            Step(name, ("-c", text.replace("FILE", repr(str(parts / f"{name}.json")))), 1 + (name != "hangs"))
+            Step(
+                name,
+                ("-c", text.replace("FILE", repr(str(parts / f"{name}.json")))),
+                8 if "hang" in name else 60,
+            )
             for name, text in programs.items()
         ]
 
@@ -85,7 +92,8 @@ def test_whatever_a_step_comes_to_the_next_one_runs(tmp_path: Path, monkeypatch:
     save = "open(FILE, 'w').write('{\"%s\": 1}')"
     ended = steps_of(tmp_path, monkeypatch, {
         "fails": f"{save % 'half'}; raise ValueError('no such luck')",
-        "hangs": f"{save % 'early'}; import time; time.sleep(60)",
+        "hangs": f"{save % 'early'}; import time; time.sleep(600)",
+        "hangs on": "import signal, time; signal.signal(signal.SIGABRT, signal.SIG_IGN); time.sleep(600)",
         "crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
         "partly": save % "loop_failure",
         "works": save % "all",
@@ -93,6 +101,7 @@ def test_whatever_a_step_comes_to_the_next_one_runs(tmp_path: Path, monkeypatch:
     assert [(name, step["status"]) for name, step in ended.items()] == [
         ("fails", "failed"),
         ("hangs", "time is up"),
+        ("hangs on", "time is up"),
         ("crashes", "failed"),
         ("partly", "failed in part"),
         ("works", "done"),
@@ -103,6 +112,27 @@ def test_whatever_a_step_comes_to_the_next_one_runs(tmp_path: Path, monkeypatch:
     # where it was
     assert 'File "<string>", line 1' in ended["hangs"]["printed"]
     assert ended["crashes"]["results"] is None
+
+
+def test_nothing_a_step_started_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleep = "[sys.executable, '-c', 'import time; time.sleep(600)']"
+    child = f"import subprocess, sys; child = subprocess.Popen({sleep})"
+    start = f"{child}; open(FILE, 'w').write(str(child.pid))"
+    ended = steps_of(tmp_path, monkeypatch, {"ends": start, "hangs": f"{start}; child.wait()"})
+    assert [step["status"] for step in ended.values()] == ["done", "time is up"]
+    assert all(is_gone(step["results"]) for step in ended.values())
+
+
+def is_gone(process: int) -> bool:
+    """Within ten seconds: a signal takes a while to arrive."""
+    for _ in range(100):
+        try:
+            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_steps_that_there_is_no_time_for_are_left_out(

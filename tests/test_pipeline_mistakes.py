@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from indexer_kernels import Statistics
 from typer.testing import CliRunner
 
 from indexer.commands import app
@@ -159,3 +161,14 @@ def test_foreign_or_damaged_index(index: Path, tmp_path: Path, command: list[str
     manifest = json.loads((newer / "manifest.json").read_text())
     (newer / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
     assert "99" in failing(name, newer, *rest)
+
+
+def test_a_gpu_that_has_no_room_for_the_states_any_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Statistics, device: torch.device, windows: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Statistics, "to_device", full)
+    said = failing(*builds(folder))
+    assert "statistics: another program took what was free; try again, or choose fewer --layers" in said
