@@ -189,6 +189,14 @@ def _positive(word: tl.tensor, kind: Any) -> tl.tensor:
     return _words(np.maximum(_halves(word, _number(kind)), 0.0) + 0.0, _number(kind))
 
 
+def _negative_sizes(word: tl.tensor, limit: Any) -> tl.tensor:
+    # as numbers of float16, which is what the instruction takes them for
+    halves = word.handle.data.astype(np.int32).view(np.uint16)
+    sizes = (halves & 0x7FFF).view(np.float16)
+    least = np.fmin(sizes, np.uint16(_number(limit) & 0xFFFF).view(np.float16))
+    return _tensor((least.view(np.uint16) | 0x8000).view(np.int32), tl.int32)
+
+
 def _product(word: tl.tensor, other: tl.tensor, kind: Any) -> tl.tensor:
     with np.errstate(invalid="ignore"):
         return _words(_halves(word, _number(kind)) * _halves(other, _number(kind)), _number(kind))
@@ -216,6 +224,7 @@ SUBSTITUTES: dict[str, Callable[..., tl.tensor]] = {
     "float16_words": _converted("f16x2"),
     "zero_words": _zeros,
     "positive_words": _positive,
+    "negative_sizes": _negative_sizes,
     "product_words": _product,
     "sum_words": _sum,
     "extreme_words": _extreme,

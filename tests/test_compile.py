@@ -59,6 +59,13 @@ def test_a_kernel_beyond_its_limits_is_refused(changes: dict[str, object], messa
         _check(variant, Machine(**{**MACHINE.__dict__, **changes}))
 
 
+def test_later_architectures_have_a_smaller_budget() -> None:
+    machine = Machine(**{**MACHINE.__dict__, "loop": {"FADD": 175, "ATOMS": 16}})
+    _check(Variant("gather", 80, "bfloat16", CONSTANTS), machine)
+    with pytest.raises(WrongResultError, match=r"11\.94 instructions per element; at most 11\.5"):
+        _check(Variant("gather", 90, "bfloat16", CONSTANTS), machine)
+
+
 def test_the_hot_loop_is_the_innermost_one() -> None:
     lines = [
         "MOV R0, R1",

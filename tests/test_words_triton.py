@@ -70,6 +70,12 @@ def test_zeros_of_words_are_those_of_their_halves(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(got, np.where((one == 0).numpy(), 0xFFFF, 0))
 
 
+def test_negative_sizes_have_a_limit() -> None:
+    one = some_halves(torch.bfloat16, 0)
+    got = halves_of(SUBSTITUTES["negative_sizes"](words(one), 0x41804180), torch.bfloat16)
+    assert_same(got, -torch.where(one.isnan(), 16, one.abs().clamp(max=16)))
+
+
 def test_a_product_to_one_is_a_number() -> None:
     value = np.array([[0.5, 4, -1, np.inf, np.inf, np.nan, -0.5, 0]], np.float32)
     other = np.array([[0.25, 0.5, 1, 0, 1, 1, -0.5, np.inf]], np.float32)

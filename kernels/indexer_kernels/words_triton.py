@@ -147,6 +147,17 @@ def positive_words(word, TYPE: gl.constexpr):
 
 
 @gluon.jit
+def negative_sizes(word, LIMIT: gl.constexpr):
+    """-min(|word|, LIMIT) of bfloat16; of NaN, -LIMIT. LIMIT: the bits of a word."""
+    # Sizes in both types are in the order of their bits, and what float16 takes for NaN loses to a number.
+    # Of float16 alone the maximum takes sign and size in its stride: one instruction.
+    return gl.inline_asm_elementwise(
+        "{.reg .b32 size; abs.f16x2 size, $1; neg.f16x2 size, size; max.f16x2 $0, size, $2;}", "=r,r,r",
+        [word, gl.full_like(word, LIMIT - 0x7FFF8000)], dtype=gl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
 def product_words(word, other, TYPE: gl.constexpr):
     # a product plus -0, for sm_80 has no product alone in bfloat16
     return sum_words(word, other, gl.full_like(word, -0x7FFF8000), TYPE)
