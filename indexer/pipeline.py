@@ -17,6 +17,7 @@ from indexer_kernels.dispatch import choose
 from indexer import account
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
+from indexer.corpus.pieces import share_of
 from indexer.documents import Documents
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
@@ -289,12 +290,9 @@ class Build:
 
 
 def _pieces(config: BuildConfig, corpus: Corpus) -> Sequence[Any]:
-    """The corpus's pieces, or those of the shard: as many in one shard as in another, or one more."""
+    """The corpus's pieces, or those of the shard."""
     pieces = corpus.pieces(config.piece_bytes)
-    if config.shard is None:
-        return pieces
-    shard, shards = config.shard
-    return pieces[len(pieces) * shard // shards : len(pieces) * (shard + 1) // shards]
+    return pieces if config.shard is None else share_of(pieces, *config.shard)
 
 
 def _chosen_kernels(config: BuildConfig) -> str:

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from indexer.config import BuildConfig
 from indexer.engines import build, processes, ray_engine
@@ -111,6 +114,32 @@ def test_a_worker_says_what_is_wrong(corpus: list[str], tmp_path: Path) -> None:
         build(options(tmp_path / "a.index", [str(bad)], workers=2))
 
 
+def test_workers_that_have_nothing_to_do(corpus: list[str], tmp_path: Path) -> None:
+    def said(workers: int, piece_bytes: int) -> str | None:
+        config = options(tmp_path / "a.index", corpus, workers=workers, piece_bytes=piece_bytes)
+        return processes.idle_workers(config)
+
+    assert said(3, 9000) is None
+    assert said(4, 9000) is None
+    found = said(5, 9000)
+    assert found is not None
+    assert "warning: 5 workers for a corpus in 4: the rest have nothing to do; --piece-bytes " in found
+    assert said(5, int(found.split("--piece-bytes ")[1].split()[0])) is None
+    assert str(said(9, 9000)).endswith("; give it as several files")
+
+
+def test_gpus_are_counted_without_a_torch_that_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import sys; from indexer.engines.processes import _gpus; print(_gpus(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for_cpus = torch.version.cuda is None and torch.version.hip is None
+    assert done.stdout.split() == [str(torch.cuda.device_count()), str(not for_cpus)]
+    monkeypatch.setattr(processes.runpy, "run_path", lambda path: {"cuda": "13.0", "hip": None})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert processes._gpus() == 3
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "visible", "seen"),
     [
@@ -155,13 +184,15 @@ def test_each_worker_sees_its_own_gpu(
     assert all(environment["PATH"] == os.environ["PATH"] for environment in started)
 
 
-def test_more_workers_than_gpus_to_spread_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_workers_than_gpus_to_spread_over(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "_gpus", lambda: 3)
     message = (
         "--workers 4 with --device spread: each takes one GPU at least, and this machine has 3; use fewer"
     )
     with pytest.raises(IndexerError, match=message):
-        build(options(tmp_path / "a.index", ["."], workers=4, device="spread"))
+        build(options(tmp_path / "a.index", corpus, workers=4, device="spread"))
 
 
 def test_a_worker_on_ray_has_one_gpu(tmp_path: Path) -> None:

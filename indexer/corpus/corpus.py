@@ -144,7 +144,8 @@ class Corpus:
     ) -> Iterator[Document]:
         """Every document that is not empty, in order; a new pass with counts from zero.
 
-        pieces: consecutive ones, all where not given. start: a state of `state` to continue from.
+        pieces: in order, those of one file consecutive; all where not given. start: a state of `state` to
+        continue from.
         Raises IndexerError for what cannot be read, and at the end if there was no text at all.
         """
         reading = self._reading = Reading(self._text_column, self._on_bad_text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from indexer.corpus.sources import CorpusFile
 
@@ -84,8 +85,28 @@ def pieces_of(files: Sequence[CorpusFile], piece_bytes: int) -> list[Piece]:
     return pieces
 
 
+def share_of(pieces: Sequence[Piece], shard: int, shards: int) -> list[Piece]:
+    """The pieces of one of several shards: as many in one as in another, or one more.
+
+    Neighbours are alike - one folder's code, another's prose - so they are dealt out in turns. Of a file that
+    is cut, a shard has slices in a row, so that what it covers of the file is one range of rows.
+    """
+    share: list[Piece] = []
+    turn = 0
+    for _, group in groupby(pieces, key=lambda piece: piece.slices[0].file.ordinal):
+        slices = list(group)
+        whole, left = divmod(len(slices), shards)
+        # those after `turn` have one more
+        ends = [0]
+        for number in range(shards):
+            ends.append(ends[-1] + whole + ((number - turn) % shards < left))
+        share += slices[ends[shard] : ends[shard + 1]]
+        turn += left
+    return share
+
+
 def runs_of(pieces: Sequence[Piece]) -> Iterator[Run]:
-    """Consecutive pieces as files to be read, each once."""
+    """Pieces in order as files to be read, each once; those of one file follow one another."""
     slices = [(piece.number, part) for piece in pieces for part in piece.slices]
     first = 0
     while first < len(slices):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import IO
 import psutil
 
 from indexer.config import BuildConfig
+from indexer.corpus import Corpus
 from indexer.engines.shards import (
     count_of_shards,
     is_finished,
@@ -66,10 +69,13 @@ def build_in_processes(config: BuildConfig) -> Path:
         return config.output
     check_output(config.output, config.overwrite)
     count_of_shards(config)
+    idle = idle_workers(config)
     folder = shards_folder(config.output)
     make_folder(folder)
     progress = Progress()
     try:
+        if idle is not None:
+            progress.say(idle)
         with _started(config) as workers:
             _watch(workers, progress)
     finally:
@@ -80,6 +86,21 @@ def build_in_processes(config: BuildConfig) -> Path:
     output = merge_parts([worker.output for worker in workers], config.output, overwrite=config.overwrite)
     remove(folder)
     return output
+
+
+def idle_workers(config: BuildConfig) -> str | None:
+    """What to say where there are more workers than pieces of the corpus; None where there are not.
+
+    Raises IndexerError where a source is missing.
+    """
+    corpus = Corpus(config.corpus, text_column=config.text_column, on_bad_text=config.on_bad_text)
+    pieces, workers = len(corpus.pieces(config.piece_bytes)), config.workers
+    if pieces >= workers:
+        return None
+    finer = max(1, (corpus.bytes or 0) // (8 * workers))
+    cut = len(corpus.pieces(finer)) >= workers
+    way_out = f"--piece-bytes {finer} cuts it into enough" if cut else "give it as several files"
+    return f"warning: {workers} workers for a corpus in {pieces}: the rest have nothing to do; {way_out}"
 
 
 @contextmanager
@@ -157,6 +178,14 @@ def worker_environment(config: BuildConfig, shard: int, environment: Mapping[str
 
 
 def _gpus() -> int:
+    """GPUs that torch sees."""
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if version is not None and version.is_file():
+        # what torch is built for, without its import, which takes seconds while no worker has begun
+        built_for = runpy.run_path(str(version))
+        if built_for.get("cuda") is None and built_for.get("hip") is None:
+            return 0
     import torch
 
     return torch.cuda.device_count()
@@ -165,6 +194,9 @@ def _gpus() -> int:
 def _watch(workers: list[Worker], progress: Progress) -> None:
     """Show how far they are until all have ended."""
     progress.say(f"{len(workers)} workers, each with a shard of the corpus")
+    # what merges their parts is loaded while they work
+    from indexer.partials import merge as _merge  # noqa: F401
+
     while any(worker.process.poll() is None for worker in workers):
         time.sleep(POLL_SECONDS)
         progress.show_sum([_progress(worker) for worker in workers])
