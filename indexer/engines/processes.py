@@ -195,8 +195,7 @@ def _watch(workers: list[Worker], progress: Progress) -> None:
     """Show how far they are until all have ended."""
     progress.say(f"{len(workers)} workers, each with a shard of the corpus")
     # what merges their parts is loaded while they work
-    from indexer.partials import merge as _merge  # noqa: F401
-
+    importlib.import_module("indexer.partials.merge")
     while any(worker.process.poll() is None for worker in workers):
         time.sleep(POLL_SECONDS)
         progress.show_sum([_progress(worker) for worker in workers])
