@@ -159,4 +159,7 @@ def _write(file: Path, whole: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # told to end, it ends the step that runs as well
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -123,9 +123,12 @@ def test_workers_that_have_nothing_to_do(corpus: list[str], tmp_path: Path) -> N
     assert said(4, 9000) is None
     found = said(5, 9000)
     assert found is not None
-    assert "warning: 5 workers for a corpus in 4: the rest have nothing to do; --piece-bytes " in found
+    assert "warning: only 4 of 5 workers have text, for it is in no more pieces; --piece-bytes " in found
     assert said(5, int(found.split("--piece-bytes ")[1].split()[0])) is None
     assert str(said(9, 9000)).endswith("; give it as several files")
+    # of a size that is not known
+    hub = options(tmp_path / "a.index", [*corpus, "hf://datasets/some/text"], workers=9)
+    assert str(processes.idle_workers(hub)).endswith("; give it as several files")
 
 
 def test_gpus_are_counted_without_a_torch_that_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:

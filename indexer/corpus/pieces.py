@@ -96,12 +96,13 @@ def share_of(pieces: Sequence[Piece], shard: int, shards: int) -> list[Piece]:
     for _, group in groupby(pieces, key=lambda piece: piece.slices[0].file.ordinal):
         slices = list(group)
         whole, left = divmod(len(slices), shards)
-        # those after `turn` have one more
-        ends = [0]
-        for number in range(shards):
-            ends.append(ends[-1] + whole + ((number - turn) % shards < left))
-        share += slices[ends[shard] : ends[shard + 1]]
-        turn += left
+        # as many shards as slices are left over have one more: from `turn` on, and then from the first on
+        end = turn + left
+        before = max(0, min(shard, end) - turn) + min(shard, max(0, end - shards))
+        has_more = turn <= shard < end or shard < end - shards
+        first = shard * whole + before
+        share += slices[first : first + whole + has_more]
+        turn = end % shards
     return share
 
 

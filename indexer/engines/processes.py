@@ -97,10 +97,10 @@ def idle_workers(config: BuildConfig) -> str | None:
     pieces, workers = len(corpus.pieces(config.piece_bytes)), config.workers
     if pieces >= workers:
         return None
-    finer = max(1, (corpus.bytes or 0) // (8 * workers))
-    cut = len(corpus.pieces(finer)) >= workers
-    way_out = f"--piece-bytes {finer} cuts it into enough" if cut else "give it as several files"
-    return f"warning: {workers} workers for a corpus in {pieces}: the rest have nothing to do; {way_out}"
+    finer = (corpus.bytes or 0) // (8 * workers)
+    cut = finer > 0 and len(corpus.pieces(finer)) >= workers
+    way_out = f"--piece-bytes {finer} cuts it finer" if cut else "give it as several files"
+    return f"warning: only {pieces} of {workers} workers have text, for it is in no more pieces; {way_out}"
 
 
 @contextmanager

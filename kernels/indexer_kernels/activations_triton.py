@@ -188,7 +188,7 @@ def gelu_tanh_bfloat16(row):
     octaves = gl.fma(-root, root, -t)
     # relu alone is left of infinity
     tail = rounded_row(product_to_one(t, exp2_hardware(octaves)), gl.bfloat16)
-    # -318, twice, is a constant that costs no instruction of its own
+    # the bits of -318, twice: the factor is in the sum, where it costs nothing
     return sum_words(tail, gl.full_like(tail, -0x3C603C61), positive_row(row, gl.bfloat16), "bf16x2")
 
 

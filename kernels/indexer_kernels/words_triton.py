@@ -19,6 +19,8 @@ UNITS = gl.constexpr(64)
 VALUES = gl.constexpr(gl.BlockedLayout([1, 2], [1, 32], [GROUP_BLOCKS, 1], [1, 0]))
 WORDS = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [GROUP_BLOCKS, 1], [1, 0]))
 KEEP_NAN = gl.constexpr(PropagateNan.ALL)
+# The sign bits of a word: -0 twice
+SIGNS = gl.constexpr(-0x7FFF8000)
 
 
 @gluon.jit
@@ -153,14 +155,14 @@ def negative_sizes(word, LIMIT: gl.constexpr):
     # Of float16 alone the maximum takes sign and size in its stride: one instruction.
     return gl.inline_asm_elementwise(
         "{.reg .b32 size; abs.f16x2 size, $1; neg.f16x2 size, size; max.f16x2 $0, size, $2;}", "=r,r,r",
-        [word, gl.full_like(word, LIMIT - 0x7FFF8000)], dtype=gl.int32, is_pure=True, pack=1,
+        [word, gl.full_like(word, LIMIT + SIGNS)], dtype=gl.int32, is_pure=True, pack=1,
     )  # fmt: skip
 
 
 @gluon.jit
 def product_words(word, other, TYPE: gl.constexpr):
     # a product plus -0, for sm_80 has no product alone in bfloat16
-    return sum_words(word, other, gl.full_like(word, -0x7FFF8000), TYPE)
+    return sum_words(word, other, gl.full_like(word, SIGNS), TYPE)
 
 
 @gluon.jit
