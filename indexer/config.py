@@ -2,23 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from indexer.quantities import BYTES, COUNTS, whole_number
+from indexer.units import format_layers
 
-def _parts(value: object) -> object:
+
+def _whole(units: Mapping[str, int], examples: str) -> BeforeValidator:
+    def read(value: object) -> int:
+        number = whole_number(value, units)
+        if number is None:
+            raise ValueError(f"should be a whole number, as {examples}")
+        return number
+
+    return BeforeValidator(read)
+
+
+def _shard(value: object) -> object:
     """I/N as its two numbers; anything else is left to be refused."""
     if isinstance(value, str) and value.count("/") == 1:
         return tuple(value.split("/"))
     return value
 
 
+def _window(value: object) -> object:
+    """BEFORE,AFTER as two numbers."""
+    if not isinstance(value, str):
+        return value
+    parts = value.split(",")
+    if len(parts) != 2:
+        raise ValueError("should be tokens before and after the peak, as 48,15")
+    return tuple(parts)
+
+
+def _layers(value: object) -> object:
+    """A layer's number, or several, as the text that the command line takes."""
+    if value is None or isinstance(value, str):
+        return value
+    given: Iterable[Any] = value if isinstance(value, list | tuple | range | set) else [value]
+    numbers = [whole_number(number) for number in given]
+    known = [number for number in numbers if number is not None and number >= 0]
+    if not numbers or len(known) < len(numbers):
+        raise ValueError("should be numbers of layers, from 0 on, as [0, 5], or text, as 0-5,7")
+    return format_layers(known)
+
+
+def _sources(value: object) -> object:
+    """One source is as good as a list of it."""
+    sources = (value,) if isinstance(value, str | Path) else value
+    if sources in ((), []):
+        raise ValueError("should name files, folders or data sets")
+    return sources
+
+
 # a path is as good as its text
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
-Count = Annotated[int, Field(ge=1)]
-Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Count], BeforeValidator(_parts)]
+_as_written = _whole(COUNTS, "1000, 2k, 1e6 or 10M")
+Places = Annotated[int, Field(ge=0), _as_written]
+Count = Annotated[int, Field(ge=1), _as_written]
+# far more than any machine has; OpenMP runtimes end the process when asked for a million
+Processors = Annotated[int, Field(ge=1, le=1024), _as_written]
+Bytes = Annotated[int, Field(ge=1), _whole(BYTES, "1000000, 64MB or 64MiB")]
+Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], BeforeValidator(_shard)]
 
 
 class BuildConfig(BaseModel):
@@ -30,16 +79,16 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Source
-    corpus: tuple[Source, ...] = Field(min_length=1)
+    corpus: Annotated[tuple[Source, ...], BeforeValidator(_sources)]
     output: Path
-    layers: str | None = Field(
-        None, min_length=1, description="layers to index, as 0-5,7; all of them where not given"
+    layers: Annotated[str | None, BeforeValidator(_layers)] = Field(
+        None, min_length=1, description="layers to index, as 0-5,7 or [0, 5]; all of them where not given"
     )
-    top: Count = 20
-    bottom: Count = 20
+    top: Places = 20
+    bottom: Places = 20
     by: Literal["sequence", "token", "document"] = "sequence"
-    context: Annotated[int, Field(ge=3)] = 256
-    window: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (48, 15)
+    context: Annotated[int, Field(ge=3), _as_written] = 256
+    window: Annotated[tuple[Places, Places], BeforeValidator(_window)] = (48, 15)
     max_tokens: Count | None = None
     batch_tokens: Count | None = Field(
         None, description="tokens of a batch; 4096 on the CPU, on a GPU chosen from its free memory"
@@ -54,19 +103,18 @@ class BuildConfig(BaseModel):
     revision: str | None = None
     hooks: bool = Field(False, description="read activations by hooks even where the fused path is possible")
     compile: bool = Field(False, description="let torch.compile fuse what stands around the MLPs")
-    # far more than any machine has; OpenMP runtimes end the process when asked for a million
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    threads: Processors | None = None
     overwrite: bool = False
     append: bool = Field(False, description="add the corpus to the finished index at `output`")
     numerics: Literal["fast", "reproducible"] = Field(
         "fast", description="reproducible: batches of fixed shapes, so that no choice of batches moves a bit"
     )
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    piece_bytes: Count = Field(
+    piece_bytes: Bytes = Field(
         64 << 20, description="the corpus is cut into pieces of about so many bytes; shards are made of them"
     )
     shard: Shard | None = Field(None, description="build shard I of N alone, as a partial index to be merged")
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    workers: Processors = 1
     ray: str | None = Field(None, description="address of a Ray cluster, or local, to share the work out to")
     shards: Count | None = Field(None, description="with ray: into how many shards the work is cut")
 

@@ -44,12 +44,19 @@ def build_config(options: Mapping[str, Any], config_file: Path | None = None) ->
 
 
 def _one_line(error: ValidationError, source: Mapping[str, str]) -> str:
-    first, *others = error.errors(include_url=False)
-    if not first["loc"] and first["type"] == "value_error":
+    faults: dict[str, list[Any]] = {}
+    for fault in error.errors(include_url=False):
+        faults.setdefault(str(fault["loc"][0]) if fault["loc"] else "", []).append(fault)
+    return "; ".join(_told(key, found, source.get(key, "")) for key, found in faults.items())
+
+
+def _told(key: str, faults: list[Any], source: str) -> str:
+    """What is wrong with one option; source: where it comes from, for the front of the line."""
+    first, *others = faults
+    if not key:
         # options that do not go together: the message names them
         return str(first["msg"]).removeprefix("Value error, ")
-    key = str(first["loc"][0]) if first["loc"] else "options"
-    where = f"{source.get(key, '')}{option_name(key)}"
+    where = f"{source}{option_name(key)}"
     if first["type"] == "missing" and len(first["loc"]) == 1:
         told = f"{where} is missing: give it on the command line or as `{key}` in --config FILE.toml"
     elif first["type"] == "extra_forbidden":
@@ -76,12 +83,3 @@ def _lower(message: str) -> str:
 def _nearest(key: str) -> str:
     near = difflib.get_close_matches(key, BuildConfig.model_fields, n=1)
     return f"; did you mean {near[0]}?" if near else f" (there are: {', '.join(BuildConfig.model_fields)})"
-
-
-def read_window(text: str) -> tuple[int, int]:
-    """BEFORE,AFTER as two token counts. Raises IndexerError for anything else."""
-    try:
-        before, after = (int(part) for part in text.split(","))
-    except ValueError:
-        raise IndexerError(f"--window {text}: give tokens before and after the peak, as 48,15") from None
-    return before, after

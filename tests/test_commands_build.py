@@ -15,6 +15,7 @@ import indexer
 from indexer.commands import app, build_choices
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
+from indexer.quantities import whole_number
 
 MINIMUM = ["build", "model", "texts", "--output", "my.index"]
 
@@ -127,13 +128,29 @@ MISTAKES = [
     (["build"], "error: MODEL is missing: give it on the command line or as `model` in --config FILE.toml"),
     (["build", "model", "--output", "x"], "error: CORPUS is missing"),
     (["build", "model", "texts"], "error: --output is missing"),
-    ([*MINIMUM, "--top", "0"], "error: --top: should be greater than or equal to 1, not 0"),
+    ([*MINIMUM, "--top", "-1"], "error: --top: should be greater than or equal to 0, not -1"),
     (
         [*MINIMUM, "--top", "many"],
-        "error: --top: should be a valid integer, unable to parse string as an integer, not many",
+        "error: --top: should be a whole number, as 1000, 2k, 1e6 or 10M, not many",
+    ),
+    (
+        [*MINIMUM, "--max-tokens", "1.5"],
+        "error: --max-tokens: should be a whole number, as 1000, 2k, 1e6 or 10M, not 1.5",
+    ),
+    ([*MINIMUM, "--max-tokens", "0"], "error: --max-tokens: should be greater than or equal to 1, not 0"),
+    (
+        [*MINIMUM, "--top", "-1", "--bottom", "few"],
+        "error: --top: should be greater than or equal to 0, not -1; --bottom: should be a whole number, as",
+    ),
+    (
+        [*MINIMUM, "--piece-bytes", "64 apples"],
+        "error: --piece-bytes: should be a whole number, as 1000000, 64MB or 64MiB, not 64 apples",
     ),
     ([*MINIMUM, "--by", "word"], "error: --by: should be 'sequence', 'token' or 'document', not word"),
-    ([*MINIMUM, "--window", "48"], "error: --window 48: give tokens before and after the peak, as 48,15"),
+    (
+        [*MINIMUM, "--window", "48"],
+        "error: --window: should be tokens before and after the peak, as 48,15, not 48",
+    ),
     ([*MINIMUM, "--window", "-1,3"], "error: --window: should be greater than or equal to 0, not -1"),
     (
         [*MINIMUM, "--dtype", "int8"],
@@ -172,7 +189,9 @@ def test_a_mistake_is_one_line(built: list[BuildConfig], arguments: list[str], t
         ('by = "word"', "--by: should be 'sequence', 'token' or 'document', not word"),
         ("[build]\ntop = 3", "no such key: build"),
         ("\ufeffwindow = [3]", "--window: field required, not [3]"),
-        ('window = "3,4"', "--window: should be a list, not 3,4"),
+        ('window = "3"', "--window: should be tokens before and after the peak, as 48,15, not 3"),
+        ("layers = [0.5]", "--layers: should be numbers of layers, from 0 on, as [0, 5], or text, as 0-5,7"),
+        ("max_tokens = true", "--max-tokens: should be a whole number, as 1000, 2k, 1e6 or 10M, not True"),
         ('text_column = "\udcff"', "not UTF-8 at byte 15"),
     ],
 )
@@ -227,8 +246,65 @@ def test_from_python(built: list[BuildConfig]) -> None:
     assert built[0].top == 3
     with pytest.raises(IndexerError, match="no such option: topp; did you mean top"):
         indexer.build(model="m", corpus=["t"], output="my.index", topp=3)
+    with pytest.raises(IndexerError, match=r"^CORPUS: should name files, folders or data sets, not \[\]$"):
+        indexer.build(model="m", corpus=[], output="my.index")
     with pytest.raises(IndexerError, match="--output is missing"):
         indexer.build(model="m", corpus=["t"])
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [("1e6", 10**6), ("10M", 10**7), ("1_000_000", 10**6), ("2k", 2000), ("1.5M", 1_500_000), ("1B", 10**9),
+     (1e6, 10**6), (7, 7)],
+)  # fmt: skip
+def test_counts_as_people_write_them(
+    built: list[BuildConfig], tmp_path: Path, written: str | float, number: int
+) -> None:
+    names = ("max_tokens", "batch_tokens", "context", "top", "bottom")
+    indexer.build(model="m", corpus=["t"], output="x", **dict.fromkeys(names, written))
+    command = [part for name in names for part in (f"--{name.replace('_', '-')}", str(written))]
+    assert run(*MINIMUM, *command)[0] == 0
+    config = tmp_path / "build.toml"
+    config.write_text("".join(f"{name} = {written!r}\n" for name in names))
+    assert run(*MINIMUM, "--config", str(config))[0] == 0
+    assert [[getattr(one, name) for name in names] for one in built] == [[number] * 5] * 3
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("64MB", 64_000_000), ("64MiB", 64 << 20), ("1.5 GB", 1_500_000_000), ("7b", 7)]
+)
+def test_bytes_as_people_write_them(built: list[BuildConfig], written: str, number: int) -> None:
+    assert run(*MINIMUM, "--piece-bytes", written)[0] == 0
+    assert built[0].piece_bytes == number
+
+
+def test_no_number_is_rounded_or_too_large() -> None:
+    for text in ("1.5", "1e-1", "1.0000000000000000000000000001", "1e19", "9" * 50, "1__0", "nan", "inf", ""):
+        assert whole_number(text) is None, text
+    assert whole_number("9223372036854775807") == 2**63 - 1
+    for value in (1.5, float("nan"), float("inf"), True, None, [1]):
+        assert whole_number(value) is None, value
+
+
+@pytest.mark.parametrize(
+    ("given", "layers"), [([6, 5], "5-6"), (5, "5"), (range(3), "0-2"), ((0, 2), "0,2"), ("0-5,7", "0-5,7")]
+)
+def test_layers_from_python(built: list[BuildConfig], given: Any, layers: str) -> None:
+    indexer.build(model="m", corpus=["t"], output="x", layers=given)
+    assert built[0].layers == layers
+
+
+@pytest.mark.parametrize("given", [[], -1, [0, -1], ["first"], True, 0.5, [[1]]])
+def test_layers_that_are_none(built: list[BuildConfig], given: Any) -> None:
+    with pytest.raises(IndexerError, match=r"--layers: should be numbers of layers.*, not ") as error:
+        indexer.build(model="m", corpus=["t"], output="x", layers=given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["c.jsonl", Path("c.jsonl"), ["c.jsonl"], (Path("c.jsonl"),)])
+def test_one_source_is_a_corpus(built: list[BuildConfig], given: Any) -> None:
+    indexer.build(model="m", corpus=given, output="x")
+    assert built[0].corpus == ("c.jsonl",)
 
 
 def test_paths_from_python_are_paths(built: list[BuildConfig]) -> None:

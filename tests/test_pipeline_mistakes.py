@@ -79,7 +79,7 @@ def test_bad_corpus(folder: Path, case: str) -> None:
 BAD_OPTIONS = {
     "layer out of range": (["--layers", "4-6"], ["6", "0-5"]),
     "layers not a range": (["--layers", "two"], ["two"]),
-    "k of zero": (["--top", "0"], ["0"]),
+    "negative k": (["--top", "-1"], ["-1"]),
     "context too long": (["--context", "4096"], ["4096", "512"]),
     "unknown dtype": (["--dtype", "int8"], ["int8"]),
     "unknown kernels": (["--kernels", "fast"], ["fast", "cpp"]),

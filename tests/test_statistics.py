@@ -47,6 +47,18 @@ def reference(shape: tuple[int, int], dtype: torch.dtype, by: str) -> tuple[Batc
     return batches, gathered(shape[1], batches, "reference", dataclasses.replace(KEEP, by=by))
 
 
+@pytest.mark.parametrize("ends", [(0, 0), (3, 0), (0, 3)], ids=str)
+def test_an_end_that_is_not_kept_changes_nothing_else(ends: tuple[int, int], instruction_set: str) -> None:
+    batches = some_batches(300, 33)
+    kept = gathered(33, batches, "reference", Keep(top=3, bottom=3, window=(6, 3)))
+    kept.top, kept.bottom = (
+        state if k else None for state, k in zip((kept.top, kept.bottom), ends, strict=True)
+    )
+    keep = Keep(top=ends[0], bottom=ends[1], window=(6, 3))
+    for kernels in ("reference", "cpp"):
+        assert_equal(gathered(33, batches, kernels, keep), kept)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("by", ["sequence", "token", "document"])

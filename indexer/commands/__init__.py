@@ -135,14 +135,12 @@ def build(
 
     Stopped at any moment, the same command continues where it was.
     """
-    from indexer.options import build_config, read_window
+    from indexer.options import build_config
 
     given = {name: value for name, value in context.params.items() if value is not None and value != ()}
     given.pop("config", None)
     if "context_tokens" in given:
         given["context"] = given.pop("context_tokens")
-    if "window" in given:
-        given["window"] = read_window(given["window"])
     checked = build_config(given, config)
 
     from indexer.engines import build as run
@@ -159,9 +157,12 @@ def _count(option: str) -> Any:
     """A parser of whole numbers from 1 on that names option and value, which typer's own does not."""
 
     def parse(text: str) -> int:
-        if not str(text).isdecimal() or int(text) < 1:
+        from indexer.quantities import whole_number
+
+        number = whole_number(text)
+        if number is None or number < 1:
             raise IndexerError(f"{option} {text}: give a whole number, 1 or more")
-        return int(text)
+        return number
 
     return parse
 

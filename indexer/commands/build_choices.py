@@ -44,8 +44,8 @@ OUTPUT_PROJECTION = _option(
     "PATTERN",
     "Where MLPs are not recognised: their output projection, * for the layer, as h.*.mlp.c_proj.",
 )
-TOP = _option(_KEEP, "--top", "K", "Strongest examples of each unit.", "20")
-BOTTOM = _option(_KEEP, "--bottom", "K", "Lowest examples of each unit.", "20")
+TOP = _option(_KEEP, "--top", "K", "Strongest examples of each unit; 0 keeps none.", "20")
+BOTTOM = _option(_KEEP, "--bottom", "K", "Lowest examples of each unit; 0 keeps none.", "20")
 BY = _option(
     _KEEP,
     "--by",
@@ -55,7 +55,9 @@ BY = _option(
 )
 WINDOW = _option(_KEEP, "--window", "B,A", "Tokens kept before and after a peak.", "48,15")
 CONTEXT = _option(_CORPUS, "--context", "N", "Tokens of a sequence, special ones included.", "256")
-MAX_TOKENS = _option(_CORPUS, "--max-tokens", "N", "Stop after this many counted tokens.", "all")
+MAX_TOKENS = _option(
+    _CORPUS, "--max-tokens", "N", "Stop after this many counted tokens, as 5000, 1e6 or 10M.", "all"
+)
 TEXT_COLUMN = _option(_CORPUS, "--text-column", "NAME", "The column that holds the text.", "text")
 ON_BAD_TEXT = _option(
     _CORPUS, "--on-bad-text", "WHAT", "About invalid UTF-8: error, replace or skip.", "error"
@@ -101,5 +103,5 @@ CHECKPOINT_MINUTES = _option(
     _SHARE, "--checkpoint-minutes", "N", "Minutes between checkpoints; rarer where they take long.", "5"
 )
 PIECE_BYTES = _option(
-    _SHARE, "--piece-bytes", "N", "Size of the corpus's pieces, of which shards are made.", "67108864"
+    _SHARE, "--piece-bytes", "N", "Size of the corpus's pieces, which make shards, as 64MB.", "67108864"
 )
