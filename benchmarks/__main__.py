@@ -25,6 +25,7 @@ CASES = {
     "merge": "peak memory and time of merging many partial indexes, against a plain read of them",
     "scale": "a plan for a trillion tokens: checkpoints, failures, storage and merge, by simulation",
     "workers": "several processes with a core each against one, a whole build",
+    "architectures": "every model type that takes text, made small: indexed right, wrong, or refused",
     "survive": "builds killed at random moments and at every named point, then repeated: all equal",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
     "plot": "pictures of the records in benchmarks/results",
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         for name, line in CASES.items():
-            print(f"{name:10}{line}")
+            print(f"{name:15}{line}")
         say("\nrun one: python -m benchmarks CASE [--json] [--quick] [options]; its options: CASE --help")
         return 0
     case, *rest = given

@@ -1,0 +1,220 @@
+"""One architecture: made small, indexed, and judged against plain hooks, each sequence run alone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import re
+import shutil
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass
+from io import StringIO
+from logging import CRITICAL
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import indexer
+from benchmarks.architectures_small import WORDS, small_config, small_model, tokenizer
+from indexer.errors import IndexerError
+
+CONTEXT = 64
+# words in each document; the longest makes two sequences
+LENGTHS = (3, 5, 9, 12, 20, 33, 50, 2, 1, 60, 90)
+# of a value, or of a hundredth of the largest in its layer where that is more
+TOLERANCE = 1e-3
+SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """RIGHT, WRONG, PARTIAL (MLPs left out), REFUSED (one line), CRASH (any other exception) or NOT MADE.
+
+    paths: "fused", "hook" or both; functions: the activations; note: what differs, or what was said.
+    """
+
+    name: str
+    verdict: str
+    note: str = ""
+    paths: str = ""
+    functions: str = ""
+
+    def plain(self) -> dict[str, str]:
+        """As plain values."""
+        return asdict(self)
+
+
+def judged(name: str, folder: Path) -> Verdict:
+    """The verdict on one model type; `folder` is made for it and removed."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity(CRITICAL)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with redirect_stderr(StringIO()), _limited(SECONDS):
+            return _judged(name, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _judged(name: str, folder: Path) -> Verdict:
+    try:
+        model = small_model(small_config(name))
+        model.save_pretrained(folder / "model")  # type: ignore[operator]
+    # whatever a class makes of sizes that do not fit each other
+    except Exception as error:
+        return Verdict(name, "NOT MADE", _told(error))
+    tokenizer().save_pretrained(folder / "model")
+    documents = _documents()
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    try:
+        index_folder = indexer.build(
+            model=str(folder / "model"), corpus=[str(corpus)], output=str(folder / "index"), context=CONTEXT,
+            threads=1, window=(4, 1), top=3, bottom=3,
+        )  # fmt: skip
+    except IndexerError as error:
+        line = str(error).replace(str(folder), "").replace("\n", " | ")
+        return Verdict(name, "REFUSED", line)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in place if "/indexer/" in frame.filename]
+        at = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+        return Verdict(name, "CRASH", _told(error) + at)
+    with indexer.open_index(index_folder) as index:
+        told = index.manifest.model
+        part = told.get("part") or ""
+        truth = Truth(folder / "model", part, [layer["projection"] for layer in told["layers"]], documents)
+        wrong = _wrong(index, {layer["layer"]: layer["projection"] for layer in told["layers"]}, truth)
+    verdict = "WRONG" if wrong else "PARTIAL" if truth.missed else "RIGHT"
+    note = wrong or f"left out: {truth.missed}" if truth.missed else wrong or (part and f"its part {part}")
+    paths = "+".join(sorted({layer["path"] for layer in told["layers"]}))
+    return Verdict(name, verdict, note, paths, told["activation"])
+
+
+class Truth:
+    """What the model's linear layers were given, by plain pre-hooks, each sequence run alone.
+
+    rows: by path, [counted tokens, units], float32. at: by (document, sequence) and path, [tokens, units].
+    missed: linear layers that read and write what the indexed ones do, ran, and are not among them.
+    """
+
+    def __init__(self, folder: Path, part: str, indexed: list[str], documents: list[str]) -> None:
+        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        shapes = {_shape(model.get_submodule(path)) for path in indexed}
+        watched = {
+            path: module
+            for path, module in model.named_modules()
+            if path in indexed or (isinstance(module, nn.Linear | Conv1D) and _shape(module) in shapes)
+        }
+        self.at = dict(_alone(model.get_submodule(part), watched, documents))
+        ran = set.union(*(set(values) for values in self.at.values()))
+        # the first and the last token are special
+        self.rows = {
+            path: np.concatenate([values[path][1:-1] for values in self.at.values()]) for path in indexed
+        }
+        kinds = {re.sub(r"\b\d+\b", "*", path) for path in sorted(ran - set(indexed))}
+        self.missed = ", ".join(sorted(kinds))
+
+
+def _wrong(index: indexer.Index, projections: dict[int, str], truth: Truth) -> str:
+    """What differs first, or nothing."""
+    units = index.sql("SELECT layer, count, maximum, minimum, mean FROM units ORDER BY layer, unit")
+    columns = {name: units[name].to_numpy() for name in units.column_names}
+    for layer, path in projections.items():
+        mine, rows = columns["layer"] == layer, truth.rows[path]
+        least = 0.01 * np.abs(rows).max()
+        if (columns["count"][mine] != len(rows)).any():
+            return f"layer {layer} ({path}): {columns['count'][mine][0]} tokens counted of {len(rows)}"
+        for name, true in (("maximum", rows.max(0)), ("minimum", rows.min(0)), ("mean", rows.mean(0))):
+            apart = np.abs(columns[name][mine] - true) / np.maximum(np.abs(true), least)
+            # so that a NaN is wrong too
+            bad = np.count_nonzero(~(apart <= TOLERANCE))
+            if bad:
+                return (
+                    f"layer {layer} ({path}): {name} off by {apart.max():.2g} in {bad} of {len(apart)} units"
+                )
+    peaks = index.sql(
+        "SELECT layer, unit, value, document, sequence, position FROM examples "
+        "WHERE extreme = 'top' AND rank = 1 ORDER BY layer, unit"
+    )
+    for peak in peaks.to_pylist():
+        path = projections[peak["layer"]]
+        least = 0.01 * np.abs(truth.rows[path]).max()
+        values = truth.at[peak["document"] & ((1 << 40) - 1), peak["sequence"]][path]
+        true, value = float(values[peak["position"], peak["unit"]]), peak["value"]
+        if not abs(true - value) <= TOLERANCE * max(abs(true), least):
+            return f"{path}, unit {peak['unit']}: {true:.4g} where the index has {value:.4g}"
+    return ""
+
+
+def _alone(
+    model: nn.Module, watched: dict[str, nn.Module], documents: list[str]
+) -> Iterator[tuple[tuple[int, int], dict[str, NDArray[np.float32]]]]:
+    """(document, sequence), and what each watched module was given there: [tokens, units]."""
+    given: dict[str, NDArray[np.float32]] = {}
+
+    def keeps(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x: Tensor = (args or tuple(kwargs.values()))[0]
+            given[path] = x.detach().float().reshape(-1, x.shape[-1]).numpy()
+
+        return hook
+
+    for path, module in watched.items():
+        module.register_forward_pre_hook(keeps(path), with_kwargs=True)
+    no_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    for document, text in enumerate(documents):
+        ids = [int(word[1:]) + 4 for word in text.split()]
+        for sequence, first in enumerate(range(0, len(ids), CONTEXT - 2)):
+            given.clear()
+            tokens = [1, *ids[first : first + CONTEXT - 2], 2]
+            with torch.inference_mode():
+                model(input_ids=torch.tensor([tokens]), **no_cache)
+            # some fill a sequence up at its end
+            yield (document, sequence), {path: x[: len(tokens)] for path, x in given.items()}
+
+
+def _documents() -> list[str]:
+    chosen = random.Random(0)
+    return [" ".join(f"w{chosen.randrange(WORDS - 4)}" for _ in range(length)) for length in LENGTHS]
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """Width of what a linear layer is given, and of what it returns."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    inputs, outputs = module.weight.shape  # type: ignore[misc]
+    return int(inputs), int(outputs)
+
+
+def _told(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError within the block after so many seconds."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
