@@ -21,7 +21,7 @@ import pyarrow as pa
 from indexer.errors import IndexerError
 from indexer.index.files import printable
 from indexer.index.manifest import Manifest
-from indexer.index.views import views
+from indexer.index.views import literal_path, views
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
@@ -50,12 +50,19 @@ class Queries:
 
     def __init__(self, index: Path, manifest: Manifest, spaced: bool) -> None:
         """index: absolute path. spaced: as in Vocabulary."""
-        files = [str(index / file.path) for file in manifest.files if file.path.endswith(".parquet")]
+        if "\\" in str(index) and literal_path(index) != str(index):
+            raise IndexerError(
+                f"SQL: the path of the index, {index}, has both a backslash and one of * ? [, with which "
+                "DuckDB finds no file; rename the folder"
+            )
+        files = [index / file.path for file in manifest.files if file.path.endswith(".parquet")]
+        # both what is searched for and what is found has to be allowed
+        allowed = sorted({name for file in files for name in (str(file), literal_path(file))})
         layers = [(layer.site, layer.layer) for layer in manifest.layers]
         with _told():
             self._connection = duckdb.connect(":memory:", config=_SETTINGS)
             self._connection.execute("SET parquet_metadata_cache = true")
-            self._connection.execute("SET allowed_paths = ?", [files])
+            self._connection.execute("SET allowed_paths = ?", [allowed])
             self._connection.execute("SET enable_external_access = false")
             for statement in views(layers, spaced, index):
                 self._connection.execute(statement)

@@ -1,22 +1,28 @@
 """The SQL that presents an index: its views and macros over the Parquet files.
 
-The same text serves `views.sql`, with paths relative to the index for the plain duckdb program, and our own
-connection, with absolute paths. It is always written from the manifest, never read from an index: SQL out
-of a folder that came from elsewhere could do anything.
+The same statements serve `views.sql`, for the plain duckdb program, and our own connection. They are always
+written from the manifest, never read from an index: SQL out of a folder that came from elsewhere could do
+anything. Every file is named, and nothing is taken from the names of the folders around it: DuckDB would
+make columns of `layer=5`, and of `a*b` a search for other folders.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.index import schema
 from indexer.index.vocabulary import BROKEN, CUT_AT_END, CUT_AT_START, REPLACEMENT
 
-_HEADER = """\
--- Views of this index. From inside its folder:  duckdb -cmd ".read views.sql"
+# The path is put together once: a view reads as many files as there are layers.
+_HEADER = r"""-- Views of this index for the duckdb program, version 1.3 or newer. From inside this folder:
+--   duckdb -cmd ".read views.sql"
+-- From anywhere else, with the folder's path in the variable `index`:
+--   duckdb -cmd "SET VARIABLE index = '/path/to/my.index'" -cmd ".read /path/to/my.index/views.sql"
 -- Tables: units, examples, histograms, documents, vocabulary.
 -- For site mlp: FROM top(layer, unit), bottom(layer, unit), histogram(layer, unit).
+SET VARIABLE index_path = coalesce(regexp_replace(getvariable('index'), '([*?[])', '[\1]', 'g') || '/', '');
 -- Keeps footers in memory between queries; without it every query reads those of all layers again.
 SET parquet_metadata_cache = true;
 """
@@ -25,19 +31,30 @@ _SITE = "mlp"
 
 
 def views_file(layers: Sequence[tuple[str, int]], spaced: bool) -> str:
-    """The text of views.sql: the statements of `views` with paths relative to the index."""
+    """The text of views.sql: the statements of `views` for whatever folder the variable `index` names."""
     return _HEADER + "".join(f"{statement};\n" for statement in views(layers, spaced))
+
+
+def literal_path(path: Path | str) -> str:
+    """A path as DuckDB finds it: characters that would search for files stand in brackets.
+
+    A backslash cannot stand beside them; DuckDB finds no file then.
+    """
+    return re.sub(r"[*?[]", r"[\g<0>]", str(path))
 
 
 def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = None) -> list[str]:
     """The statements that make the views and macros.
 
     layers: site and layer of every indexed layer. spaced: as in Vocabulary.
-    index: the folder that paths start from; None for paths relative to the working directory.
+    index: the folder of the files; None for the one that the variable `index_path` leads to.
     """
 
     def place(path: str) -> str:
-        return path if index is None else str(index / path)
+        """The SQL expression of a file's path."""
+        if index is None:
+            return f"getvariable('index_path') || {_string(path)}"
+        return _string(literal_path(index / path))
 
     vocabulary = place(schema.VOCABULARY_FILE)
     examples = [place(schema.examples_file(*layer)) for layer in layers]
@@ -48,16 +65,14 @@ def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = 
         _path_of_layer(place(f"{folder}/{_SITE}."), here)
         for folder in (schema.EXAMPLES_FOLDER, schema.HISTOGRAMS_FOLDER)
     ]
-    histogram = (
-        f"SELECT h.* FROM read_parquet({of_layer[1]}) AS h WHERE h.unit = unit ORDER BY h.lower, h.upper"
-    )
+    histogram = f"SELECT h.* FROM {_read(of_layer[1])} AS h WHERE h.unit = unit ORDER BY h.lower, h.upper"
     return [
         _view("units", schema.UNITS.names, [place(schema.UNITS_FILE)]),
         "CREATE OR REPLACE VIEW examples AS " + _examples(_files(examples), vocabulary, spaced),
         _view("histograms", schema.HISTOGRAMS.names, histograms),
         _view("documents", schema.DOCUMENTS.names, [place(schema.DOCUMENTS_FILE)]),
         "CREATE OR REPLACE VIEW vocabulary AS SELECT unnest(range(len(tokens)))::INTEGER AS token_id, "
-        f"unnest(tokens) AS token FROM read_parquet({_string(vocabulary)})",
+        f"unnest(tokens) AS token FROM {_read(vocabulary)}",
         *(
             f"CREATE OR REPLACE MACRO {extreme}(layer, unit) AS TABLE SELECT e.* "
             f"FROM ({_examples(of_layer[0], vocabulary, spaced)}) AS e "
@@ -70,17 +85,22 @@ def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = 
 
 
 def _view(name: str, columns: Sequence[str], files: Sequence[str]) -> str:
-    return f"CREATE OR REPLACE VIEW {name} AS SELECT {_names(columns)} FROM read_parquet({_files(files)})"
+    return f"CREATE OR REPLACE VIEW {name} AS SELECT {_names(columns)} FROM {_read(_files(files))}"
+
+
+def _read(files: str) -> str:
+    """The files, an expression for one path or a list of them, as a table of the columns that they hold."""
+    return f"read_parquet({files}, hive_partitioning = false)"
 
 
 def _examples(files: str, vocabulary: str, spaced: bool) -> str:
-    """A query for the examples of `files`, the argument of read_parquet.
+    """A query for the examples of `files`; like `vocabulary`, the expression of a path.
 
     Tokens and text are looked up in the vocabulary; a query that asks for neither does not touch it.
     """
 
     def spelled(column: str) -> str:
-        lists = f"(SELECT v.{column} FROM read_parquet({_string(vocabulary)}) AS v)"
+        lists = f"(SELECT v.{column} FROM {_read(vocabulary)} AS v)"
         return f"list_select({lists}, list_transform(s.token_ids, lambda id: id + 1))"
 
     mark = _string(REPLACEMENT)
@@ -95,20 +115,20 @@ def _examples(files: str, vocabulary: str, spaced: bool) -> str:
     # TRY cannot stand around a subquery, so the pieces are joined one level below.
     joined = (
         f"SELECT s.*, {spelled('tokens')} AS tokens, array_to_string({spelled('pieces')}, '') AS pieces "
-        f"FROM read_parquet({files}) AS s"
+        f"FROM {_read(files)} AS s"
     )
     return f"SELECT {_names(stored, 'j.')}, {text} AS text FROM ({joined}) AS j"
 
 
 def _path_of_layer(start: str, layers: Sequence[int]) -> str:
     known = ", ".join(map(str, layers)) or "NULL"
-    path = f"{_string(start)} || layer || '.parquet'"
+    path = f"{start} || layer || '.parquet'"
     unknown = "error('layer ' || layer || ' is not in this index')"
     return f"CASE WHEN layer IN ({known}) THEN {path} ELSE {unknown} END"
 
 
 def _files(files: Sequence[str]) -> str:
-    return f"[{', '.join(map(_string, files))}]"
+    return f"[{', '.join(files)}]"
 
 
 def _names(columns: Sequence[str], table: str = "") -> str:
