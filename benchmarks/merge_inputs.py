@@ -24,6 +24,7 @@ from indexer.index.synthetic import (
     configuration,
     synthetic_documents,
     synthetic_records,
+    synthetic_token_counts,
     synthetic_vocabulary,
 )
 from indexer.index.write import IndexWriter
@@ -66,7 +67,7 @@ class Inputs:
         with IndexWriter(self.content_path(content), synthetic_vocabulary(size.vocabulary)) as writer:
             for record in synthetic_records(size, seed=content):
                 writer.add_layer(record)
-            writer.publish(_sections(size, 0), synthetic_documents(size))
+            writer.publish(_sections(size, 0), synthetic_documents(size), synthetic_token_counts(size))
 
     def write_input(self, number: int) -> Path:
         """Link an input together, unless it is there; returns its path."""

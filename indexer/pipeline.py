@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from indexer_kernels import Keep, KernelInputError
@@ -60,6 +61,7 @@ class Build:
     most_tokens: the largest batch that fits; see Runner.
     memory, batch_tokens: see MemoryPlan; on a resumed build the batches of the first process.
     observer, documents, totals: see `_run_model`.
+    token_counts: int64 [vocabulary], how often each token was counted.
     """
 
     def __init__(self, config: BuildConfig, before: Sequence[tuple[str, int | None]] = ()) -> None:
@@ -124,6 +126,7 @@ class Build:
         stack.enter_context(self.work)
         checkpoint = self.work.begin(self.identity, overwrite=config.overwrite)
         self.vocabulary = Vocabulary.from_tokenizer(self.loaded.tokenizer)
+        self.token_counts = np.zeros(len(self.vocabulary), np.int64)
         units = {layer.layer: layer.units for layer in self.layers}
         self.observer = StatisticsObserver(units, self.keep, kernels=self.kernels, threads=self.threads)
         self.documents = Documents(self.observer.documents)
@@ -230,6 +233,8 @@ class Build:
             begin = time.perf_counter()
             for batch in self._until_it_fails(batches):
                 observer.run(runner, batch)
+                counted = batch.token_ids[batch.counted]
+                self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
                 self._note_halved(runner)
                 self.documents.add(batches.finished_documents())
                 self.model_seconds = seconds_before + time.perf_counter() - begin

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from indexer_kernels import Keep, Sequences, Statistics
+from numpy.typing import NDArray
 
 from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
@@ -35,10 +36,12 @@ def some_parts(count: int, units: int = 12, tokens: int = 60, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     parts = []
     for number in range(count):
+        # one corpus, whatever the activations are
+        text = np.random.default_rng((1, number))
         activations = some_activations(tokens, units, rng, torch.float32)
         activations[:, 0] = torch.nan
         activations[:, 1] = 0.5
-        ends = np.cumsum(rng.choice([1, 2, 5, 9, 14], tokens))
+        ends = np.cumsum(text.choice([1, 2, 5, 9, 14], tokens))
         ends = np.append(ends[ends < tokens], tokens)
         ordinal = np.arange(len(ends))
         # part 0 has rows 0-99 of file 0, part 1 those of file 1, ..., part 3 rows 100-199 of file 0
@@ -47,8 +50,8 @@ def some_parts(count: int, units: int = 12, tokens: int = 60, seed: int = 0) -> 
             np.concatenate([[0], ends]),
             first + ordinal // 3,
             ordinal % 3,
-            rng.integers(0, len(VOCABULARY), tokens).astype(np.int32),
-            rng.random(tokens) < 0.9,
+            text.integers(0, len(VOCABULARY), tokens).astype(np.int32),
+            text.random(tokens) < 0.9,
         )
         parts.append((activations, sequences))
     return parts
@@ -61,6 +64,12 @@ def record(parts: Sequence[tuple[Any, Sequences]], keep: Keep = KEEP, layer: int
     for part in parts:
         statistics.update(*part)
     return record_of(statistics, "mlp", layer, copy=False)
+
+
+def token_counts(parts: Sequence[tuple[Any, Sequences]]) -> NDArray[np.int64]:
+    """How often each token of VOCABULARY was counted in some parts."""
+    ids = [sequences.token_ids[sequences.counted.astype(bool)] for _, sequences in parts]
+    return np.bincount(np.concatenate([np.zeros(0, np.int32), *ids]), minlength=len(VOCABULARY))
 
 
 def in_a_tree(parts: Sequence[Part], merge: Callable[[list[Part]], Part], seed: int) -> Part:
@@ -78,14 +87,15 @@ def write_part(
     output: Path,
     numbers: Sequence[int],
     records: Sequence[LayerRecord],
-    documents: Sequence[int],
+    parts: Sequence[tuple[Any, Sequences]],
     change: Callable[[dict[str, Any]], None] = lambda sections: None,
     keep: Keep = KEEP,
 ) -> Path:
     """An index of the parts `numbers`, with the manifest that a build of them would have written.
 
-    documents: ids of all documents of the parts. change: what to do to the manifest's sections.
+    parts: what the records are of. change: what to do to the manifest's sections.
     """
+    documents = documents_of(parts)
     sections: dict[str, Any] = {
         "model": {"name": "tiny", "digest": "0" * 64, "dtype": "float32", "matmul": "torch", "torch": "2"},
         "tokenizer": {"digest": "1" * 64},
@@ -124,7 +134,7 @@ def write_part(
             "row": ids & ((1 << 40) - 1),
             "characters": ids % 1_000,
         }
-        return writer.publish(sections, pa.table(table))
+        return writer.publish(sections, pa.table(table), token_counts(parts))
 
 
 def _range(number: int) -> dict[str, Any]:
@@ -169,5 +179,5 @@ def some_index(output: Path, numbers: Sequence[int], change: Change = lambda sec
     for layer in LAYERS:
         parts = some_parts(PARTS, seed=layer)
         records.append(record([parts[number] for number in numbers], layer=layer))
-    chosen = [some_parts(PARTS, seed=layer)[number] for layer in LAYERS for number in numbers]
-    return write_part(output, numbers, records, documents_of(chosen), change)
+    corpus = some_parts(PARTS)
+    return write_part(output, numbers, records, [corpus[number] for number in numbers], change)

@@ -139,6 +139,14 @@ def rows_of(index: Index, extreme: str, layer: int, unit: int) -> list[dict]:
     return table.to_pylist()
 
 
+def test_how_often_each_token_was_counted_is_exact(built: tuple[Index, list[Sequence]]) -> None:
+    index, sequences = built
+    counted = np.concatenate([np.array(s.token_ids)[s.counted] for s in sequences])
+    found = index.sql("SELECT token_id, count FROM vocabulary ORDER BY token_id").to_pydict()
+    assert found["token_id"] == list(range(len(index.vocabulary)))
+    np.testing.assert_array_equal(found["count"], np.bincount(counted, minlength=len(index.vocabulary)))
+
+
 UNITS = [(0, 0), (0, 1535), (2, 77), (3, 1000), (5, 640), (5, 1111)]
 
 
@@ -172,7 +180,8 @@ def test_counts_and_moments_are_exact(built: tuple[Index, list[Sequence]]) -> No
         values = counted_values(sequences, layer)
         units = index.sql(f"SELECT * FROM units WHERE layer = {layer} ORDER BY unit").to_pydict()
         assert set(units["count"]) == {len(values)}
-        np.testing.assert_array_equal(units["active"], (values > 0).sum(axis=0))
+        np.testing.assert_array_equal(units["positive"], (values > 0).sum(axis=0))
+        np.testing.assert_array_equal(units["active"], (values >= 2.0**-10).sum(axis=0))
         np.testing.assert_array_equal(units["minimum"], values.min(axis=0))
         np.testing.assert_array_equal(units["maximum"], values.max(axis=0))
         centred = values - values.mean(axis=0)

@@ -127,7 +127,8 @@ def test_unit_card_fits_one_screen(folder: Path, index: Index) -> None:
     lines = out.splitlines()
     assert len(lines) <= 32
     assert max(map(len, lines)) <= 80
-    words = ["tokens", "active", "minimum", "maximum", "mean", "kurtosis", "p99.9", "top", "bottom"]
+    words = ["tokens", "positive", "active", "minimum", "maximum", "mean", "kurtosis", "p99.9"]
+    words += ["top", "bottom"]
     assert [word for word in words if word not in out] == []
     assert f"{index.unit(UNIT)['count'][0].as_py():,}" in out
     assert out.count("«") == 5 + 4

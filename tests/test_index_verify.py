@@ -165,7 +165,7 @@ def test_a_file_is_no_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("version", 2, "format version 2; this program reads version 1"),
+        ("version", 1, "format version 1; this program reads version 2"),
         ("version", None, "format version None"),
         ("layers", [{"site": "mlp"}], "damaged at layers.0.layer"),
         ("files", [{"path": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64}], "damaged at files.0.path"),
@@ -216,6 +216,7 @@ def _change(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]
 
 
 UNITS, BINS, EXAMPLES = "units.parquet", "histograms/mlp.0.parquet", "examples/mlp.0.parquet"
+TOKENS = "vocabulary.parquet"
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,7 @@ UNITS, BINS, EXAMPLES = "units.parquet", "histograms/mlp.0.parquet", "examples/m
     [
         (UNITS, _change("count", 3, lambda v: v + 1), "mlp.0.3: its count is not the layer's"),
         (UNITS, _change("nan", 3, lambda v: v + 1), "mlp.0.3: bins, nan and inf do not add up to count"),
+        (UNITS, _change("positive", 4, lambda v: v + 1), "mlp.0.4: positive is not the sum"),
         (UNITS, _change("active", 4, lambda v: v + 1), "mlp.0.4: active is not the sum"),
         (
             UNITS,
@@ -252,6 +254,8 @@ UNITS, BINS, EXAMPLES = "units.parquet", "histograms/mlp.0.parquet", "examples/m
         (EXAMPLES, _change("token_id", -1, lambda v: (v + 1) % 7), "another token at its peak"),
         (EXAMPLES, _change("position", -1, lambda v: v + 50), "a window does not hold its peak"),
         (EXAMPLES, _change("activations", -1, lambda v: v[1:]), "windows of unequal length"),
+        (TOKENS, _change("counts", 0, lambda v: [v[0] + 1, *v[1:]]), "mlp.0: the counts in the vocabulary"),
+        (TOKENS, _change("counts", 0, lambda v: [-1, sum(v) + 1, *v[2:]]), "the counts in the vocabulary"),
     ],
 )
 def test_every_law_is_checked(

@@ -52,7 +52,7 @@ def _texts_in_sql(vocabulary: Vocabulary, windows: list[list[int]], folder: Any)
     (folder / "examples").mkdir(exist_ok=True)
     table = pa.table({name: columns[name] for name in schema.EXAMPLES_STORED.names})
     pq.write_table(table, folder / "examples" / "mlp.0.parquet")
-    pq.write_table(vocabulary.to_table(), folder / schema.VOCABULARY_FILE)
+    pq.write_table(vocabulary.to_table(np.zeros(len(vocabulary), np.int64)), folder / schema.VOCABULARY_FILE)
     connection = duckdb.connect()
     statement = next(s for s in views([("mlp", 0)], vocabulary.spaced, folder) if "VIEW examples" in s)
     connection.execute(statement)
@@ -142,7 +142,7 @@ def test_ids_outside_get_one_line() -> None:
 
 def test_a_table_holds_all_of_it() -> None:
     vocabulary = Vocabulary(["a", " b"], ["a", "%E2"], spaced=True)
-    again = Vocabulary.from_table(vocabulary.to_table())
+    again = Vocabulary.from_table(vocabulary.to_table(np.zeros(len(vocabulary), np.int64)))
     assert again.tokens.equals(vocabulary.tokens)
     assert again.pieces.equals(vocabulary.pieces)
     assert again.spaced

@@ -26,7 +26,7 @@ from indexer.index import schema
 from indexer.index.read import open_index
 from indexer.index.verify import verify_index
 from indexer.index.write import IndexWriter
-from tests.index_cases import SECTIONS, TOKENS, documents, ragged_record, write_index
+from tests.index_cases import SECTIONS, TOKENS, documents, ragged_record, token_counts, write_index
 
 
 def _left(folder: Path) -> list[str]:
@@ -211,7 +211,7 @@ def test_a_corpus_file_name_of_any_bytes_is_told_in_the_manifest(tmp_path: Path)
     sections = {**SECTIONS, "configuration": {"corpus": [os.fsdecode(b"a\xff.txt")]}}
     with IndexWriter(tmp_path / "my.index", TOKENS) as writer:
         writer.add_layer(ragged_record(0))
-        writer.publish(sections, documents())
+        writer.publish(sections, documents(), token_counts())
     assert open_index(tmp_path / "my.index").manifest.configuration == {"corpus": ["a\ufffd.txt"]}
 
 
@@ -274,7 +274,7 @@ def test_publish_wants_all_it_needs(tmp_path: Path) -> None:
             writer.add_layer(ragged_record())
             assert len(writer.documents) == 4 or not writer.documents.size
             with pytest.raises(IndexerError, match=said):
-                writer.publish(sections, table)
+                writer.publish(sections, table, token_counts())
         assert _left(tmp_path) == []
 
 
@@ -285,7 +285,7 @@ def test_documents_may_come_table_by_table(tmp_path: Path, monkeypatch: pytest.M
     table = documents().filter(pa.compute.less(documents()["row"], 77)).sort_by("document")
     with IndexWriter(tmp_path / "parts", TOKENS) as writer:
         writer.add_layer(ragged_record())
-        parts = writer.publish(SECTIONS, (table.slice(first, 1) for first in range(4)))
+        parts = writer.publish(SECTIONS, (table.slice(first, 1) for first in range(4)), token_counts())
     assert _rows(parts) == _rows(whole)
 
 
@@ -303,7 +303,7 @@ def test_tables_of_other_documents_are_refused(chosen: list[int], said: str, tmp
     with IndexWriter(tmp_path / "i", TOKENS) as writer:
         writer.add_layer(ragged_record())
         with pytest.raises(IndexerError, match=said):
-            writer.publish(SECTIONS, [table.take(chosen)])
+            writer.publish(SECTIONS, [table.take(chosen)], token_counts())
     assert _left(tmp_path) == []
 
 
@@ -362,7 +362,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from indexer.errors import IndexerError
-from tests.index_cases import ragged_record, write_index
+from tests.index_cases import ragged_record, token_counts, write_index
 # a limit on the size of files makes the very write fail that passes it, as a full disk does
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
@@ -389,5 +389,5 @@ def test_the_manifest_tells_of_every_file(tmp_path: Path) -> None:
     manifest = json.loads((index / "manifest.json").read_text())
     listed = {file["path"] for file in manifest["files"]}
     assert listed == {str(file.relative_to(index)) for file in index.rglob("*.*")} - {"manifest.json"}
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert {name: manifest[name] for name in SECTIONS} == SECTIONS

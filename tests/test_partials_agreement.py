@@ -17,7 +17,6 @@ from tests.partial_cases import (
     FILES,
     VOCABULARY,
     Change,
-    documents_of,
     record,
     some_index,
     some_parts,
@@ -92,7 +91,7 @@ def test_what_decides_no_row_may_differ(tmp_path: Path) -> None:
 def test_other_layers_and_units_are_refused(tmp_path: Path) -> None:
     one = some_index(tmp_path / "one", [0])
     parts = some_parts(1)
-    other = write_part(tmp_path / "other", [1], [record(parts)], documents_of(parts))
+    other = write_part(tmp_path / "other", [1], [record(parts)], parts)
     said = r'layers is \["mlp.0 of 12 units", "mlp.3 of 12 units"\] and \["mlp.0 of 12 units"\]'
     with pytest.raises(IndexerError, match=said):
         merge_indexes([one, other], tmp_path / "merged")

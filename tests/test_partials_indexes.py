@@ -23,6 +23,7 @@ from indexer.index.synthetic import (
     configuration,
     synthetic_documents,
     synthetic_records,
+    synthetic_token_counts,
     synthetic_vocabulary,
 )
 from indexer.index.verify import verify_index
@@ -219,7 +220,7 @@ def test_memory_does_not_grow_with_the_inputs(tmp_path: Path) -> None:
             sections |= {"configuration": configuration(size)}
             ranges = [{"file": 0, "first": number, "end": number + 1}]
             sections |= {"corpus": {"listing": "0", "coverage": ranges}}
-            writer.publish(sections, synthetic_documents(size))
+            writer.publish(sections, synthetic_documents(size), synthetic_token_counts(size))
         parts.append(str(part))
     peaks = []
     for count in (2, 12):

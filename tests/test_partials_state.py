@@ -53,7 +53,9 @@ def stored(record: LayerRecord, keep: Keep, folder: Path) -> LayerRecord:
         writer.add_layer(record)
         ids = writer.documents
         table = pa.table({"document": ids, "source": ["a"] * len(ids), "row": ids, "characters": ids})
-        index = writer.publish({**SECTIONS, "configuration": configuration}, table)
+        index = writer.publish(
+            {**SECTIONS, "configuration": configuration}, table, np.zeros(30_000, np.int64)
+        )
     return read_layer(index, read_manifest(index), record.site, record.layer)
 
 

@@ -58,7 +58,7 @@ def test_the_record_is_all_of_it(index: Index) -> None:
 
 def test_columns_are_the_documented_ones(index: Index) -> None:
     name = "mlp.0.3"
-    units = """site layer unit count active nan inf minimum maximum mean variance skewness kurtosis
+    units = """site layer unit count positive active nan inf minimum maximum mean variance skewness kurtosis
         p01 p10 p50 p90 p99 p999 p9999"""
     examples = """site layer unit extreme rank value document sequence position token_id token window_start
         token_ids tokens activations text"""
@@ -66,6 +66,7 @@ def test_columns_are_the_documented_ones(index: Index) -> None:
     assert index.top(name).column_names == examples.split()
     assert index.histogram(name).column_names == ["site", "layer", "unit", "lower", "upper", "count"]
     assert index.sql("FROM documents").column_names == ["document", "source", "row", "characters"]
+    assert index.sql("FROM vocabulary").column_names == ["token_id", "token", "count"]
     for view, table in (
         ("units", index.unit(name)),
         ("examples", index.top(name)),

@@ -21,7 +21,7 @@ from indexer.index.records import Examples, LayerRecord
 from indexer.index.restore import LayerFiles, read_layer
 from indexer.index.synthetic import Size, synthetic_records, write_synthetic
 from indexer.index.write import IndexWriter
-from tests.index_cases import SECTIONS, TOKENS, documents, ragged_record, write_index
+from tests.index_cases import SECTIONS, TOKENS, documents, ragged_record, token_counts, write_index
 
 
 def assert_same(left: LayerRecord, right: LayerRecord) -> None:
@@ -225,7 +225,7 @@ def test_blocks_are_written_as_the_whole_layer(
     with IndexWriter(tmp_path / "blocks", TOKENS) as writer:
         blocks = (_cut(record, first, min(first + size, 300)) for first in range(0, 300, size))
         writer.add_layer_blocks("mlp", 0, 300, record.count, blocks)
-        index = writer.publish(SECTIONS, documents())
+        index = writer.publish(SECTIONS, documents(), token_counts())
     assert rows(index) == rows(whole)
     for file in index.rglob("*.parquet"):
         assert pq.ParquetFile(file).num_row_groups <= schema.MOST_ROW_GROUPS

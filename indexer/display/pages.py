@@ -135,10 +135,14 @@ def print_title(title: str, out: Console) -> None:
 
 def _counts(unit: Mapping[str, Any]) -> dict[str, str]:
     count = unit["count"]
-    share = f" ({100 * unit['active'] / count:.3g} %)" if count else ""
+
+    def share(name: str) -> str:
+        return number(unit[name]) + (f" ({100 * unit[name] / count:.3g} %)" if count else "")
+
     return {
         "tokens": number(count),
-        "active": number(unit["active"]) + share,
+        "positive": share("positive"),
+        "active": share("active"),
         "nan": number(unit["nan"]),
         "inf": number(unit["inf"]),
     }

@@ -16,7 +16,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import LayerEntry
 from indexer.index.moments import OVERFLOWED, POWERS, summary, sums_of_powers
 from indexer.index.quantiles import bin_edges, bins_of, numbers_of_bins, quantiles
-from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN
+from indexer.index.records import HISTOGRAM_BINS, active, positive
 from indexer.index.tables import EXTREMES
 from indexer.index.vocabulary import Vocabulary
 
@@ -65,6 +65,13 @@ class LayerLaws:
             self._units["count"].to_numpy() == self._entry.count, numbers, "its count is not the layer's"
         )
 
+    def check_token_counts(self, counts: np.ndarray) -> None:
+        """Every counted token is one of the vocabulary's; counts: int64 [vocabulary]."""
+        if counts.min(initial=0) < 0 or counts.sum() != self._entry.count:
+            raise IndexerError(
+                f"{self._where}: the counts in the vocabulary do not add up to its {self._entry.count} tokens"
+            )
+
     def check_histograms(self, table: pa.Table) -> None:
         """Bins are those of the format, in order, and agree with counts, extremes and quantiles.
 
@@ -72,12 +79,17 @@ class LayerLaws:
         """
         histogram = self._histogram = self._dense(table)
         number = np.arange(self._entry.units)
-        column = {name: self._units[name].to_numpy() for name in ("count", "active", "nan", "inf")}
+        column = {
+            name: self._units[name].to_numpy() for name in ("count", "positive", "active", "nan", "inf")
+        }
         finite = histogram.sum(axis=1)
         total = finite + column["nan"] + column["inf"]
         self._require(total == column["count"], number, "bins, nan and inf do not add up to count")
-        active = histogram[:, ZERO_BIN + 1 :].sum(axis=1)
-        self._require(active == column["active"], number, "active is not the sum of the bins above zero")
+        for name, wanted, bins in (
+            ("positive", positive(histogram), "bins above zero"),
+            ("active", active(histogram), "bins from 2^-10 on"),
+        ):
+            self._require(column[name] == wanted, number, f"{name} is not the sum of the {bins}")
         seen = finite > 0
         lowest = (histogram > 0).argmax(axis=1)
         highest = HISTOGRAM_BINS - 1 - (histogram[:, ::-1] > 0).argmax(axis=1)

@@ -112,7 +112,7 @@ class Index:
         with self._lock:
             if self._vocabulary is None:
                 file = self._open(schema.VOCABULARY_FILE, RowFile, schema.VOCABULARY)
-                row = file.row(0, schema.VOCABULARY.names)
+                row = file.row(0, schema.SPELLING)
                 with told(file.path):
                     self._vocabulary = Vocabulary.from_table(row)
             return self._vocabulary

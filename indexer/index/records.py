@@ -88,9 +88,14 @@ class LayerRecord:
         return self.nan.shape[0]
 
     @property
-    def active(self) -> np.ndarray:
+    def positive(self) -> np.ndarray:
         """int64 [units]: finite values above zero."""
-        return self.histogram[:, ZERO_BIN + 1 :].sum(axis=1)
+        return positive(self.histogram)
+
+    @property
+    def active(self) -> np.ndarray:
+        """int64 [units]: finite values of at least 2^-10, the least that the histogram tells apart."""
+        return active(self.histogram)
 
     @cached_property
     def summary(self) -> dict[str, np.ndarray]:
@@ -109,6 +114,17 @@ class LayerRecord:
             window = examples.token_ids.shape[-1]
             for name, (dtype, shape) in _examples_layout(self.units, examples.places, window).items():
                 _check_array(f"{where}, {extreme}.{name}", getattr(examples, name), dtype, shape)
+
+
+def positive(histogram: np.ndarray) -> np.ndarray:
+    """int64 [units]: values above zero; histogram: int64 [units, HISTOGRAM_BINS]."""
+    return histogram[:, ZERO_BIN + 1 :].sum(axis=1)
+
+
+def active(histogram: np.ndarray) -> np.ndarray:
+    """int64 [units]: values of at least 2^-10; histogram: int64 [units, HISTOGRAM_BINS]."""
+    # the first bin above zero ends there
+    return histogram[:, ZERO_BIN + 2 :].sum(axis=1)
 
 
 Layout = dict[str, tuple[type, tuple[int, ...]]]

@@ -7,6 +7,7 @@ was written from. Blocks of units are read from the row groups that hold them, s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +19,13 @@ import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.files import DAMAGED, GroupedFile, UnitFile, told
+from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
 from indexer.index.manifest import Manifest
 from indexer.index.moments import PACKED, POWERS, unpack
 from indexer.index.quantiles import numbers_of_bins
 from indexer.index.records import HISTOGRAM_BINS, Examples, LayerRecord
 from indexer.index.rows import PLACES, ExampleRows
+from indexer.index.vocabulary import Vocabulary, token_counts_of
 
 Opened = TypeVar("Opened", bound=GroupedFile)
 
@@ -67,6 +69,14 @@ def read_layer(
     """
     with LayerFiles(index, manifest, site, layer) as files:
         return files.record(units)
+
+
+def read_vocabulary(index: Path) -> tuple[Vocabulary, np.ndarray]:
+    """The vocabulary of an index, and how often each of its tokens was counted: int64 [vocabulary]."""
+    with closing(RowFile(index / schema.VOCABULARY_FILE, schema.VOCABULARY)) as file:
+        row = file.row(0, schema.VOCABULARY.names)
+        with told(file.path):
+            return Vocabulary.from_table(row), token_counts_of(row)
 
 
 class LayerFiles:

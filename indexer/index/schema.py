@@ -1,4 +1,4 @@
-"""The index on disk, format version 1: which files there are, their columns, and how their rows are grouped.
+"""The index on disk, format version 2: which files there are, their columns, and how their rows are grouped.
 
 Files of one row per example or bin are sorted by unit and grouped so that a row group holds whole units; one
 unit's rows are then found from the footer alone. At most 64 row groups per file, because readers parse the
@@ -16,7 +16,7 @@ from indexer.index.moments import PACKED, POWERS
 from indexer.index.quantiles import QUANTILES
 
 FORMAT: Final = "neuron activation index"
-VERSION = 1
+VERSION = 2
 
 MANIFEST = "manifest.json"
 VIEWS = "views.sql"
@@ -73,7 +73,7 @@ MOMENTS = ("mean", "variance", "skewness", "kurtosis")
 
 UNITS = _schema(
     *_UNIT,
-    *((name, pa.int64()) for name in ("count", "active", "nan", "inf")),
+    *((name, pa.int64()) for name in ("count", "positive", "active", "nan", "inf")),
     *((name, pa.float32()) for name in ("minimum", "maximum")),
     *((name, pa.float64()) for name in MOMENTS),
     *((name, pa.float32()) for name in QUANTILES),
@@ -122,6 +122,13 @@ DOCUMENTS = _schema(
     nullable=frozenset(("characters",)),
 )
 
-# One row. `tokens` and `pieces` have one entry per token id: the token as people read it, and what it adds
-# to a text (see vocabulary.py).
-VOCABULARY = _schema(("spaced", pa.bool_()), ("tokens", _list(pa.string())), ("pieces", _list(pa.string())))
+# One row. Its lists have one entry per token id: the token as people read it, what it adds to a text (see
+# vocabulary.py), and how often it was counted.
+VOCABULARY = _schema(
+    ("spaced", pa.bool_()),
+    ("tokens", _list(pa.string())),
+    ("pieces", _list(pa.string())),
+    ("counts", _list(pa.int64())),
+)
+# what is the same for every index of a tokenizer
+SPELLING = ("spaced", "tokens", "pieces")

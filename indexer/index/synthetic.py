@@ -50,7 +50,7 @@ def write_synthetic(
             "totals": {"counted_tokens": size.count},
             "software": {},
         }
-        return writer.publish(sections, synthetic_documents(size))
+        return writer.publish(sections, synthetic_documents(size), synthetic_token_counts(size))
 
 
 def configuration(size: Size) -> dict[str, Any]:
@@ -71,6 +71,12 @@ def synthetic_vocabulary(size: int) -> Vocabulary:
         tokens.append(word if number % 4 == 3 else " " + word)
     tokens[1:2] = [" the"][: max(size - 1, 0)]
     return Vocabulary(tokens)
+
+
+def synthetic_token_counts(size: Size) -> np.ndarray:
+    """How often each token was counted, int64 [vocabulary]: few are frequent and most are rare."""
+    share = (np.arange(size.vocabulary + 1) / size.vocabulary) ** (1 / 6)
+    return np.diff((size.count * share).astype(np.int64))
 
 
 def synthetic_documents(size: Size) -> pa.Table:

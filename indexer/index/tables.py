@@ -28,6 +28,7 @@ def unit_table(record: LayerRecord, first: int = 0) -> pa.Table:
     integers = {
         "unit": np.arange(first, first + record.units, dtype=np.int32),
         "count": np.full(record.units, record.count, np.int64),
+        "positive": record.positive,
         "active": record.active,
         "nan": record.nan,
         "inf": record.inf,

@@ -2,8 +2,9 @@
 
 Always: that the manifest is as it was written, that nothing lies in the folder that it does not list; every
 file's size and SHA-256, its schema, its number of rows, the checksum of every page. With `full`
-also the laws of the content: bins, NaN and infinities add up to the count; extremes, active values and
-quantiles agree with the bins; examples are ranked by the total order, and a window holds its peak.
+also the laws of the content: bins, NaN and infinities add up to the count, and so do the counts of tokens;
+extremes, positive and active values and quantiles agree with the bins; examples are ranked by the total
+order, and a window holds its peak.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.files import GroupedFile, RowFile, told
+from indexer.index.files import GroupedFile
 from indexer.index.laws import LayerLaws
 from indexer.index.manifest import (
     FileEntry,
@@ -27,7 +29,7 @@ from indexer.index.manifest import (
     read_manifest,
     sha256,
 )
-from indexer.index.restore import LayerFiles
+from indexer.index.restore import LayerFiles, read_vocabulary
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
 
@@ -44,12 +46,12 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     _check_foreign(index, expected)
     for file in manifest.files:
         _check_file(index, file, expected[file.path])
-    vocabulary = _vocabulary(index)
+    vocabulary, token_counts = read_vocabulary(index)
     layers = [(entry.site, entry.layer) for entry in manifest.layers]
     if (index / schema.VIEWS).read_bytes() != views_file(layers, vocabulary.spaced).encode("utf-8"):
         raise IndexerError(f"index {index}: {schema.VIEWS} is not that of the manifest's layers")
     if full:
-        _check_laws(index, manifest, vocabulary)
+        _check_laws(index, manifest, vocabulary, token_counts)
     checked = ["manifest", "no other files", "sizes", "SHA-256", "schemas", "rows", "page checksums"]
     return {
         "index": str(index),
@@ -110,7 +112,9 @@ def _decode(path: Path, wanted: pa.Schema) -> int:
         file.close()
 
 
-def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary) -> None:
+def _check_laws(
+    index: Path, manifest: Manifest, vocabulary: Vocabulary, token_counts: np.ndarray
+) -> None:
     units = _table(index / schema.UNITS_FILE, schema.UNITS)
     documents = _table(index / schema.DOCUMENTS_FILE, schema.DOCUMENTS)["document"].to_numpy()
     first = 0
@@ -118,6 +122,7 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary) -> None
         laws = LayerLaws(index, entry, units.slice(first, entry.units), vocabulary, documents)
         first += entry.units
         laws.check_units()
+        laws.check_token_counts(token_counts)
         laws.check_histograms(
             _table(index / schema.histograms_file(entry.site, entry.layer), schema.HISTOGRAMS)
         )
@@ -131,16 +136,6 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary) -> None
             examples.close()
     if first != units.num_rows:
         raise IndexerError(f"index {index}: units.parquet has {units.num_rows} rows for {first} units")
-
-
-def _vocabulary(index: Path) -> Vocabulary:
-    file = RowFile(index / schema.VOCABULARY_FILE, schema.VOCABULARY)
-    try:
-        row = file.row(0, schema.VOCABULARY.names)
-        with told(file.path):
-            return Vocabulary.from_table(row)
-    finally:
-        file.close()
 
 
 def _table(path: Path, wanted: pa.Schema) -> pa.Table:

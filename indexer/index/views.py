@@ -72,7 +72,7 @@ def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = 
         _view("histograms", schema.HISTOGRAMS.names, histograms),
         _view("documents", schema.DOCUMENTS.names, [place(schema.DOCUMENTS_FILE)]),
         "CREATE OR REPLACE VIEW vocabulary AS SELECT unnest(range(len(tokens)))::INTEGER AS token_id, "
-        f"unnest(tokens) AS token FROM {_read(vocabulary)}",
+        f'unnest(tokens) AS token, unnest(counts) AS "count" FROM {_read(vocabulary)}',
         *(
             f"CREATE OR REPLACE MACRO {extreme}(layer, unit) AS TABLE SELECT e.* "
             f"FROM ({_examples(of_layer[0], vocabulary, spaced)}) AS e "

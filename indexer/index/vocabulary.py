@@ -78,21 +78,32 @@ class Vocabulary:
     @classmethod
     def from_table(cls, table: pa.Table) -> Vocabulary:
         """Read the one row of vocabulary.parquet."""
-        if table.num_rows != 1:
-            raise IndexerError(
-                f"{schema.VOCABULARY_FILE}: {table.num_rows} rows instead of 1; build the index again"
-            )
+        _check_one_row(table)
         tokens, pieces = (table.column(name).chunk(0).flatten() for name in ("tokens", "pieces"))
         return cls(tokens, pieces, table.column("spaced")[0].as_py())
 
-    def to_table(self) -> pa.Table:
-        """The one row of vocabulary.parquet."""
+    def to_table(self, token_counts: np.ndarray) -> pa.Table:
+        """The one row of vocabulary.parquet.
+
+        token_counts: int64 [vocabulary], how often each token was counted. Raises IndexerError where it is
+        not one count of at least zero for each token.
+        """
+        right = token_counts.shape == (len(self),) and token_counts.dtype == np.int64
+        if not right or token_counts.min(initial=0) < 0:
+            raise IndexerError(
+                f"vocabulary: token counts {token_counts.dtype} {list(token_counts.shape)} are not one count "
+                f"of at least 0 for each of {len(self)} tokens"
+            )
         whole = pa.array([0, len(self)], pa.int32())
-        tokens, pieces = (
-            pa.ListArray.from_arrays(whole, strings, type=schema.VOCABULARY.field(name).type)
-            for name, strings in (("tokens", self.tokens), ("pieces", self.pieces))
+        lists = (
+            pa.ListArray.from_arrays(whole, values, type=schema.VOCABULARY.field(name).type)
+            for name, values in (
+                ("tokens", self.tokens),
+                ("pieces", self.pieces),
+                ("counts", pa.array(token_counts)),
+            )
         )
-        return pa.Table.from_arrays([pa.array([self.spaced]), tokens, pieces], schema=schema.VOCABULARY)
+        return pa.Table.from_arrays([pa.array([self.spaced]), *lists], schema=schema.VOCABULARY)
 
     def token_strings(self, token_ids: np.ndarray | pa.Array) -> pa.Array:
         """The tokens of int32 ids [n] as a string array [n].
@@ -130,6 +141,25 @@ class Vocabulary:
                 f"vocabulary: token id {highest} is outside its {len(self)} tokens; "
                 "tokenizer and index do not belong together"
             ) from None
+
+
+def token_counts_of(table: pa.Table) -> np.ndarray:
+    """How often each token was counted, int64 [vocabulary], from the one row of vocabulary.parquet."""
+    _check_one_row(table)
+    counts = table.column("counts").chunk(0).flatten().to_numpy()
+    tokens = len(table.column("tokens").chunk(0).flatten())
+    if len(counts) != tokens:
+        raise IndexerError(
+            f"{schema.VOCABULARY_FILE}: {tokens} tokens but {len(counts)} counts; build the index again"
+        )
+    return counts
+
+
+def _check_one_row(table: pa.Table) -> None:
+    if table.num_rows != 1:
+        raise IndexerError(
+            f"{schema.VOCABULARY_FILE}: {table.num_rows} rows instead of 1; build the index again"
+        )
 
 
 def decode_pieces(joined: str) -> str:

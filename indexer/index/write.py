@@ -173,6 +173,7 @@ class IndexWriter:
         self,
         manifest: Mapping[str, Any],
         documents: pa.Table | Iterable[pa.Table],
+        token_counts: np.ndarray,
         log: str | None = None,
     ) -> Path:
         """Finish the index and put it in place; returns the path of the output.
@@ -180,6 +181,7 @@ class IndexWriter:
         manifest: the sections model, tokenizer, corpus, configuration, totals, software, as JSON values.
         documents: columns document, source, row, characters of at least `self.documents`; more are left out.
             Or tables of them, one after the other, of exactly `self.documents` in ascending order.
+        token_counts: int64 [vocabulary], how often each token was counted.
         log: what happened during the build, for the file build.log.jsonl.
         Raises IndexerError where something is missing or the disk fails; then the output is as it was.
         """
@@ -194,7 +196,8 @@ class IndexWriter:
                 schema.UNITS_FILE, schema.UNITS, _unit_groups([self._units.pop(key) for key in keys])
             )
             self._write_documents(documents)
-            self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [self.vocabulary.to_table()])
+            vocabulary = self.vocabulary.to_table(token_counts)
+            self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [vocabulary])
             self._write_text(schema.VIEWS, views_file(keys, self.vocabulary.spaced))
             self._files.append(_entry(folder, schema.VIEWS, None))
             if log is not None:

@@ -161,7 +161,7 @@ def _check_vocabulary(first: Path, other: Path) -> None:
     for path in (first, other):
         file = RowFile(path / schema.VOCABULARY_FILE, schema.VOCABULARY)
         try:
-            tables.append(file.row(0, schema.VOCABULARY.names))
+            tables.append(file.row(0, schema.SPELLING))
         finally:
             file.close()
     if not tables[0].equals(tables[1]):

@@ -12,7 +12,6 @@ time of the one here, but wants the places of every input dense, which costs mor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +19,14 @@ import numpy as np
 
 from indexer.errors import IndexerError
 from indexer.index import moments
-from indexer.index.files import RowFile
 from indexer.index.manifest import LayerEntry
 from indexer.index.output import check_output
 from indexer.index.quantiles import bins_of
 from indexer.index.records import HISTOGRAM_BINS, LayerRecord
-from indexer.index.restore import LayerFiles, Shape
+from indexer.index.restore import LayerFiles, Shape, read_vocabulary
 from indexer.index.rows import rows_of
-from indexer.index.schema import VOCABULARY, VOCABULARY_FILE
 from indexer.index.scratch import put_right
 from indexer.index.tables import units_per_group
-from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
 from indexer.partials.agreement import Input, checked
 from indexer.partials.documents import gathered
@@ -90,7 +86,10 @@ def merge_indexes(
         if progress is not None:
             progress(done / max(whole, 1))
 
-    with IndexWriter(target, _vocabulary(parts[0].path), overwrite=overwrite, kept=_KEPT) as writer:
+    vocabulary, token_counts = read_vocabulary(parts[0].path)
+    for one in parts[1:]:
+        token_counts = token_counts + read_vocabulary(one.path)[1]
+    with IndexWriter(target, vocabulary, overwrite=overwrite, kept=_KEPT) as writer:
         for entry in layers:
             layer = MergedLayer(parts, entry, advance)
             writer.add_layer_blocks(
@@ -102,7 +101,7 @@ def merge_indexes(
                 histogram_rows=layer.histogram_rows,
             )
         documents = gathered([one.path for one in parts], writer.documents)
-        return writer.publish(merged_sections(parts, target), documents)
+        return writer.publish(merged_sections(parts, target), documents, token_counts)
 
 
 @dataclass(frozen=True)
@@ -243,8 +242,3 @@ class MergedLayer:
 
     def _open(self, one: Input) -> LayerFiles:
         return LayerFiles(one.path, one.manifest, self._entry.site, self._entry.layer)
-
-
-def _vocabulary(index: Path) -> Vocabulary:
-    with closing(RowFile(index / VOCABULARY_FILE, VOCABULARY)) as file:
-        return Vocabulary.from_table(file.row(0, VOCABULARY.names))

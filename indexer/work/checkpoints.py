@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from indexer import account
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
-from indexer.index.restore import read_layer
+from indexer.index.restore import read_layer, read_vocabulary
 from indexer.index.write import IndexWriter
 from indexer.observer import MLP, NonFinite
 from indexer.partials.state import record_of, statistics_of
@@ -67,6 +67,7 @@ def restored(build: Build, checkpoint: Checkpoint) -> Position:
         record = read_layer(checkpoint.index, manifest, MLP, layer.layer)
         statistics = statistics_of(record, build.keep, kernels=build.kernels, threads=build.threads)
         observer.restore(layer.layer, statistics)
+    _, build.token_counts = read_vocabulary(checkpoint.index)
     met = state["observer"]["first_non_finite"]
     observer.first_non_finite = None if met is None else NonFinite(**met)
     observer.seconds = state["observer"]["seconds"]
@@ -116,4 +117,4 @@ def _write(build: Build, path: Path, *, running: bool) -> None:
             )
         documents = build.documents.table(build.corpus, writer.documents)
         log = None if running else build.work.log.path.read_text(encoding="ascii")
-        writer.publish(account.manifest(build), documents, log)
+        writer.publish(account.manifest(build), documents, build.token_counts, log)
