@@ -75,9 +75,12 @@ def cost(build: Build, output: Path) -> Iterator[str]:
         ("documents left out for invalid UTF-8", counts.bad_text_skipped),
         ("documents in which U+FFFD replaces invalid UTF-8", counts.bad_text_replaced),
         ("files left out that are not text", counts.binary_skipped),
+        ("files of records left out that lack the column", counts.no_column_skipped),
     ):
         if number:
             yield f"{what}: {number:,}"
+    if build.corpus.without_column:
+        yield f"the first of them: {build.corpus.without_column}"
     if observer.non_finite:
         yield (
             f"warning: {observer.non_finite:,} activations are NaN or infinite and enter nothing but their "
@@ -170,6 +173,7 @@ def _corpus(build: Build) -> dict[str, Any]:
         "bad_text_replaced": counts.bad_text_replaced,
         "bad_text_skipped": counts.bad_text_skipped,
         "binary_files_skipped": counts.binary_skipped,
+        "files_without_column_skipped": counts.no_column_skipped,
         "characters": counts.characters,
     }
 

@@ -96,9 +96,14 @@ class BuildConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     kernels: Literal["auto", "cpp", "triton", "reference"] = "auto"
-    text_column: str = "text"
+    text_column: str = Field("text", description="column of texts or chats, a.b for column b within a")
+    ids_column: str | None = Field(
+        None, min_length=1, description="column of token ids made beforehand, run as they are, not of texts"
+    )
     count_special_tokens: bool = False
+    no_special_tokens: bool = Field(False, description="leave out what the tokenizer puts around a text")
     on_bad_text: Literal["error", "replace", "skip"] = "error"
+    quoting: Literal["standard", "none"] = Field("standard", description="of CSV; none: quotes are text")
     output_projection: str | None = None
     revision: str | None = None
     hooks: bool = Field(False, description="read activations by hooks even where the fused path is possible")
@@ -144,6 +149,13 @@ class BuildConfig(BaseModel):
                 raise ValueError(f"{name} is for a build in one process, not with {parted[0]}")
         if self.append and self.overwrite:
             raise ValueError("--append adds to an index and --overwrite replaces it; give one of them")
+        if self.ids_column is not None:
+            for name, given in (
+                ("--text-column", "text_column" in self.model_fields_set and self.text_column != "text"),
+                ("--no-special-tokens", self.no_special_tokens),
+            ):
+                if given:
+                    raise ValueError(f"--ids-column takes sequences as they are; {name} does not go with it")
         if self.compile and self.hooks:
             raise ValueError("--compile runs into --hooks; give one of them")
         if self.compile and self.numerics == "reproducible":

@@ -31,6 +31,7 @@ from indexer.models.placement import device_type
 from indexer.observer import StatisticsObserver
 from indexer.progress import Progress, in_bytes
 from indexer.tokens import Batches
+from indexer.tokens.chat import chat_writer
 from indexer.units import parse_layers
 from indexer.work import checkpoints
 from indexer.work.folder import WorkFolder, differences
@@ -109,13 +110,7 @@ class Build:
         # what can be refused at once comes before the model, which takes seconds to load
         self._check_output()
         self.kernels = _chosen_kernels(config)
-        self.corpus = Corpus(
-            config.corpus,
-            text_column=config.text_column,
-            on_bad_text=config.on_bad_text,
-            first_ordinal=len(self.before),
-            allow_empty=config.shard is not None,
-        )
+        self.corpus = Corpus.of(config, first_ordinal=len(self.before), allow_empty=config.shard is not None)
         self.pieces = _pieces(config, self.corpus)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(self.threads)
@@ -155,6 +150,8 @@ class Build:
             output_projection=config.output_projection,
         )
         _check_context(config, self.loaded)
+        self.corpus.write_chat = chat_writer(self.loaded.tokenizer)
+        self.corpus.embeddings = self.loaded.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         self.layers = _chosen_layers(config, self.loaded)
         self.keep = _kept(config)
         self.memory = plan_memory(
@@ -213,6 +210,7 @@ class Build:
             count_special_tokens=config.count_special_tokens,
             max_tokens=config.max_tokens,
             shapes="fixed" if config.numerics == "reproducible" else "tight",
+            special_tokens=not config.no_special_tokens and config.ids_column is None,
             pieces=self.pieces,
             start=start,
         )

@@ -116,10 +116,10 @@ def test_ids_are_file_ordinal_and_row(tmp_path: Path) -> None:
     first = written(tmp_path, "a.txt", b"whole file")
     second = written(tmp_path, "b.jsonl", b'{"text": "x"}\n\n  \n{"text": ""}\n{"text": "y"}')
     found, _ = read(first, second)
-    assert found == [(0, "whole file"), (1 << 40, "x"), (1 << 40 | 2, "y")]
+    assert found == [(0, "whole file"), (1 << 40, "x"), (1 << 40 | 4, "y")]
     documents = list(Corpus([str(first), str(second)]).documents())
     assert [(document.source, document.row) for document in documents] == [
-        (str(first), 0), (str(second), 0), (str(second), 2),
+        (str(first), 0), (str(second), 0), (str(second), 4),
     ]  # fmt: skip
 
 
@@ -163,17 +163,17 @@ def test_null_is_an_empty_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "data", "message"), [
     ("a.jsonl", b'{"text": "x"}\n{"body": 1, "title": 2}\n',
      r'a.jsonl, line 2: no column "text" \(it has: body, title\). Name the one to index with --text-column'),
-    ("a.json", b'[{"body": 1}]', r'a.json, record 0: no column "text" \(it has: body\)'),
+    ("a.json", b'[{"body": 1}]', r'a.json, record 1: no column "text" \(it has: body\)'),
     ("a.csv", b"body,title\nx,y\n", r'a.csv: no column "text" \(it has: body, title\)'),
     ("a.parquet", None, r'a.parquet: no column "text" \(it has: body, title\)'),
     ("a.jsonl", b'{"text": 5}\n', 'line 1: column "text" holds int, not text'),
     ("a.jsonl", b'["text"]\n', "line 1: a JSON list, not an object"),
     ("a.jsonl", b'{"text": "x"}\n{"text": "y\n', r"a.jsonl, line 2: not JSON \("),
     ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
-    ("a.json", b'[{"text": "x"}, {"text": ]', r"record 1: not JSON \(Expecting value"),
-    ("a.json", b'[{"text": "x"}', r"record 1: not JSON \(the array is cut off"),
-    ("a.json", b'[{"text": "x"} {"text": "y"}]', "record 1: not JSON"),
-    ("a.json", b'[{"text": "x"}] x', "record 1: not JSON"),
+    ("a.json", b'[{"text": "x"}, {"text": ]', r"record 2: not JSON \(Expecting value"),
+    ("a.json", b'[{"text": "x"}', r"record 2: not JSON \(the array is cut off"),
+    ("a.json", b'[{"text": "x"} {"text": "y"}]', "record 2: not JSON"),
+    ("a.json", b'[{"text": "x"}] x', "record 2: not JSON"),
     ("a.csv", b"id,text\n1,x\n2\n", 'line 3: 1 fields, so no column "text"'),
     ("a.csv", b'id,text\n1,"never closed\n2,x\n', r"a.csv, line 3: not CSV \(unexpected end of data\)"),
     ("a.csv.gz", b"no gzip at all", r"a.csv.gz: broken gzip data \(.*\); restore the file or leave it out"),
@@ -186,7 +186,7 @@ def test_null_is_an_empty_document(tmp_path: Path) -> None:
     ("a.jsonl", b'\n{"text": ""}\n', "the corpus has no text"),
     ("a.csv", b"", "the corpus has no text"),
     ("a.csv", b"text\n", "the corpus has no text"),
-    ("a.bin", b"\x7fELF\0\0\xff\xfe", "a.bin: binary, not text; name text, JSONL"),
+    ("a.bin", b"\x7fELF\0\0\xff\xfe", "a.bin: binary, not text; name text, JSON"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
     path = tmp_path / name

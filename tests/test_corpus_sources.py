@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from indexer.corpus import Corpus
-from indexer.corpus.hub import HubSource, parse
+from indexer.corpus.hub import HubSource, Part, parse
 from indexer.errors import IndexerError
 
 
@@ -108,6 +108,8 @@ def test_a_name_that_is_not_unicode_is_shown_as_unicode(folder: Path) -> None:
     (["nul\0byte"], "embedded null byte; name a file"),
     (["s3://bucket/key"], "s3://bucket/key: no scheme that is known"),
     (["hf://datasets/one/two/three/four"], "write hf://datasets/OWNER/NAME"),
+    (["hf://datasets/owner/name/sub/readme.txt"], "sub/readme.txt is no file of records"),
+    (["hf://datasets/owner/name:train[:10%]"], r"train\[:10%\] is no split; write train, train\+test"),
     (["packed.parquet.gz"], "packed.parquet.gz: Parquet in gzip is not read"),
 ])  # fmt: skip
 def test_sources_that_lead_nowhere(
@@ -132,12 +134,16 @@ def test_an_unknown_policy_for_bad_text() -> None:
 
 
 @pytest.mark.parametrize(("source", "expected"), [
-    ("owner/name", HubSource("owner/name", None, None, "train")),
-    ("owner/name:test", HubSource("owner/name", None, None, "test")),
-    ("owner/name/en", HubSource("owner/name", None, "en", "train")),
-    ("owner/name@v1.0/en.2:validation", HubSource("owner/name", "v1.0", "en.2", "validation")),
-    ("owner/name@refs/convert/parquet", HubSource("owner/name", "refs/convert/parquet", None, "train")),
-    ("owner/name@refs/pr/7/en", HubSource("owner/name", "refs/pr/7", "en", "train")),
+    ("owner/name", HubSource("owner/name", None, None, None, (Part("train"),))),
+    ("owner/name:test", HubSource("owner/name", None, None, None, (Part("test"),))),
+    ("owner/name/en", HubSource("owner/name", None, "en", None, (Part("train"),))),
+    ("owner/name@v1.0/en.2:dev", HubSource("owner/name", "v1.0", "en.2", None, (Part("dev"),))),
+    ("owner/name@refs/convert/x", HubSource("owner/name", "refs/convert/x", None, None, (Part("train"),))),
+    ("owner/name@refs/pr/7/en", HubSource("owner/name", "refs/pr/7", "en", None, (Part("train"),))),
+    ("owner/name/en/a-0.parquet", HubSource("owner/name", None, None, "en/a-0.parquet", (Part("train"),))),
+    ("owner/name/a.jsonl.gz", HubSource("owner/name", None, None, "a.jsonl.gz", (Part("train"),))),
+    ("owner/name:train[:3]+test[2:]",
+     HubSource("owner/name", None, None, None, (Part("train", 0, 3), Part("test", 2)))),
 ])  # fmt: skip
 def test_hub_sources(source: str, expected: HubSource) -> None:
     assert parse("hf://datasets/" + source) == expected

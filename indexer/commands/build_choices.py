@@ -26,7 +26,8 @@ def _argument(name: str, help: str) -> Any:
 MODEL = _argument("MODEL", "Local folder or hub name; safetensors weights.")
 CORPUS = _argument(
     "CORPUS...",
-    "Text, .jsonl, .json, .csv (also .gz, .zst), .parquet; files, globs, folders; hf://datasets/OWNER/NAME.",
+    "Files, globs, folders: text, .jsonl, .json, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet, .arrow; "
+    "hf://datasets/OWNER/NAME[/CONFIGURATION or /FILE][:SPLIT]. UTF-8; UTF-16 by its mark.",
 )
 OUTPUT = _option(_MODEL, "--output", "DIR", "Folder to write the index to.", short="-o")
 CONFIG = _option(
@@ -58,9 +59,30 @@ CONTEXT = _option(_CORPUS, "--context", "N", "Tokens of a sequence, special ones
 MAX_TOKENS = _option(
     _CORPUS, "--max-tokens", "N", "Stop after this many counted tokens, as 5000, 1e6 or 10M.", "all"
 )
-TEXT_COLUMN = _option(_CORPUS, "--text-column", "NAME", "The column that holds the text.", "text")
+TEXT_COLUMN = _option(
+    _CORPUS,
+    "--text-column",
+    "NAME",
+    "The column of texts, lists of paragraphs, or chats (role and content); a.b is b within a.",
+    "text",
+)
+IDS_COLUMN = _option(
+    _CORPUS,
+    "--ids-column",
+    "NAME",
+    "A column of token ids instead, run as they are: nothing is put around them.",
+)
 ON_BAD_TEXT = _option(
     _CORPUS, "--on-bad-text", "WHAT", "About invalid UTF-8: error, replace or skip.", "error"
+)
+QUOTING = _option(
+    _CORPUS, "--quoting", "HOW", "Of CSV and TSV: standard, or none where quotes are text.", "standard"
+)
+NO_SPECIAL_TOKENS = _option(
+    _CORPUS,
+    "--no-special-tokens",
+    "",
+    "Leave out the BOS, CLS, SEP that the tokenizer puts around a sequence.",
 )
 COUNT_SPECIAL_TOKENS = _option(
     _CORPUS, "--count-special-tokens", "", "Let BOS, CLS, SEP and their like enter the statistics."

@@ -8,35 +8,39 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexer.corpus.coverage import Covered
 from indexer.corpus.hub import parse, read_hub
 from indexer.corpus.pieces import PIECE_BYTES, Piece, Run, pieces_of, runs_of
-from indexer.corpus.policy import BAD_TEXT_CHOICES, CorpusCounts, Reading
-from indexer.corpus.records import read_csv, read_json, read_jsonl
+from indexer.corpus.policy import BAD_TEXT_CHOICES, QUOTING_CHOICES, CorpusCounts, Reading
+from indexer.corpus.readers import READERS
 from indexer.corpus.sources import ROW_BITS, CorpusFile, expand
-from indexer.corpus.tables import read_parquet
 from indexer.corpus.text import read_text
+from indexer.corpus.values import Chat, Content
 from indexer.errors import IndexerError
 
-READERS: dict[str, Callable[[Run, Reading], Iterator[tuple[int, str]]]] = {
-    "jsonl": read_jsonl,
-    "json": read_json,
-    "csv": read_csv,
-    "tsv": read_csv,
-    "parquet": read_parquet,
-    "hub": read_hub,
-}
+if TYPE_CHECKING:
+    from indexer.config import BuildConfig
+
+# so many files are looked at before the work begins
+LOOKED_AT = 64
+_READERS: dict[str, Callable[[Run, Reading], Iterator[tuple[int, Any]]]] = {
+    "text": read_text, "hub": read_hub, **READERS,
+}  # fmt: skip
 
 
 @dataclass(slots=True)
 class Document:
-    """One text, handed out in pieces so that a huge one is never held whole.
+    """One text, handed out in pieces so that a huge one is never held whole; or its token ids.
 
     id: file ordinal << ROW_BITS | row.
     piece: number of the piece of the corpus that it is in.
     pieces: of the text, to be used up before the next document is asked for; their sum is the text.
+    token_ids: int32 [tokens], in place of a text. chat: whether a chat template wrote the text.
     """
 
     id: int
@@ -44,6 +48,8 @@ class Document:
     row: int
     piece: int
     pieces: Iterator[str]
+    token_ids: NDArray[np.int32] | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,15 @@ class Mark:
 class Corpus:
     """Text from files, folders, globs and hub data sets.
 
-    sources: paths, globs and hf://datasets/OWNER/NAME[@REVISION][/CONFIGURATION][:SPLIT], read in this order.
-    text_column: the column that holds the text, in files of records.
+    sources: paths, globs and hf://datasets/OWNER/NAME, see indexer.corpus.hub; read in this order.
+    text_column: the column that holds the text, in files of records; `a.b` is column b within a.
+    ids_column: the column that holds token ids, in place of a text.
     on_bad_text: what becomes of a document that is not valid UTF-8: `error`, `replace` (by U+FFFD) or `skip`.
+    quoting: of CSV and TSV: `standard`, or `none` where quotes are text.
     first_ordinal: the ordinal of the first file, where others come before it.
     allow_empty: whether there may be no text at all, as in a small part of a corpus.
+    write_chat: what writes a chat as text, see indexer.tokens.chat. embeddings: how many token ids the model
+        has. Both are to be set before chats or token ids are read.
     Raises IndexerError where a source is missing or unreadable; the files are opened by `documents`.
     """
 
@@ -75,26 +85,72 @@ class Corpus:
         sources: Sequence[str],
         *,
         text_column: str = "text",
+        ids_column: str | None = None,
         on_bad_text: str = "error",
+        quoting: str = "standard",
         first_ordinal: int = 0,
         allow_empty: bool = False,
     ) -> None:
-        if on_bad_text not in BAD_TEXT_CHOICES:
-            raise IndexerError(f"--on-bad-text {on_bad_text}: choose one of {', '.join(BAD_TEXT_CHOICES)}")
+        for option, value, choices in (
+            ("--on-bad-text", on_bad_text, BAD_TEXT_CHOICES), ("--quoting", quoting, QUOTING_CHOICES),
+        ):  # fmt: skip
+            if value not in choices:
+                raise IndexerError(f"{option} {value}: choose one of {', '.join(choices)}")
         self.files: list[CorpusFile] = expand(sources, first_ordinal)
         for file in self.files:
             if file.kind == "hub":
                 parse(file.source)
         self.allow_empty = allow_empty
-        self._text_column = text_column
-        self._on_bad_text = on_bad_text
-        self._reading = Reading(text_column, on_bad_text)
+        self.write_chat: Callable[[list[dict[str, Any]]], str] | None = None
+        self.embeddings: int | None = None
+        self._column = (
+            text_column if ids_column is None else ids_column,
+            on_bad_text,
+            ids_column is not None,
+            quoting,
+        )
+        self._reading = self._new_reading()
         self._file: CorpusFile | None = None
+
+    @classmethod
+    def of(cls, config: BuildConfig, **options: Any) -> Corpus:
+        """The corpus of a build. options: first_ordinal, allow_empty."""
+        return cls(
+            config.corpus,
+            text_column=config.text_column,
+            ids_column=config.ids_column,
+            on_bad_text=config.on_bad_text,
+            quoting=config.quoting,
+            **options,
+        )
+
+    def _new_reading(self) -> Reading:
+        return Reading(*self._column, write_chat=self.write_chat, embeddings=self.embeddings)
+
+    def look(self) -> None:
+        """Raise what is wrong with the first records, of LOOKED_AT files at most; nothing is consumed."""
+        reading = self._new_reading()
+        reading.write_chat = lambda messages: ""
+        if reading.on_bad_text == "skip":
+            # bad texts would be looked for a good one
+            reading.on_bad_text = "replace"
+        looked_at = [file for file in self.files if file.named or file.kind != "text"][:LOOKED_AT]
+        for file in looked_at:
+            rows = _READERS[file.kind](Run(file, 0, 1, 1, (0,)), reading)
+            next(rows, None)
+            rows.close()  # type: ignore[attr-defined]
+        if len(reading.left_out) == len(self.files):
+            raise IndexerError(_no_text(len(self.files), reading))
 
     @property
     def counts(self) -> CorpusCounts:
         """What the latest pass has met so far."""
         return self._reading.counts
+
+    @property
+    def without_column(self) -> str | None:
+        """What the latest pass said of the first file that it left out for its columns."""
+        return self._reading.without_column
 
     @property
     def bytes(self) -> int | None:
@@ -148,7 +204,7 @@ class Corpus:
         continue from.
         Raises IndexerError for what cannot be read, and at the end if there was no text at all.
         """
-        reading = self._reading = Reading(self._text_column, self._on_bad_text)
+        reading = self._reading = self._new_reading()
         row_of_file, skip = -1, 0
         if start is not None:
             row_of_file, skip = _restored(reading, start)
@@ -163,9 +219,9 @@ class Corpus:
                 for row, parts in read_text(run, reading):
                     yield from _streamed(run, reading, row, parts)
             else:
-                yield from _records(run, reading, READERS[file.kind](run, reading))
+                yield from _records(run, reading, _READERS[file.kind](run, reading))
         if reading.counts.documents == 0 and not self.allow_empty:
-            raise IndexerError(_no_text(len(self.files), reading.counts))
+            raise IndexerError(_no_text(len(self.files), reading))
 
     def mark(self) -> Mark:
         """Where the pass stands; to be called when a document has been used up and no other was asked for."""
@@ -187,6 +243,7 @@ class Corpus:
             "covered": [asdict(part) for part in (*before, mark.covered)],
             "digests": digests,
             "left_out": sorted(number for number in list(reading.left_out) if number < mark.file),
+            "without_column": reading.without_column,
         }
 
 
@@ -196,6 +253,7 @@ def _restored(reading: Reading, state: dict[str, Any]) -> tuple[int, int]:
     reading.covered = {part["file"]: Covered(**part) for part in state["covered"]}
     reading.digests = dict(state["digests"])
     reading.left_out = set(state["left_out"])
+    reading.without_column = state["without_column"]
     return state["file"], state["row"]
 
 
@@ -234,21 +292,31 @@ def _streamed(run: Run, reading: Reading, row: int, parts: Iterable[str]) -> Ite
         pass
 
 
-def _records(run: Run, reading: Reading, rows: Iterator[tuple[int, str]]) -> Iterator[Document]:
+def _records(run: Run, reading: Reading, rows: Iterator[tuple[int, Content]]) -> Iterator[Document]:
     counts, file, first = reading.counts, run.file, run.first
     source, base, ordinal = file.source, file.ordinal << ROW_BITS, file.ordinal
-    for row, text in rows:
-        if text:
-            counts.documents += 1
-            counts.characters += len(text)
-            reading.covered[ordinal].add(row, len(text), hashlib.sha256(text.encode()).digest())
-            yield Document(base | row, source, row, run.pieces[reading.index - first], iter((text,)))
-        else:
+    for row, found in rows:
+        if not len(found):
             counts.empty += 1
+            continue
+        counts.documents += 1
+        piece = run.pieces[reading.index - first]
+        if isinstance(found, str):
+            counts.characters += len(found)
+            reading.covered[ordinal].add(row, len(found), hashlib.sha256(found.encode()).digest())
+            yield Document(base | row, source, row, piece, iter((found,)), chat=isinstance(found, Chat))
+        else:
+            digest = hashlib.sha256(found.astype("<i4").tobytes()).digest()
+            reading.covered[ordinal].add(row, 0, digest)
+            yield Document(base | row, source, row, piece, iter(()), found)
 
 
-def _no_text(files: int, counts: CorpusCounts) -> str:
-    return (
+def _no_text(files: int, reading: Reading) -> str:
+    counts = reading.counts
+    told = (
         f"the corpus has no text: {files} file{'s' if files != 1 else ''}, {counts.empty} empty documents, "
         f"{counts.bad_text_skipped} skipped as bad text, {counts.binary_skipped} binary files skipped"
     )
+    if reading.without_column is None:
+        return told
+    return f"{told}, {counts.no_column_skipped} without the column: {reading.without_column}"

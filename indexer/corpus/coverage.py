@@ -12,9 +12,11 @@ EMPTY_DIGEST = "0" * 64
 class Covered:
     """Rows first to end - 1 of a file.
 
-    end: rows that were met, those without text too. documents, characters: of those handed out.
+    end: rows that were met, those without text too. documents, characters: of those handed out;
+    token ids have no characters.
     digest: SHA-256 chained over the documents in order - of the digest before, the row as an int64 (little
-    endian), and the SHA-256 of the text in UTF-8 - so that it can be continued from here.
+    endian), and the SHA-256 of the text in UTF-8, or of the token ids as int32 (little endian) - so that it
+    can be continued from here.
     """
 
     file: int

@@ -1,4 +1,4 @@
-"""What every reader shares: counters, the text column, and what becomes of text that is not valid UTF-8."""
+"""What every reader shares: counters, the column that is wanted, and what becomes of invalid text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 
 from indexer.corpus.coverage import Covered
 from indexer.corpus.sources import CorpusFile
+from indexer.corpus.utf16 import width
 from indexer.errors import IndexerError
 
 BAD_TEXT_CHOICES = ("error", "replace", "skip")
+QUOTING_CHOICES = ("standard", "none")
+# an error names so many columns
+MOST_NAMES = 40
 SURROGATES = re.compile("[\ud800-\udfff]")
 # all but those that stand for raw bytes in text decoded as `surrogateescape`
 OTHER_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -26,6 +30,7 @@ class CorpusCounts:
     bad_text_replaced: documents in which U+FFFD stands for bytes that are not UTF-8.
     bad_text_skipped: documents left out because of such bytes.
     binary_skipped: files, found in a folder or by a glob, that are not text.
+    no_column_skipped: files, found in a folder or by a glob, whose records do not have the column.
     bytes_read: on disk, compressed as they are.
     """
 
@@ -34,6 +39,7 @@ class CorpusCounts:
     bad_text_replaced: int = 0
     bad_text_skipped: int = 0
     binary_skipped: int = 0
+    no_column_skipped: int = 0
     bytes_read: int = 0
     characters: int = 0
 
@@ -42,20 +48,32 @@ class CorpusCounts:
 class Reading:
     """The state of one pass over the corpus.
 
+    text_column: the column that is wanted, of texts or chats; with `ids`, of token ids.
+    quoting: of CSV: `standard`, or `none` where quotes are text.
+    write_chat: messages to text, by the tokenizer's template; see indexer.tokens.chat.
+    embeddings: how many token ids the model has; None before it is loaded.
     digests: what was read of each file, by ordinal; see `note_digest`.
     left_out: ordinals of files that are not part of the corpus after all.
     covered: the rows that were met, by file ordinal. index: the slice of the file that the present row is in.
     bytes_before: counts.bytes_read when the present file was opened.
+    utf16: whether the present file was UTF-16.
+    without_column: what the first file said that was left out for its columns.
     """
 
     text_column: str
     on_bad_text: str
+    ids: bool = False
+    quoting: str = "standard"
+    write_chat: Callable[[list[dict[str, Any]]], str] | None = None
+    embeddings: int | None = None
     counts: CorpusCounts = field(default_factory=CorpusCounts)
     digests: dict[int, dict[str, Any]] = field(default_factory=dict)
     left_out: set[int] = field(default_factory=set)
     covered: dict[int, Covered] = field(default_factory=dict)
     index: int = 0
     bytes_before: int = 0
+    utf16: bool = False
+    without_column: str | None = None
 
     def see(self, file: CorpusFile, row: int) -> None:
         """A row of a file was met, whatever becomes of it."""
@@ -63,12 +81,29 @@ class Reading:
         if covered is None:
             self.covered[file.ordinal] = Covered(file.ordinal, row, row + 1)
         else:
-            covered.end = row + 1
+            covered.end = max(covered.end, row + 1)
 
     def note_digest(self, file: CorpusFile, size: int | None, sha256: str | None, **more: Any) -> None:
         """What was read of a file, for the manifest; size and sha256 are None where it was not all of it."""
         if file.ordinal not in self.left_out:
             self.digests[file.ordinal] = {"source": file.source, "bytes": size, "sha256": sha256, **more}
+
+    def width(self, text: bytes) -> int:
+        """How many bytes these take in the present file, decompressed."""
+        return width(text) if self.utf16 else len(text)
+
+    def leave_out(self, file: CorpusFile, error: IndexerError, first: bool) -> None:
+        """A file lacks the column: the error where it was named, else it is no part of the corpus.
+
+        first: whether its beginning is being read, so that it is counted once, whoever reads the rest.
+        """
+        if file.named:
+            raise error
+        self.left_out.add(file.ordinal)
+        self.digests.pop(file.ordinal, None)
+        self.covered.pop(file.ordinal, None)
+        self.counts.no_column_skipped += first
+        self.without_column = self.without_column or str(error)
 
     def decode(self, raw: bytes, place: Callable[[int], str]) -> str | None:
         """The text of one whole document, or None where the policy leaves it out.
@@ -88,46 +123,58 @@ class Reading:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            return self._settle(lambda: _repaired(text, escaped), place, None)
+            return self._settle(lambda: type(text)(_repaired(text, escaped)), place, None)
         return text
 
     def _settle(self, repaired: Callable[[], str], place: str, byte: int | None) -> str | None:
         if self.on_bad_text == "error":
-            raise bad_text(place, byte)
+            raise self.bad_text(place, byte)
         if self.on_bad_text == "skip":
             self.counts.bad_text_skipped += 1
             return None
         self.counts.bad_text_replaced += 1
         return repaired()
 
+    def bad_text(self, place: str, byte: int | None) -> IndexerError:
+        """The error for text that is not valid; byte: the first bad one, None for a lone surrogate."""
+        what = "UTF-16" if self.utf16 and byte is not None else "UTF-8"
+        which = "" if what == "UTF-16" else " (a lone surrogate)" if byte is None else f" (0x{byte:02x})"
+        return IndexerError(
+            f"{place}: not valid {what}{which}. Use --on-bad-text replace or skip, or convert the file"
+        )
+
+    @property
+    def option(self) -> str:
+        """The option that names the column."""
+        return "--ids-column" if self.ids else "--text-column"
+
     def no_column(self, place: str, columns: Iterable[str]) -> IndexerError:
-        """The error for a file or record without the text column."""
-        has = ", ".join(str(column) for column in columns) or "none"
+        """The error for a file or record without the column."""
+        names = [str(column) for column in columns]
+        has = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "") or "none"
         return IndexerError(
             f'{place}: no column "{self.text_column}" (it has: {has}). '
-            "Name the one to index with --text-column"
+            f"Name the one to index with {self.option}"
         )
 
-    def not_text(self, place: str, kind: object) -> IndexerError:
-        """The error for a text column that holds values of another kind."""
+    def not_wanted(self, place: str, kind: object, may_be_ids: bool = False) -> IndexerError:
+        """The error for a column that holds values of another kind."""
+        wanted = "token ids" if self.ids else "text"
+        ids = ", token ids with --ids-column" if may_be_ids else ""
         return IndexerError(
-            f'{place}: column "{self.text_column}" holds {kind}, not text. '
-            "Name the one to index with --text-column"
+            f'{place}: column "{self.text_column}" holds {kind}, not {wanted}. '
+            f"Name the one to index with {self.option}{ids}"
         )
-
-
-def bad_text(place: str, byte: int | None) -> IndexerError:
-    """The error for text that is not valid UTF-8; byte: the first bad one, None for a lone surrogate."""
-    what = "a lone surrogate" if byte is None else f"0x{byte:02x}"
-    return IndexerError(
-        f"{place}: not valid UTF-8 ({what}). Use --on-bad-text replace or skip, or convert the file"
-    )
 
 
 class Utf8:
-    """A UTF-8 decoder that knows at which byte of its stream it stands, and drops a byte order mark."""
+    """A UTF-8 decoder that knows at which byte of its stream it stands, and drops a byte order mark.
 
-    def __init__(self) -> None:
+    width: how many bytes some of the stream take in the file.
+    """
+
+    def __init__(self, width: Callable[[bytes], int] = len) -> None:
+        self._width = width
         self._pending = b""
         # where in the stream the pending bytes begin
         self._offset = 0
@@ -138,16 +185,17 @@ class Utf8:
         try:
             text, used = codecs.utf_8_decode(data, errors, final)
         except UnicodeDecodeError as error:
-            raise BadByteError(self._offset + error.start, data[error.start]) from None
+            offset = self._offset + self._width(data[: error.start])
+            raise BadByteError(offset, data[error.start]) from None
         if self._offset == 0 and text.startswith("\ufeff"):
             text = text[1:]
         self._pending = data[used:]
-        self._offset += used
+        self._offset += self._width(data[:used])
         return text
 
 
 class BadByteError(Exception):
-    """A byte of a stream that is not UTF-8."""
+    """A byte of a stream that is not UTF-8; its offset is that in the file."""
 
     def __init__(self, offset: int, byte: int) -> None:
         super().__init__(offset, byte)

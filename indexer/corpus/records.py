@@ -1,155 +1,225 @@
 """Files of records: JSON Lines, JSON and CSV. Each record is one document, its row counted from 0.
 
-Blank lines are no records. All are read as streams; what must fit in memory is one record.
+The row of JSON Lines is that of the line, blank ones included; elsewhere blank lines are no records. All are
+read as streams; what must fit in memory is one record.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, count
 from typing import Any
 
 from indexer.corpus.json_stream import values
 from indexer.corpus.pieces import Run
-from indexer.corpus.policy import BadByteError, Reading, Utf8, bad_text
+from indexer.corpus.policy import BadByteError, Reading, Utf8
 from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, opened
+from indexer.corpus.values import Content, columns, content, find
 from indexer.errors import IndexerError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+DEFAULT_COLUMN = "text"
 
 
-def read_jsonl(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(row, text) of each line of a JSON Lines file. Raises IndexerError naming the line.
+def read_jsonl(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
+    """(row, content) of each line of a JSON Lines file. Raises IndexerError naming the line.
 
-    Lines before the run are counted, not parsed.
+    Lines before the run are counted; of them only the first record is parsed, which tells whether the file
+    has the column.
     """
-    row = -1
     offset = 0
-    loads = json.loads
+    first = True
     file, size = run.file, run.file.bytes or 0
     begin, end = run.bound(run.first, size), run.bound(run.last, size)
     bound = run.bound(run.first + 1, size)
     with opened(file, reading, run.whole) as stream:
-        for number, raw in enumerate(stream, 1):
-            start, offset = offset, offset + len(raw)
+        for row, raw in enumerate(stream):
+            start, offset = offset, offset + reading.width(raw)
+            blank = not raw.removeprefix(BYTE_ORDER_MARK if row == 0 else b"").strip()
+            if first and not blank:
+                first = False
+                if not file.named and _lacks_column(file, reading, row, raw, run.first == 0):
+                    return
             if start < begin:
                 # of these bytes the run's own share is none
-                reading.counts.bytes_read -= len(raw)
-                row += not raw.removeprefix(BYTE_ORDER_MARK if number == 1 else b"").isspace()
+                reading.counts.bytes_read -= offset - start
                 continue
             if not run.whole and start >= end:
                 break
             while start >= bound and reading.index < run.last - 1:
                 reading.index += 1
                 bound = run.bound(reading.index + 1, size)
-            if number == 1 and raw.startswith(BYTE_ORDER_MARK):
-                raw, start = raw[3:], 3
-            if raw.isspace():
+            if blank:
                 continue
-            row += 1
             reading.see(file, row)
             if row < run.skip:
                 continue
-
-            def place(byte: int = 0, number: int = number, start: int = start) -> str:
-                return f"corpus file {file.source}, line {number}, byte {start + byte}"
-
-            line = reading.decode(raw, place)
-            if line is None:
-                continue
-            try:
-                record = loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _not_json(f"corpus file {file.source}, line {number}", error) from None
-            text: str | None = _text(record, reading, f"corpus file {file.source}, line {number}")
-            # only an escape can smuggle a lone surrogate into a line that was valid UTF-8
-            if text and "\\u" in line:
-                text = reading.checked(text, place())
-            if text is not None:
-                yield row, text
+            found = _line(file, reading, row, start, raw)
+            if found is not None:
+                yield row, found
 
 
-def read_json(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(row, text) of each object of a JSON file: an array of objects, or objects one after another."""
+def _line(file: CorpusFile, reading: Reading, row: int, start: int, raw: bytes) -> Content | None:
+    """What a line holds, None where the policy leaves it out. start: where it begins in the file."""
+
+    def line() -> str:
+        return f"corpus file {file.source}, line {row + 1}"
+
+    mark = len(BYTE_ORDER_MARK) if row == 0 and raw.startswith(BYTE_ORDER_MARK) else 0
+
+    def place(byte: int = 0) -> str:
+        return f"{line()}, byte {start + reading.width(raw[: mark + byte])}"
+
+    text = reading.decode(raw[mark:], place)
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(line(), error) from None
+    found = _content(record, reading, line)
+    # only an escape can smuggle a lone surrogate into a line that was valid UTF-8
+    return reading.checked(found, place()) if "\\u" in text and isinstance(found, str) else found
+
+
+def _lacks_column(file: CorpusFile, reading: Reading, row: int, raw: bytes, first: bool) -> bool:
+    """Whether a file is left out since its first record lacks the column; one that is no JSON is no such."""
+    try:
+        record = json.loads(raw.removeprefix(BYTE_ORDER_MARK))
+    except (ValueError, RecursionError):
+        return False
+    error = _missing(record, reading, f"corpus file {file.source}, line {row + 1}")
+    if error is not None:
+        reading.leave_out(file, error, first)
+    return error is not None
+
+
+def read_json(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
+    """(row, content) of each record of a JSON file: an array of records, or records one after another.
+
+    An object may stand around the array. A file that was found in a folder, and whose first value is no
+    record with the column, or no JSON, as in a project's settings, is left out.
+    """
     file = run.file
+
+    def is_record(value: Any) -> bool:
+        return _missing(value, reading, "") is None
+
     with opened(file, reading) as stream:
-        records = values(_decoded(file, reading, stream))
-        for row in itertools.count():
-            place = f"corpus file {file.source}, record {row}"
+        records = values(_decoded(file, reading, stream), is_record)
+        for row in count():
+
+            def place(row: int = row) -> str:
+                return f"corpus file {file.source}, record {row + 1}"
+
+            mistake = None
             try:
                 record = next(records)
+                mistake = _missing(record, reading, place()) if row == 0 else None
             except StopIteration:
                 return
             except (ValueError, RecursionError) as error:
-                raise _not_json(place, error) from None
+                mistake = _not_json(place(), error)
+                if row > 0:
+                    raise mistake from None
+            if mistake is not None:
+                reading.leave_out(file, mistake, True)
+                return
             reading.see(file, row)
             if row < run.skip:
                 continue
-            text = reading.checked(_text(record, reading, place), place, escaped=True)
+            found = _content(record, reading, place)
+            text = reading.checked(found, place(), escaped=True) if isinstance(found, str) else found
             if text is not None:
                 yield row, text
 
 
-def read_csv(run: Run, reading: Reading) -> Iterator[tuple[int, str]]:
-    """(row, text) of each record of a CSV file (.tsv: tab-separated) whose first line names the columns."""
+def read_csv(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
+    """(row, text) of each record of a CSV file (.tsv: tab-separated) whose first line names the columns.
+
+    Lines may end in CR, LF or both. With reading.quoting `none` quotes are text, and each line is a record.
+    """
     file = run.file
     # the limit belongs to the process; a document may be longer than the 131,072 characters it starts with
     csv.field_size_limit((1 << 31) - 1)
+    if reading.ids:
+        error = f"corpus file {file.source}: token ids are read from JSON, Parquet and Arrow, not from CSV"
+        reading.leave_out(file, IndexerError(error), True)
+        return
     with opened(file, reading) as stream:
-        delimiter = "\t" if file.kind == "tsv" else ","
         # strict, else a quote that is never closed makes one text of all that follows it
-        rows = csv.reader(_lines(file, reading, stream), delimiter=delimiter, strict=True)
+        rows = csv.reader(
+            _lines(file, reading, stream),
+            delimiter="\t" if file.kind == "tsv" else ",",
+            quoting=csv.QUOTE_NONE if reading.quoting == "none" else csv.QUOTE_MINIMAL,
+            strict=True,
+        )
         try:
-            header = next(rows, None)
-            if header is None:
-                return
-            if reading.text_column not in header:
-                raise reading.no_column(f"corpus file {file.source}", header)
-            column = header.index(reading.text_column)
-            row = -1
-            for fields in rows:
-                if not fields:
-                    continue
-                row += 1
-                reading.see(file, row)
-                if row < run.skip:
-                    continue
-                place = f"corpus file {file.source}, line {rows.line_num}"
-                if len(fields) <= column:
-                    raise IndexerError(
-                        f'{place}: {len(fields)} fields, so no column "{reading.text_column}" '
-                        f"(the header has {len(header)}); correct this line"
-                    )
-                text = reading.checked(fields[column], place, escaped=True)
-                if text is not None:
-                    yield row, text
+            yield from _rows(run, reading, rows)
         except csv.Error as error:
             place = f"corpus file {file.source}, line {rows.line_num}"
-            raise IndexerError(f"{place}: not CSV ({error})") from None
+            way_out = "; where quotes are text, give --quoting none" if reading.quoting == "standard" else ""
+            raise IndexerError(f"{place}: not CSV ({error}){way_out}") from None
 
 
-def _text(record: Any, reading: Reading, place: str) -> str:
-    """The text of one record; null is an empty document."""
+def _rows(run: Run, reading: Reading, rows: Any) -> Iterator[tuple[int, str]]:
+    file = run.file
+    header = next(rows, None)
+    if header is None:
+        return
+    if reading.text_column not in header:
+        reading.leave_out(file, reading.no_column(f"corpus file {file.source}", header), True)
+        return
+    column = header.index(reading.text_column)
+    for row, fields in enumerate(fields for fields in rows if fields):
+        reading.see(file, row)
+        if row < run.skip:
+            continue
+        place = f"corpus file {file.source}, line {rows.line_num}"
+        if len(fields) <= column:
+            raise IndexerError(
+                f'{place}: {len(fields)} fields, so no column "{reading.text_column}" '
+                f"(the header has {len(header)}); correct this line"
+            )
+        text = reading.checked(fields[column], place, escaped=True)
+        if text is not None:
+            yield row, text
+
+
+def _missing(record: Any, reading: Reading, place: str) -> IndexerError | None:
+    """The error for a record without the column, None where it has it."""
+    if isinstance(record, str) and reading.text_column == DEFAULT_COLUMN and not reading.ids:
+        return None
     if not isinstance(record, dict):
-        raise IndexerError(f"{place}: a JSON {type(record).__name__}, not an object with named columns")
+        kind = type(record).__name__
+        return IndexerError(f"{place}: a JSON {kind}, not an object with named columns")
     try:
-        value = record[reading.text_column]
+        find(record, reading.text_column)
     except KeyError:
-        raise reading.no_column(place, record) from None
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise reading.not_text(place, type(value).__name__)
-    return value
+        return reading.no_column(place, columns(record))
+    return None
+
+
+def _content(record: Any, reading: Reading, place: Callable[[], str]) -> Content:
+    """What one record stands for; a bare text is a record without names."""
+    if type(record) is dict:
+        try:
+            return content(find(record, reading.text_column), reading, place)
+        except KeyError:
+            pass
+    error = _missing(record, reading, place())
+    if error is not None:
+        raise error
+    return str(record)
 
 
 def _decoded(file: CorpusFile, reading: Reading, stream: io.BufferedReader) -> Iterator[str]:
     """The stream as text; bytes that are not UTF-8 pass as surrogates, unless they are an error."""
-    decoder = Utf8()
+    decoder = Utf8(reading.width)
     errors = "strict" if reading.on_bad_text == "error" else "surrogateescape"
     final = False
     while not final:
@@ -158,19 +228,22 @@ def _decoded(file: CorpusFile, reading: Reading, stream: io.BufferedReader) -> I
         try:
             yield decoder.decode(block, errors, final)
         except BadByteError as error:
-            raise bad_text(f"corpus file {file.source}, byte {error.offset}", error.byte) from None
+            raise reading.bad_text(f"corpus file {file.source}, byte {error.offset}", error.byte) from None
 
 
 def _lines(file: CorpusFile, reading: Reading, stream: io.BufferedReader) -> Iterator[str]:
-    """The stream as lines with their ends, decoded as by `_decoded`."""
-    decoder = Utf8()
-    errors = "strict" if reading.on_bad_text == "error" else "surrogateescape"
-    try:
-        for raw in stream:
-            # a line feed ends every character before it, so no line leaves bytes behind
-            yield decoder.decode(raw, errors, True)
-    except BadByteError as error:
-        raise bad_text(f"corpus file {file.source}, byte {error.offset}", error.byte) from None
+    """The stream as lines with their ends, whatever these are, decoded as by `_decoded`."""
+    newlines = io.IncrementalNewlineDecoder(None, translate=False)
+    parts: list[str] = []
+    for block in chain(_decoded(file, reading, stream), ("",)):
+        # a CR that ends a block waits for its LF
+        parts.append(newlines.decode(block, final=not block))
+        if "\n" in parts[-1] or "\r" in parts[-1]:
+            lines = io.StringIO("".join(parts), newline="").readlines()
+            parts = [] if lines[-1][-1] in "\r\n" else [lines.pop()]
+            yield from lines
+    if any(parts):
+        yield "".join(parts)
 
 
 def _not_json(place: str, error: Exception) -> IndexerError:

@@ -27,9 +27,10 @@ KINDS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
 }
 WAYS = "name a file, a folder, a glob or hf://datasets/OWNER/NAME"
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 # a document id is file ordinal << ROW_BITS | row, and must stay a positive int64
 ROW_BITS = 40
 MOST_FILES = 1 << (63 - ROW_BITS)
@@ -40,7 +41,7 @@ class CorpusFile:
     """One file, or one hub data set, of the corpus.
 
     path: what to open; for a hub data set the whole source. source: as shown and stored, always Unicode.
-    kind: text, jsonl, json, csv, tsv, parquet or hub. compression: gzip, zstd or None.
+    kind: text, jsonl, json, csv, tsv, parquet, arrow or hub. compression: gzip, bzip2, xz, zstd or None.
     bytes: on disk; None where unknown.
     named: whether the user gave this very path; others were found in a folder or by a glob.
     """
@@ -159,8 +160,9 @@ def _folder(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
     here = (found.st_dev, found.st_ino)
     if here in above:
         return
+    beside = {entry.name for entry in entries}
     for entry in entries:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or _describes(entry.name, beside):
             continue
         # a link may dangle, and a file may go away between listing and looking: both are no file any more
         try:
@@ -172,14 +174,30 @@ def _folder(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
             continue
 
 
+def kind_of(path: str) -> tuple[str, str | None]:
+    """Kind and compression of a file by its name; see CorpusFile."""
+    stem, suffix = os.path.splitext(path.lower())
+    compression = COMPRESSIONS.get(suffix)
+    return KINDS.get(os.path.splitext(stem)[1] if compression else suffix, "text"), compression
+
+
+def _describes(name: str, beside: set[str]) -> bool:
+    """Whether a file is not of the data that `save_to_disk` of `datasets` wrote there, but about it.
+
+    beside: the names in its folder.
+    """
+    if not {"dataset_info.json", "state.json"} <= beside:
+        return name == "dataset_dict.json"
+    return name in ("dataset_info.json", "state.json") or name.startswith("cache-")
+
+
 def _corpus_file(ordinal: int, path: str, size: int | None, named: bool) -> CorpusFile:
     if path.startswith(HUB_PREFIX):
         return CorpusFile(ordinal, path, path, "hub", None, None, True)
-    stem, suffix = os.path.splitext(path.lower())
-    compression = COMPRESSIONS.get(suffix)
-    kind = KINDS.get(os.path.splitext(stem)[1] if compression else suffix, "text")
-    if kind == "parquet" and compression:
-        raise IndexerError(f"corpus file {_shown(path)}: Parquet in {compression} is not read; unpack it")
+    kind, compression = kind_of(path)
+    if kind in ("parquet", "arrow") and compression:
+        form = kind.capitalize()
+        raise IndexerError(f"corpus file {_shown(path)}: {form} in {compression} is not read; unpack it")
     return CorpusFile(ordinal, path, _shown(path), kind, compression, size, named)
 
 

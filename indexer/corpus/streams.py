@@ -1,4 +1,4 @@
-"""Bytes of a corpus file: counted and hashed as they are read from disk, then decompressed."""
+"""Bytes of a corpus file: counted and hashed as they are read from disk, then decompressed, then UTF-8."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from indexer.corpus.compression import FORMS, errors, unpacked
 from indexer.corpus.policy import Reading
 from indexer.corpus.sources import CorpusFile
+from indexer.corpus.utf16 import Utf16Reader, is_utf16
 from indexer.errors import IndexerError
 
 BLOCK_BYTES = 1 << 18
 
 
 class HashedFile(io.RawIOBase):
-    """A file on disk that counts and hashes what is read of it.
+    """A file on disk, or on the hub, that counts and hashes what is read of it.
 
     The SHA-256 is that of the bytes on disk, compressed as they are; it stands for the whole file only
     once `complete` is True.
     """
 
     def __init__(self, path: str, reading: Reading) -> None:
-        self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed in close()
+        self._file: BinaryIO = _opened(path)
         self._hash = hashlib.sha256()
         self._reading = reading
         self.size = 0
@@ -59,8 +61,9 @@ class HashedFile(io.RawIOBase):
 
 @contextmanager
 def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[io.BufferedReader]:
-    """The decompressed bytes of a file; its digest is noted in `reading` when it has been read to its end.
+    """The decompressed bytes of a file, in UTF-8; its digest is noted in `reading` once all is read.
 
+    A file that begins with the byte order mark of UTF-16 is converted, see indexer.corpus.utf16.
     whole: whether all of it is wanted, so that a file that is left early is done with.
     Raises IndexerError, also from within the block, where the file cannot be read or decompressed.
     """
@@ -70,9 +73,13 @@ def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[i
         raise unreadable(file, error) from None
     with raw:
         try:
-            with io.BufferedReader(_decompressed(raw, file.compression), BLOCK_BYTES) as stream:
+            packed = raw if file.compression is None else unpacked(raw, file.compression)
+            with io.BufferedReader(packed, BLOCK_BYTES) as stream:
+                reading.utf16 = is_utf16(stream.peek(4)[:4])
+                if reading.utf16:
+                    stream = io.BufferedReader(Utf16Reader(stream), BLOCK_BYTES)  # type: ignore[arg-type]
                 yield stream  # type: ignore[misc]
-        except OSError as error:
+        except errors() as error:
             raise unreadable(file, error) from None
         finally:
             sha256 = raw.sha256()
@@ -82,6 +89,17 @@ def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[i
             reading.counts.bytes_read += max(0, (file.bytes or 0) - raw.size)
 
 
+@contextmanager
+def seekable(file: CorpusFile, memory_map: bool = False) -> Iterator[pa.NativeFile]:
+    """A file on disk, or on the hub, for random access. memory_map: read what is touched alone."""
+    if _is_url(file.path):
+        with _opened(file.path) as stream, pa.PythonFile(stream, mode="r") as wrapped:
+            yield wrapped
+        return
+    with pa.memory_map(file.path) if memory_map else pa.OSFile(file.path) as found:
+        yield found
+
+
 def unreadable(file: CorpusFile, error: Exception) -> IndexerError:
     """One line for a file that the operating system or a decoder refuses to read."""
     # an error of the operating system has a number, one of a decoder has none
@@ -89,15 +107,21 @@ def unreadable(file: CorpusFile, error: Exception) -> IndexerError:
     if number:
         return IndexerError(f"corpus file {file.source}: cannot be read ({os.strerror(number).lower()})")
     reason = " ".join(str(error).split()) or type(error).__name__
-    form = {"gzip": "gzip", "zstd": "Zstandard"}.get(file.compression or "", file.kind)
+    if isinstance(error, EOFError):
+        reason = "truncated"
+    form = FORMS.get(file.compression or "", file.kind)
     return IndexerError(
         f"corpus file {file.source}: broken {form} data ({reason}); restore the file or leave it out"
     )
 
 
-def _decompressed(raw: HashedFile, compression: str | None) -> io.RawIOBase:
-    if compression is None:
-        return raw
-    # pyarrow's reader notices a truncated stream; zstandard's takes it for the end of the file
-    packed = pa.PythonFile(io.BufferedReader(raw, 1 << 16), mode="r")
-    return pa.CompressedInputStream(packed, compression)
+def _is_url(path: str) -> bool:
+    return "://" in path
+
+
+def _opened(path: str) -> BinaryIO:
+    if not _is_url(path):
+        return open(path, "rb", buffering=0)
+    import fsspec
+
+    return fsspec.open(path, "rb").open()

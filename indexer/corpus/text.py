@@ -6,9 +6,10 @@ import io
 from collections.abc import Iterator
 
 from indexer.corpus.pieces import Run
-from indexer.corpus.policy import BadByteError, Reading, Utf8, bad_text
+from indexer.corpus.policy import BadByteError, Reading, Utf8
 from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, opened
+from indexer.corpus.utf16 import BAD_BYTE
 from indexer.errors import IndexerError
 
 # a NUL byte this early marks a binary file, the rule that git uses
@@ -22,9 +23,13 @@ def read_text(run: Run, reading: Reading) -> Iterator[tuple[int, Iterator[str]]]
     Raises IndexerError where such a file was named itself, and for bad UTF-8 where the policy says so.
     """
     file = run.file
+    if reading.ids:
+        error = f"corpus file {file.source}: a text has no column of token ids; give JSON, Parquet or Arrow"
+        reading.leave_out(file, IndexerError(error), True)
+        return
     with opened(file, reading) as stream:
         head = stream.read(BLOCK_BYTES)
-        if b"\0" in head[:HEAD_BYTES] and _is_binary(file, head):
+        if _is_binary(file, head, reading.utf16):
             reading.counts.binary_skipped += 1
             reading.left_out.add(file.ordinal)
             return
@@ -41,14 +46,17 @@ def read_text(run: Run, reading: Reading) -> Iterator[tuple[int, Iterator[str]]]
         yield 0, _pieces(file, reading, head, stream)
 
 
-def _is_binary(file: CorpusFile, head: bytes) -> bool:
+def _is_binary(file: CorpusFile, head: bytes, utf16: bool) -> bool:
+    if b"\0" not in head[:HEAD_BYTES]:
+        # what only begins as UTF-16 does has a bad pair soon
+        return utf16 and not file.named and bytes([BAD_BYTE]) in head[:HEAD_BYTES]
     if not file.named:
         return True
     try:
         Utf8().decode(head)
     except BadByteError:
         raise IndexerError(
-            f"corpus file {file.source}: binary, not text; name text, JSONL, JSON, CSV or Parquet files"
+            f"corpus file {file.source}: binary, not text; name text, JSON, CSV, Parquet or Arrow files"
         ) from None
     return False
 
@@ -70,7 +78,7 @@ def _is_bad(file: CorpusFile, head: bytes) -> bool:
 
 
 def _pieces(file: CorpusFile, reading: Reading, head: bytes, stream: io.BufferedReader) -> Iterator[str]:
-    decoder = Utf8()
+    decoder = Utf8(reading.width)
     errors = "strict"
     block = head
     while True:
@@ -79,7 +87,9 @@ def _pieces(file: CorpusFile, reading: Reading, head: bytes, stream: io.Buffered
             piece = decoder.decode(block, errors, final)
         except BadByteError as error:
             if reading.on_bad_text != "replace":
-                raise bad_text(f"corpus file {file.source}, byte {error.offset}", error.byte) from None
+                raise reading.bad_text(
+                    f"corpus file {file.source}, byte {error.offset}", error.byte
+                ) from None
             reading.counts.bad_text_replaced += 1
             errors = "replace"
             piece = decoder.decode(block, errors, final)

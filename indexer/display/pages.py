@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PAGE = 120
 _SOURCE_WIDEST = 26
 _FILES_SHOWN = 5
+# files whose rows are lines, also compressed ones
+LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$")
 
 
 class _Page(Console):
@@ -211,13 +214,16 @@ def _fact(value: Any) -> str:
 
 
 def sources(index: Index, examples: list[dict[str, Any]]) -> dict[int, str]:
-    """What to call the documents of some examples: their file, and the row where a file has several."""
+    """What to call the documents of some examples: their file, and where in it they are."""
     wanted = ", ".join(sorted({str(example["document"]) for example in examples}))
     if not wanted:
         return {}
     found = index.sql(f"SELECT document, source, row FROM documents WHERE document IN ({wanted})")
-    return {row["document"]: _source(row["source"], row["row"]) for row in found.to_pylist()}
+    return {row["document"]: source_name(row["source"], row["row"]) for row in found.to_pylist()}
 
 
-def _source(source: str, row: int) -> str:
-    return f"{source}:{row}" if row else source
+def source_name(source: str, row: int) -> str:
+    """A document's file and its place there: a line as people count, else the row as `documents` has it."""
+    if LINES.search(source.lower()):
+        return f"{source} line {row + 1}"
+    return f"{source} row {row}" if row else source

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.config import BuildConfig
+from indexer.index.schema import MANIFEST
 
 
 def build(config: BuildConfig) -> Path:
@@ -17,6 +18,7 @@ def build(config: BuildConfig) -> Path:
     Raises IndexerError for anything wrong with the request, the model, the corpus, the disk or a worker. What
     was done is kept beside the output, and the same call continues it.
     """
+    _look_at_corpus(config)
     if config.ray is not None:
         from indexer.engines.ray_engine import build_on_ray
 
@@ -36,6 +38,15 @@ def build(config: BuildConfig) -> Path:
     from indexer.pipeline import build as build_here
 
     return build_here(config)
+
+
+def _look_at_corpus(config: BuildConfig) -> None:
+    """Raise mistakes in sources and columns before a model is loaded, which takes seconds."""
+    # an index that is there already may need no corpus; the machines of a cluster have their own disks
+    if config.ray is None and (config.append or config.overwrite or not (config.output / MANIFEST).exists()):
+        from indexer.corpus import Corpus
+
+        Corpus.of(config, allow_empty=config.shard is not None).look()
 
 
 def merge(parts: Sequence[Path], output: Path, *, overwrite: bool = False) -> Path:

@@ -35,7 +35,7 @@ def build_appended(config: BuildConfig) -> Path:
     partial = shards_folder(output) / PARTIAL
     # merged by an earlier call, which may have been stopped before it could tidy up
     clear_merged(partial.parent, PARTIAL, merged_into(output))
-    new = [(file.source, file.bytes) for file in Corpus(config.corpus, text_column=config.text_column).files]
+    new = [(file.source, file.bytes) for file in Corpus.of(config).files]
     if before[-len(new) :] == new:
         Progress().say(f"{output} has this corpus already")
         return output

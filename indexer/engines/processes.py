@@ -93,7 +93,7 @@ def idle_workers(config: BuildConfig) -> str | None:
 
     Raises IndexerError where a source is missing.
     """
-    corpus = Corpus(config.corpus, text_column=config.text_column, on_bad_text=config.on_bad_text)
+    corpus = Corpus.of(config)
     pieces, workers = len(corpus.pieces(config.piece_bytes)), config.workers
     if pieces >= workers:
         return None

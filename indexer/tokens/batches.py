@@ -55,6 +55,8 @@ class Batches:
 
     corpus, tokenizer: read and used by a background thread from now on.
     context, batch_tokens, count_special_tokens, max_tokens: see Layout.
+    special_tokens: whether sequences get the special tokens that the tokenizer puts around a text; not where
+        the corpus holds token ids, which are taken as they are.
     threads: how many threads encode. Neither the batches nor their order depend on it.
     pieces: the consecutive pieces of the corpus to be read, all where not given.
     start: a Position to continue from, of the same corpus, tokenizer, numbers and pieces.
@@ -74,6 +76,7 @@ class Batches:
         count_special_tokens: bool = False,
         max_tokens: int | None = None,
         shapes: str = "tight",
+        special_tokens: bool = True,
         threads: int = 1,
         pieces: Sequence[Piece] | None = None,
         start: Position | None = None,
@@ -81,7 +84,7 @@ class Batches:
         layout = Layout(context, batch_tokens, count_special_tokens, max_tokens, shapes)
         if threads < 1:
             raise IndexerError(f"threads {threads}: must be at least 1")
-        encoder = Encoder(tokenizer)
+        encoder = Encoder(tokenizer, special_tokens)
         self._wrapping = encoder.wrapping
         self.totals = TokenTotals() if start is None else TokenTotals(**start.state["totals"])
         self.waited = 0.0

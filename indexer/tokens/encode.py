@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,19 +12,22 @@ from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
 
+# one letter makes a token with nearly every vocabulary; those of games and sequences have to be asked
 PROBE = "a"
+MOST_PROBES = 10_000
 
 
 class Encoder:
     """A private copy of a tokenizer, with truncation and padding off.
 
     tokenizer: a transformers fast tokenizer; it is left as it is.
-    prefix, suffix: int32, the special tokens that the tokenizer puts before and after one sequence.
+    special_tokens: whether sequences get the special tokens that the tokenizer puts around a text.
+    prefix, suffix: int32, the special tokens before and after one sequence.
     padding: the id that fills up a row; any valid id, for no statistic looks at it.
     Raises IndexerError where the tokenizer is not a fast one, or cannot be copied.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, special_tokens: bool = True) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise IndexerError(
@@ -42,50 +47,98 @@ class Encoder:
         self._backend.no_padding()
         # the parts of a word depend on their neighbours alone; see indexer.tokens.long
         self.divides_words = type(self._backend.model).__name__ == "BPE"
-        self.prefix, self.suffix = self._around()
+        self._own = self._around()
+        self.prefix, self.suffix = self._own if special_tokens else (self._own[0][:0], self._own[1][:0])
         padding = getattr(tokenizer, "pad_token_id", None)
         self.padding = int(padding) if padding is not None else 0
         self._special = _special_table(tokenizer, self._backend)
 
     @property
     def wrapping(self) -> int:
-        """How many special tokens the tokenizer puts around one sequence."""
+        """How many special tokens are put around one sequence."""
         return len(self.prefix) + len(self.suffix)
+
+    @property
+    def own_wrapping(self) -> int:
+        """How many special tokens the tokenizer itself puts around a text, wanted or not."""
+        return len(self._own[0]) + len(self._own[1])
 
     def token_ids(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The tokens of all texts, one after another (int32), and how many each has (int64 [texts]).
 
         Runs without the interpreter lock for all but the copying of ids, about 3% of the time.
         """
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        with _told():
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         length = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         return np.concatenate(ids) if ids else np.empty(0, np.int32), length
 
     def encoding(self, text: str) -> Any:
         """The library's Encoding of one text, which knows the characters of each token."""
-        return self._backend.encode_batch([text], add_special_tokens=False)[0]
+        with _told():
+            return self._backend.encode_batch([text], add_special_tokens=False)[0]
+
+    def begins_wrapped(self, token_ids: NDArray[np.int32]) -> int:
+        """How many tokens at the beginning are the tokenizer's own there; all of these or none."""
+        count = len(self._own[0])
+        return count if np.array_equal(token_ids[:count], self._own[0]) else 0
+
+    def ends_wrapped(self, token_ids: NDArray[np.int32]) -> int:
+        """How many tokens at the end are the tokenizer's own there; all of these or none."""
+        count = len(self._own[1])
+        return count if count and np.array_equal(token_ids[-count:], self._own[1]) else 0
 
     def is_special(self, token_ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Which tokens are special ones, such as an `<|endoftext|>` that the text itself spells out."""
         return self._special.take(token_ids, mode="clip")
 
     def _around(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        bare = self._backend.encode(PROBE, add_special_tokens=False).ids
-        whole = self._backend.encode(PROBE, add_special_tokens=True)
-        mask = np.array(whole.special_tokens_mask, dtype=bool)
-        ids = np.array(whole.ids, dtype=np.int32)
-        own = np.flatnonzero(~mask)
-        if not bare:
+        probe = next((text for text in self._probes() if self._makes_token(text)), None)
+        if probe is None:
             raise IndexerError(
                 "tokenizer: it makes no token of text; its files are missing in the model's folder, or are "
                 "those of another tokenizer"
             )
+        bare = self._backend.encode(probe, add_special_tokens=False).ids
+        whole = self._backend.encode(probe, add_special_tokens=True)
+        mask = np.array(whole.special_tokens_mask, dtype=bool)
+        ids = np.array(whole.ids, dtype=np.int32)
+        own = np.flatnonzero(~mask)
         if len(own) == 0 or ids[own[0] : own[-1] + 1].tolist() != bare:
             raise IndexerError(
                 f"tokenizer: the special tokens it adds ({ids.tolist()} for {bare}) are not around the text"
             )
         return ids[: own[0]], ids[own[-1] + 1 :]
+
+    def _probes(self) -> Iterator[str]:
+        """Texts of which one at least makes a token, if any does."""
+        yield PROBE
+        special = self._backend.get_added_tokens_decoder()
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        ordinary = (token for token, number in vocabulary.items() if number not in special)
+        yield from sorted(islice(ordinary, MOST_PROBES))
+
+    def _makes_token(self, text: str) -> bool:
+        try:
+            found = self._backend.encode(text, add_special_tokens=False)
+        except Exception:
+            # a vocabulary without a token for unknown words refuses one; the library raises bare Exception
+            return False
+        return bool(found.ids) and not any(found.special_tokens_mask)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the tokenizer refuses as one line; the library raises bare Exception."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise IndexerError(
+            f"tokenizer: it cannot encode a text of the corpus ({reason}); the corpus has words that the "
+            "model does not know, or is for another model"
+        ) from error
 
 
 def _special_table(tokenizer: Any, backend: Any) -> NDArray[np.bool_]:

@@ -29,7 +29,7 @@ class Encoded:
 
     token_ids: int32 [tokens], part after part. length: int64 [parts].
     document: int64 [parts]. ordinal: int64 [parts], the number of the part's first sequence in its document.
-    finished: (document, characters) of the documents that end here.
+    finished: (document, characters) of the documents that end here, but for those given as token ids.
     piece: number of the piece of the corpus that they are in.
     mark: where reading stands behind them, None where it cannot be continued from there.
     forced: places of the stream so far at which a long text had to be cut.
@@ -49,18 +49,27 @@ class Encoded:
 class _Chunk:
     piece: int
     texts: list[str] = field(default_factory=list)
+    token_ids: list[NDArray[np.int32]] = field(default_factory=list)
     documents: list[int] = field(default_factory=list)
-    characters: int = 0
+    # numbers within the chunk
+    chats: list[int] = field(default_factory=list)
+    size: int = 0
     mark: Mark | None = None
 
-    def add(self, document: int, text: str) -> None:
-        self.texts.append(text)
-        self.documents.append(document)
-        self.characters += len(text)
+    def add(self, document: Document, text: str) -> None:
+        if document.chat:
+            self.chats.append(len(self.documents))
+        self.documents.append(document.id)
+        if document.token_ids is None:
+            self.texts.append(text)
+            self.size += len(text)
+        else:
+            self.token_ids.append(document.token_ids)
+            self.size += len(document.token_ids)
 
     @property
     def full(self) -> bool:
-        return self.characters >= CHUNK_CHARACTERS or len(self.texts) >= CHUNK_DOCUMENTS
+        return self.size >= CHUNK_CHARACTERS or len(self.documents) >= CHUNK_DOCUMENTS
 
 
 class TokenStream:
@@ -110,67 +119,90 @@ class TokenStream:
             while waiting:
                 yield waiting.popleft().result()
 
-    def _items(self) -> Iterator[_Chunk | tuple[int, int, Iterator[str]]]:
-        """Chunks of whole documents of one piece, and long documents as (document, piece, parts)."""
+    def _items(self) -> Iterator[_Chunk | tuple[Document, Iterator[str]]]:
+        """Chunks of whole documents of one piece, and long documents with their parts."""
         chunk = _Chunk(0)
         for document in self._corpus.documents(self._pieces, self._start):
             if document.piece != chunk.piece:
-                if chunk.texts:
+                if chunk.documents:
                     yield chunk
                 chunk = _Chunk(document.piece)
             text, rest = _short(document)
             if rest is None:
-                chunk.add(document.id, text)
+                chunk.add(document, text)
                 if not chunk.full:
                     continue
                 # the document is used up, and no other was asked for
                 chunk.mark = self._corpus.mark()
-            if chunk.texts:
+            if chunk.documents:
                 yield chunk
                 chunk = _Chunk(document.piece)
             if rest is not None:
-                yield document.id, document.piece, rest
-        if chunk.texts:
+                yield document, rest
+        if chunk.documents:
             yield chunk
 
     def _chunk(self, chunk: _Chunk) -> Encoded:
-        token_ids, length = self._encoder.token_ids(chunk.texts)
         document = np.array(chunk.documents, dtype=np.int64)
-        finished = list(zip(chunk.documents, map(len, chunk.texts), strict=True))
         first = np.zeros_like(document)
+        if chunk.token_ids:
+            length = np.array([len(ids) for ids in chunk.token_ids], dtype=np.int64)
+            token_ids = np.concatenate(chunk.token_ids)
+            return Encoded(token_ids, length, document, first, [], chunk.piece, chunk.mark, self.forced)
+        token_ids, length = self._encoder.token_ids(chunk.texts)
+        if chunk.chats:
+            token_ids, length = self._unwrapped(token_ids, length, chunk.chats)
+        finished = list(zip(chunk.documents, map(len, chunk.texts), strict=True))
         return Encoded(token_ids, length, document, first, finished, chunk.piece, chunk.mark, self.forced)
 
-    def _long(self, document: int, piece: int, pieces: Iterator[str]) -> Iterator[Encoded]:
+    def _unwrapped(
+        self, token_ids: NDArray[np.int32], length: NDArray[np.int64], chats: list[int]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The same without the special tokens that a template wrote where the tokenizer puts them itself."""
+        parts = np.split(token_ids, np.cumsum(length)[:-1])
+        for number in chats:
+            part = parts[number]
+            part = part[self._encoder.begins_wrapped(part) :]
+            parts[number] = part[: len(part) - self._encoder.ends_wrapped(part)]
+        return np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64)
+
+    def _long(self, document: Document, pieces: Iterator[str]) -> Iterator[Encoded]:
         text = LongText(self._encoder, pieces)
         ordinal = 0
         held = np.empty(0, dtype=np.int32)
+        begun = not document.chat
         for token_ids in text:
             held = np.concatenate((held, token_ids))
-            whole = len(held) // self._body
+            if not begun:
+                held, begun = held[self._encoder.begins_wrapped(held) :], True
+            # what the template wrote at the end of a chat is not known to be that before the end
+            whole = max(0, len(held) - (self._encoder.own_wrapping if document.chat else 0)) // self._body
             if whole:
-                yield _part(document, ordinal, held[: whole * self._body], [], piece)
+                yield _part(document, ordinal, held[: whole * self._body], [])
                 ordinal += whole
                 held = held[whole * self._body :]
         self.forced += text.forced
-        last = _part(document, ordinal, held, [(document, text.characters)], piece)
+        if document.chat:
+            held = held[: len(held) - self._encoder.ends_wrapped(held)]
+        last = _part(document, ordinal, held, [(document.id, text.characters)])
         yield replace(last, mark=self._corpus.mark(), forced=self.forced)
 
 
 def _part(
-    document: int,
-    ordinal: int,
-    token_ids: NDArray[np.int32],
-    finished: list[tuple[int, int]],
-    piece: int,
+    document: Document, ordinal: int, token_ids: NDArray[np.int32], finished: list[tuple[int, int]]
 ) -> Encoded:
     def column(value: int) -> NDArray[np.int64]:
         return np.array([value], dtype=np.int64)
 
-    return Encoded(token_ids, column(len(token_ids)), column(document), column(ordinal), finished, piece)
+    return Encoded(
+        token_ids, column(len(token_ids)), column(document.id), column(ordinal), finished, document.piece
+    )
 
 
 def _short(document: Document) -> tuple[str, Iterator[str] | None]:
     """The whole text and None; or, of a long document, an iterator over all its pieces."""
+    if document.token_ids is not None:
+        return "", None
     pieces = document.pieces
     text = next(pieces)
     while len(text) <= LONG_CHARACTERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,10 @@ def identity_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of all that a tokenizer does, in hexadecimal."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """SHA-256 of all that a tokenizer does, its chat template included, in hexadecimal."""
+    template = getattr(tokenizer, "chat_template", None)
+    does = tokenizer.backend_tokenizer.to_str() + (json.dumps(template) if template else "")
+    return hashlib.sha256(does.encode()).hexdigest()
 
 
 def _named(
