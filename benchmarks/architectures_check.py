@@ -95,7 +95,12 @@ def _judged(name: str, folder: Path) -> Verdict:
     with indexer.open_index(index_folder) as index:
         told = index.manifest.model
         part = told.get("part") or ""
-        truth = Truth(folder / "model", part, [layer["projection"] for layer in told["layers"]], documents)
+        try:
+            truth = Truth(
+                folder / "model", part, [layer["projection"] for layer in told["layers"]], documents
+            )
+        except Exception as error:
+            return Verdict(name, "WRONG", f"a sequence alone does not run: {_told(error)}")
         wrong = _wrong(index, {layer["layer"]: layer["projection"] for layer in told["layers"]}, truth)
     verdict = "WRONG" if wrong else "PARTIAL" if truth.missed else "RIGHT"
     note = wrong or f"left out: {truth.missed}" if truth.missed else wrong or (part and f"its part {part}")

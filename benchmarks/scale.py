@@ -152,9 +152,7 @@ def _measured(options: Options) -> Constants:
         if count != INPUTS * size.count:
             raise WrongResultError(f"the merged index counts {count:,} tokens, not {INPUTS * size.count:,}")
         size_on_disk = read_manifest(folder / "again.index").bytes
-    return Constants(
-        written / options.units, size_on_disk / options.units, merged / options.units / INPUTS
-    )
+    return Constants(written / options.units, size_on_disk / options.units, merged / options.units / INPUTS)
 
 
 def _plan(

@@ -38,6 +38,9 @@ def plan(build: Build, keep: Keep) -> Iterator[str]:
         f"file{'s' if files != 1 else ''}, "
         f"{in_bytes(units * keep.bytes_per_unit())} of statistics" + _continued(build)
     )
+    part = build.loaded.provenance["part"]
+    if part:
+        yield f"the model does not run on token ids alone; its part {part} is indexed"
     if build.memory.gpus:
         yield build.memory.line()
 

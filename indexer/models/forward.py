@@ -5,11 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from indexer.errors import IndexerError
+
+# An exception that passed through code of these is no fault of the model.
+OURS = ("indexer", "indexer_kernels")
+
+
+class TokensAloneError(IndexerError):
+    """A model does not run on token ids alone, or takes none."""
 
 
 def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -17,16 +26,53 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
 
     attention_mask: int64 [sequences, width], 1 for tokens and 0 for padding; None where nothing has to be
     masked.
+    Raises TokensAloneError for whatever the model's own code raises, but for want of memory.
     """
     arguments: dict[str, Any] = {"input_ids": token_ids}
     if attention_mask is not None:
         arguments["attention_mask"] = attention_mask
     if "use_cache" in inspect.signature(model.forward).parameters:
         arguments["use_cache"] = False
-    output = model(**arguments)
+    try:
+        output = model(**arguments)
+    except (IndexerError, torch.OutOfMemoryError, MemoryError):
+        raise
+    # a model is code of others: there is no telling what it raises
+    except Exception as error:
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)][1:]
+        if any(frame.f_globals.get("__name__", "").partition(".")[0] in OURS for frame in frames):
+            raise
+        paths = {id(module): path for path, module in model.named_modules()}
+        ran = [paths.get(id(frame.f_locals.get("self"))) for frame in frames]
+        place = next((f" in {path}" for path in reversed(ran) if path), "")
+        raise TokensAloneError(
+            f"model {type(model).__name__}: on token ids alone its forward pass fails{place} ({told(error)})"
+        ) from error
     if isinstance(output, Tensor):
         return output
     return output[0]
+
+
+def told(error: Exception) -> str:
+    """An exception's kind and the first words of its text, in one line."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def text_part(model: nn.Module) -> str:
+    """The path of a model's language model, where it is a part of it: without a head, with tokens to embed.
+
+    Empty where there is none: where the model has no part for text, or is itself one.
+    """
+    config, find = getattr(model, "config", None), getattr(model, "get_decoder", None)
+    if config is None or find is None:
+        return ""
+    part = find()
+    part = getattr(part, "base_model", part)
+    own = getattr(part, "config", None)
+    if type(own) is not type(config.get_text_config()) or getattr(own, "is_encoder_decoder", False):
+        return ""
+    return next((path for path, module in model.named_modules() if module is part), "")
 
 
 @contextmanager
@@ -50,13 +96,13 @@ def one_sequence_a_row() -> Iterator[None]:
 
 
 def embedding_rows(model: nn.Module) -> int:
-    """How many token ids the model has embeddings for. Raises IndexerError where it takes no tokens."""
+    """How many token ids the model has embeddings for. Raises TokensAloneError where it takes none."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         weight = None
     if weight is None or weight.ndim != 2:
-        raise IndexerError(
+        raise TokensAloneError(
             f"model {type(model).__name__}: it has no embeddings of tokens; only language models are indexed"
         )
     return int(weight.shape[0])

@@ -34,3 +34,23 @@ def recognise(module: nn.Module) -> str | None:
         if torch.allclose(value.double(), apply(name, grid), rtol=TOLERANCE, atol=TOLERANCE):
             return name
     return None
+
+
+def is_activation(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module that maps x to the same shape computes every channel from that channel alone, as a
+    normalisation does not, and is no straight line, as a scaling is.
+
+    x: [..., channels], what it was given by the model; it is left as it is.
+    """
+    other = x.clone()
+    other[..., 0] = 2 * x[..., 0] + 1
+    y, changed, twice, mirrored, zero = (
+        module.forward(value.clone()).nan_to_num() for value in (x, other, 2 * x, -x, 0 * x)
+    )
+    if not torch.equal(y[..., 1:], changed[..., 1:]):
+        return False
+    return not (_is_near(twice - zero, 2 * (y - zero)) and _is_near(y + mirrored, 2 * zero))
+
+
+def _is_near(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-2 * float(a.abs().max()))

@@ -27,7 +27,8 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_s
 class LoadedModel:
     """A model ready to be run, without its head.
 
-    model: in evaluation mode, without gradients. tokenizer: a fast one of transformers, or None.
+    model: in evaluation mode, without gradients; of a model that does not run on token ids alone its language
+        model. tokenizer: a fast one of transformers, or None.
     device: that of the embeddings, where token ids go. spread: whether layers lie on several devices.
     context: the longest sequence the model allows, special tokens included; None where it sets no bound.
     layers: all its MLPs, in order. causal: whether a token's activations depend on no later token.
@@ -124,6 +125,7 @@ def adapt(
         )
     found = structure.find(model, output_projection)
     layers = list(found.layers)
+    whole, model = model, model.get_submodule(found.part)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -132,7 +134,7 @@ def adapt(
         context=context_length(model),
         layers=layers,
         causal=found.causal,
-        provenance=_provenance(model, name, layers),
+        provenance=_provenance(whole, name, found.part, layers),
         spread=len({weight.device for weight in model.parameters()}) > 1,
     )
 
@@ -276,7 +278,7 @@ def _told(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _provenance(model: nn.Module, name: str, layers: Sequence[MlpLayer]) -> dict[str, Any]:
+def _provenance(model: nn.Module, name: str, part: str, layers: Sequence[MlpLayer]) -> dict[str, Any]:
     import transformers
 
     config = getattr(model, "config", None)
@@ -286,6 +288,7 @@ def _provenance(model: nn.Module, name: str, layers: Sequence[MlpLayer]) -> dict
         "revision": None,
         "digest": None,
         "architecture": type(model).__name__,
+        "part": part or None,
         "model_type": getattr(config, "model_type", None),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "activation": ", ".join(sorted(f"{function}{' * up' if gated else ''}" for function, gated in kinds)),

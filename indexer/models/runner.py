@@ -146,7 +146,7 @@ class Runner:
             for layer in self.layers:
                 self._install(layer, stack, last=layer is self.layers[-1])
             if self.compiled:
-                for block in blocks(self.loaded.model, [layer.projection for layer in self.layers]):
+                for block in blocks(self.loaded.model, self.layers[-1].module):
                     stack.enter_context(forward_of(block, torch.compile(block.forward, dynamic=True)))
             self._stack = stack.pop_all()
         return self
@@ -262,7 +262,8 @@ class Runner:
 
     def _hook(self, layer: MlpLayer, last: bool) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            (x,) = args or kwargs.values()
+            # some are told more, as by what a quantised layer's input is scaled
+            x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             assert self._sequences is not None
             # the same matrix that the projection reads: a view, unless a model hands on something transposed
             activations = x.reshape(-1, layer.units)

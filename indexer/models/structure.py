@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from indexer.errors import IndexerError
 from indexer.models import recognise
-from indexer.models.forward import call_model, embedding_rows
+from indexer.models.forward import TokensAloneError, call_model, embedding_rows, text_part
 from indexer.models.fused import FusedForward, Group, Workspace, installed
 from indexer.models.plan import FusedPlan, MlpLayer, is_linear
 from indexer.models.trace import BlockTrace, traced
@@ -33,10 +33,14 @@ BY_HAND = "name the output projection by hand: --output-projection PATTERN, * be
 
 @dataclass(frozen=True)
 class Structure:
-    """layers: the MLPs in order. causal: whether a token's activations depend on no token after it."""
+    """layers: the MLPs in order. causal: whether a token's activations depend on no token after it.
+
+    part: path of the part of the model that was run, empty where all of it was.
+    """
 
     layers: tuple[MlpLayer, ...]
     causal: bool
+    part: str = ""
 
 
 @dataclass
@@ -49,7 +53,7 @@ class _Finding:
 
 
 def find(model: nn.Module, output_projection: str | None = None) -> Structure:
-    """The MLPs of a model in evaluation mode.
+    """The MLPs of a model in evaluation mode, or of its language model where it does not run on tokens alone.
 
     output_projection: pattern of their output projections' paths, * being the layer number, where the search
         is to look there alone.
@@ -57,13 +61,28 @@ def find(model: nn.Module, output_projection: str | None = None) -> Structure:
     Cost: three forward passes over 16 tokens; memory for the activations of one block.
     """
     with torch.inference_mode():
-        ids = probe_ids(model)
-        search = _Search(model, output_projection)
-        with traced(search.blocks, search.finished):
-            expected = call_model(model, ids)
-        layers = search.result()
-        causal = is_causal(model, ids, expected)
-        return Structure(_verified(model, layers, ids, expected), causal)
+        try:
+            return _found(model, "", output_projection)
+        except TokensAloneError as error:
+            part = text_part(model)
+            if not part:
+                raise
+            wanted = error
+        try:
+            return _found(model, part, output_projection)
+        except TokensAloneError:
+            raise wanted from None
+
+
+def _found(model: nn.Module, part: str, output_projection: str | None) -> Structure:
+    runs = model.get_submodule(part)
+    ids = probe_ids(runs)
+    search = _Search(model, part, output_projection)
+    with traced(search.blocks, search.finished):
+        expected = call_model(runs, ids)
+    layers = search.result()
+    causal = is_causal(runs, ids, expected)
+    return Structure(_verified(runs, layers, ids, expected), causal, part)
 
 
 def probe_ids(model: nn.Module) -> Tensor:
@@ -88,10 +107,10 @@ def is_causal(model: nn.Module, ids: Tensor, expected: Tensor) -> bool:
 class _Search:
     """The blocks to be traced, and what was found in them."""
 
-    def __init__(self, model: nn.Module, pattern: str | None) -> None:
+    def __init__(self, model: nn.Module, part: str, pattern: str | None) -> None:
         self.model = model
         self.by_hand = None if pattern is None else _fitting(model, pattern)
-        self.lists = _block_lists(model)
+        self.lists = _block_lists(model, f"{part}." if part else "")
         self.blocks = {
             f"{name}.{i}": block for name, blocks in self.lists.items() for i, block in enumerate(blocks)
         }
@@ -110,19 +129,18 @@ class _Search:
     def finished(self, path: str, trace: BlockTrace) -> None:
         finding = self.findings[path]
         finding.runs += 1
-        tokens = PROBE_SEQUENCES * PROBE_TOKENS
         only = None
         if self.by_hand is not None:
             only = next(within for block, within in self.by_hand.values() if block == path)
-        found = recognise.matches(trace, tokens, only)
-        stacked = _stacked_weights(trace.block)
+        found = recognise.matches(trace, (PROBE_SEQUENCES, PROBE_TOKENS), only)
+        experts = _experts(trace.block)
         if only is not None and not found:
-            finding.layer, finding.complaint = _unmatched(trace, only, tokens)
+            finding.layer, finding.complaint = _unmatched(trace, only)
+        elif only is None and experts:
+            finding.complaint = f"{experts} is a mixture of experts, whose neurons are not indexed"
         elif len(found) > 1:
             paths = ", ".join(match.projection for match in found)
             finding.complaint = f"more than one linear layer projects an MLP's activations ({paths})"
-        elif only is None and stacked:
-            finding.complaint = f"{stacked} holds a stack of weight matrices, as a mixture of experts does"
         elif not found and _is_nan(trace):
             finding.complaint = (
                 "all it returns is NaN; its weights, or those before it, are damaged, or overflow in this "
@@ -148,11 +166,20 @@ class _Search:
                 )
             # a model may hold further lists, of adapters or auxiliary layers: the body is the heaviest
             name = max(ran, key=lambda name: sum(weight.numel() for weight in ran[name].parameters()))
+            holding = [other for other in ran if other == name or self._holds(other, len(ran[other]))]
+            if len(holding) > 1:
+                listed = ", ".join(f"{name} ({len(ran[name])})" for name in holding)
+                raise self._error(
+                    f"MLPs lie in more than one list of blocks ({listed}), of which one is indexed"
+                )
             places = [(i, f"{name}.{i}") for i in range(len(ran[name]))]
         return [self._numbered(number, path) for number, path in places]
 
     def _ran(self, name: str, blocks: int) -> bool:
         return all(self.findings[f"{name}.{i}"].runs == 1 for i in range(blocks))
+
+    def _holds(self, name: str, blocks: int) -> bool:
+        return any(self.findings[f"{name}.{i}"].layer is not None for i in range(blocks))
 
     def _numbered(self, number: int, path: str) -> MlpLayer:
         finding = self.findings[path]
@@ -184,7 +211,7 @@ def _layer(trace: BlockTrace, match: recognise.Match, shared: set[int]) -> MlpLa
     )
 
 
-def _unmatched(trace: BlockTrace, path: str, tokens: int) -> tuple[MlpLayer | None, str]:
+def _unmatched(trace: BlockTrace, path: str) -> tuple[MlpLayer | None, str]:
     """A projection named by hand, with an unrecognised activation: read by hook, if it sees every token."""
     call = trace.once(path)
     if call is None or len(call.inputs) != 1:
@@ -193,24 +220,26 @@ def _unmatched(trace: BlockTrace, path: str, tokens: int) -> tuple[MlpLayer | No
             None,
             f"{path} runs {times} times per forward pass, or not with one tensor alone; it has to run once",
         )
-    rows = call.inputs[0].numel() // call.inputs[0].shape[-1]
-    if rows != tokens:
+    (*rows, units), module = call.inputs[0].shape, trace.modules[path]
+    if not recognise.is_by_token(call.inputs[0], (PROBE_SEQUENCES, PROBE_TOKENS)):
         return (
             None,
-            f"{path} was given {rows} rows for {tokens} tokens; only what every token passes can be indexed",
+            f"{path} was given rows of shape {rows} for {PROBE_SEQUENCES} sequences of {PROBE_TOKENS} "
+            "tokens; only what every token passes, in order, can be indexed",
         )
     reason = "named by hand; what feeds it was not recognised"
-    units, module = call.inputs[0].shape[-1], trace.modules[path]
     return MlpLayer(0, units, path, "hook", None, False, reason, module), ""
 
 
-def _block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The lists of modules that lie in no other list, by path."""
+def _block_lists(model: nn.Module, within: str) -> dict[str, nn.ModuleList]:
+    """The lists of blocks, by path, without lists within blocks; within: what their paths begin with."""
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if (
             isinstance(module, nn.ModuleList)
             and len(module)
+            and not isinstance(module[0], nn.ModuleList)
+            and name.startswith(within)
             and not any(name.startswith(f"{o}.") for o in lists)
         ):
             lists[name] = module
@@ -245,14 +274,15 @@ def _fitting(model: nn.Module, pattern: str) -> dict[int, tuple[str, str]]:
     return found
 
 
-def _stacked_weights(block: nn.Module) -> str:
-    """The path of a parameter with three dimensions that belongs to no convolution, or nothing."""
+def _experts(block: nn.Module) -> str:
+    """The path of a module that holds the weights of several experts in one parameter, or nothing.
+
+    By three dimensions alone it is not told: a recurrence or an attention may have parameters of three.
+    """
     for path, module in block.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            continue
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.ndim == 3:
-                return f"{path}.{name}" if path else name
+        stacked = any(weight.ndim == 3 for weight in module.parameters(recurse=False))
+        if stacked and any("experts" in name for name in vars(module)):
+            return path or type(module).__name__
     return ""
 
 
@@ -281,7 +311,10 @@ def _verified(
         for layer in layers:
             if layer.plan is not None:
                 stack.enter_context(installed(layer.plan, FusedForward(layer.plan, _reference, workspace)))
-        output = call_model(model, ids)
+        try:
+            output = call_model(model, ids)
+        except IndexerError as error:
+            return _by_hook(layers, f"computed in one pass, the model fails: {error}")
     # a model may overflow by itself: what it makes no number of says nothing
     finite = expected.isfinite()
     wanted = expected[finite].float()
@@ -293,7 +326,10 @@ def _verified(
     bound = share * max(1.0, float(wanted.abs().max()))
     if difference <= bound:
         return tuple(layers)
-    reason = f"computed in one pass, the model's output differs by {difference:.2g}"
+    return _by_hook(layers, f"computed in one pass, the model's output differs by {difference:.2g}")
+
+
+def _by_hook(layers: Sequence[MlpLayer], reason: str) -> tuple[MlpLayer, ...]:
     return tuple(
         layer if layer.plan is None else replace(layer, path="hook", plan=None, reason=reason)
         for layer in layers

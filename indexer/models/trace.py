@@ -39,7 +39,7 @@ class BlockTrace:
         """Note a call of the module at `path`, as a forward hook is told of it."""
         values = [value for value in (*args, *kwargs.values()) if value is not None]
         tensors = tuple(value for value in values if isinstance(value, Tensor))
-        result = output[0] if isinstance(output, tuple) and output else output
+        result = output[0] if isinstance(output, tuple | list) and output else output
         call = Call(tensors, len(tensors) != len(values), result if isinstance(result, Tensor) else None)
         self.calls.setdefault(path, []).append(call)
 

@@ -111,14 +111,10 @@ def taking(take: InPlace) -> Iterator[Tensor]:
         del _takers[number]
 
 
-def blocks(model: nn.Module, projections: list[str]) -> list[nn.Module]:
-    """The model's blocks up to the one of the last projection, that one left out.
-
-    projections: paths of output projections, in the order of layers. Empty where they are in no list.
-    """
-    parts = projections[-1].split(".")
-    for place, part in enumerate(parts):
-        parent = model.get_submodule(".".join(parts[:place])) if place else model
-        if isinstance(parent, nn.ModuleList) and part.isdecimal():
-            return list(parent)[: int(part)]
+def blocks(model: nn.Module, last: nn.Module) -> list[nn.Module]:
+    """The model's blocks before the one that holds a module; empty where it is in no list."""
+    for parent in model.modules():
+        for place, block in enumerate(parent if isinstance(parent, nn.ModuleList) else ()):
+            if any(module is last for module in block.modules()):
+                return list(parent)[:place]  # type: ignore[call-overload]
     return []
