@@ -62,6 +62,7 @@ def test_a_folder_is_loaded_and_recorded(llama: Path) -> None:
         "revision": None,
         "digest": hashlib.sha256((llama / "model.safetensors").read_bytes()).hexdigest(),
         "architecture": "LlamaModel",
+        "part": None,
         "model_type": "llama",
         "dtype": "float32",
         "activation": "silu * up",
