@@ -251,6 +251,7 @@ TOKENS = "vocabulary.parquet"
             "points to a document that documents.parquet has not",
         ),
         (EXAMPLES, _change("token", -1, lambda v: v + "x"), "a token is not that of its id"),
+        (EXAMPLES, _change("text", -1, lambda v: v + "x"), "a text is not that of its token ids"),
         (EXAMPLES, _change("token_id", -1, lambda v: (v + 1) % 7), "another token at its peak"),
         (EXAMPLES, _change("position", -1, lambda v: v + 50), "a window does not hold its peak"),
         (EXAMPLES, _change("activations", -1, lambda v: v[1:]), "windows of unequal length"),

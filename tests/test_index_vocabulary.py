@@ -1,20 +1,14 @@
-"""Tokens as people read them, and the same text in Python and in SQL."""
+"""Tokens as people read them, and the texts that they make up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import duckdb
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, decoders
 
 from indexer.errors import IndexerError
-from indexer.index import schema
-from indexer.index.views import views
 from indexer.index.vocabulary import Vocabulary, decode_pieces
 from tests.tiny_tokenizers import KINDS, tiny_tokenizer
 
@@ -41,25 +35,22 @@ def _backend(kind: str) -> Tokenizer:
     return backend
 
 
-def _texts_in_sql(vocabulary: Vocabulary, windows: list[list[int]], folder: Any) -> list[str]:
-    """What the view `examples` makes of windows of token ids."""
-    count = len(windows)
-    columns: dict[str, Any] = {"token_ids": pa.array(windows, pa.list_(pa.int32()))}
-    for field in schema.EXAMPLES_STORED:
-        if field.name not in columns:
-            zero = [] if pa.types.is_list(field.type) else 0
-            columns[field.name] = pa.array(range(count) if field.name == "rank" else [zero] * count)
-    (folder / "examples").mkdir(exist_ok=True)
-    table = pa.table({name: columns[name] for name in schema.EXAMPLES_STORED.names})
-    pq.write_table(table, folder / "examples" / "mlp.0.parquet")
-    pq.write_table(vocabulary.to_table(np.zeros(len(vocabulary), np.int64)), folder / schema.VOCABULARY_FILE)
-    connection = duckdb.connect()
-    statement = next(s for s in views([("mlp", 0)], vocabulary.spaced, folder) if "VIEW examples" in s)
-    connection.execute(statement)
-    rows = connection.execute("SELECT text, tokens FROM examples ORDER BY rank").fetchall()
-    for (_, tokens), window in zip(rows, windows, strict=True):
-        assert tokens == vocabulary.token_strings(np.array(window, np.int32)).to_pylist()
-    return [text for text, _ in rows]
+def _one_by_one(vocabulary: Vocabulary, windows: list[list[int]]) -> list[str]:
+    """The texts by their definition."""
+    pieces = vocabulary.pieces.to_pylist()
+    texts = [decode_pieces("".join(pieces[number] for number in window)) for window in windows]
+    return [text.lstrip(" ") if vocabulary.spaced else text for text in texts]
+
+
+def _all_at_once(vocabulary: Vocabulary, windows: list[list[int]]) -> list[str]:
+    """The texts of windows that lie among others, which must not matter."""
+    around = [[0], *windows, [0, 0]]
+    offsets = np.cumsum([0, *map(len, around)])
+    texts = vocabulary.texts(
+        np.array([number for window in around for number in window], np.int32), offsets[1:-1]
+    )
+    assert texts.validate(full=True) is None
+    return list(texts.to_pylist())
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -87,27 +78,30 @@ def test_a_tokenizer_without_a_decoder_reads_the_same(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_sql_and_python_read_the_same_text(kind: str, tmp_path: Any) -> None:
+def test_texts_at_once_are_those_one_by_one(kind: str) -> None:
     vocabulary = Vocabulary.from_tokenizer(tiny_tokenizer(kind))
     ids = _backend(kind).encode(TEXT).ids
     random = np.random.default_rng(0)
     # every cut of a text, which splits characters at either end, and tokens that were never side by side
     windows = [ids[first : first + 9] for first in range(len(ids))]
     windows += [random.integers(0, len(vocabulary), 8).tolist() for _ in range(400)]
-    texts = [vocabulary.text(window) for window in windows]
-    assert _texts_in_sql(vocabulary, windows, tmp_path) == texts
+    windows += [[], *([number] for number in range(len(vocabulary))), []]
+    assert _all_at_once(vocabulary, windows) == _one_by_one(vocabulary, windows)
 
 
-def test_every_run_of_bytes_reads_the_same_in_sql(tmp_path: Any) -> None:
+def test_every_run_of_bytes_reads_the_same_at_once() -> None:
     alphabet = Vocabulary.from_tokenizer(tiny_tokenizer("byte_level"))
     lone = [number for number, piece in enumerate(alphabet.pieces.to_pylist()) if piece.startswith("%")]
     assert len(lone) >= 64
     random = np.random.default_rng(2)
-    plain = alphabet.tokens.to_pylist().index("a")
+    tokens = alphabet.tokens.to_pylist()
+    plain = [tokens.index("a"), tokens.index("%"), tokens.index("2")]
     windows = [
-        random.choice([*lone, plain, plain], size).tolist() for size in (1, 2, 3, 4, 7) for _ in range(400)
+        random.choice([*lone, *plain, *plain], size).tolist()
+        for size in (0, 1, 2, 3, 4, 7)
+        for _ in range(400)
     ]
-    assert _texts_in_sql(alphabet, windows, tmp_path) == [alphabet.text(window) for window in windows]
+    assert _all_at_once(alphabet, windows) == _one_by_one(alphabet, windows)
 
 
 def test_a_character_cut_by_the_edge_is_one_mark() -> None:

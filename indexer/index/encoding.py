@@ -1,9 +1,9 @@
 """How the files of an index are encoded; every choice was measured on windows of 64 tokens of real text.
 
-Windows are most of an index and most of the time to write and read it. zstd at level -3 writes and reads
-them a fifth faster than at level 1, for a tenth more bytes; without compression reading gains another
-fifth, for half as much again. Token ids as a dictionary; activations as byte streams, where sign and
-exponent compress and mantissas do not have to.
+Windows are most of an index and most of the time to write and read it. Activations are byte streams, where
+sign and exponent compress and mantissas do not have to; zstd at level -3 writes and reads them a fifth
+faster than at level 1, for a tenth more bytes. Token ids are plain at level 1: a dictionary at level -3
+takes half as many bytes again and is slower to read. A text takes about as many bytes as its token ids.
 """
 
 from __future__ import annotations
@@ -15,21 +15,10 @@ import pyarrow as pa
 from indexer.index import schema
 
 _FLOATS = {"value", "activations", "minimum", "maximum", *schema.MOMENTS}
-_REPEATING = {
-    "site",
-    "layer",
-    "unit",
-    "extreme",
-    "rank",
-    "document",
-    "token_id",
-    "token",
-    "token_ids",
-    "source",
-}
+_REPEATING = {"site", "layer", "unit", "extreme", "rank", "document", "token_id", "token", "source"}
 _REPEATING_BINS = {"lower", "upper", "count"}
 _LEVEL = 1
-_LEVEL_OF_WINDOWS = -3
+_LEVEL_OF_ACTIVATIONS = -3
 # A filter for what a row group can hold. Left to itself it is built for a million tokens and then shrunk,
 # which costs more than writing all the rest.
 _TOKENS_OF_A_GROUP = 8_192
@@ -46,13 +35,14 @@ def parquet_options(wanted: pa.Schema) -> dict[str, Any]:
         field.name: f"{field.name}.list.element" if field.name in lists else field.name for field in wanted
     }
     repeating = _REPEATING | (_REPEATING_BINS if wanted is schema.HISTOGRAMS else set())
-    windows = lists if wanted is schema.EXAMPLES_STORED else set()
     return {
         "compression": "zstd",
-        "compression_level": {leaf[name]: _LEVEL_OF_WINDOWS if name in windows else _LEVEL for name in leaf},
+        "compression_level": {
+            leaf[name]: _LEVEL_OF_ACTIVATIONS if name == "activations" else _LEVEL for name in leaf
+        },
         "use_dictionary": [leaf[name] for name in leaf if name in repeating],
         "column_encoding": {leaf[name]: "BYTE_STREAM_SPLIT" for name in leaf if name in _FLOATS},
-        "write_statistics": [name for name in leaf if name not in lists],
+        "write_statistics": [name for name in leaf if name not in lists and name != "text"],
         "write_page_checksum": True,
         "store_schema": False,
         "bloom_filter_options": (

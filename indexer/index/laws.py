@@ -226,6 +226,8 @@ class LayerLaws:
         )
         spelled = pc.equal(self._vocabulary.token_strings(at_peak), table["token"].combine_chunks())
         self._require(spelled.to_numpy(zero_copy_only=False), unit, "a token is not that of its id")
+        texts = pc.equal(self._vocabulary.texts(ids.values, ids.offsets), table["text"].combine_chunks())
+        self._require(texts.to_numpy(zero_copy_only=False), unit, "a text is not that of its token ids")
 
     def _dense(self, table: pa.Table) -> np.ndarray:
         """int64 [units, HISTOGRAM_BINS] from rows, which must be bins of the format in ascending order."""

@@ -48,8 +48,8 @@ _WRITES = re.compile(
 class Queries:
     """Runs SELECT statements over the views of an index. Safe for use by several threads."""
 
-    def __init__(self, index: Path, manifest: Manifest, spaced: bool) -> None:
-        """index: absolute path. spaced: as in Vocabulary."""
+    def __init__(self, index: Path, manifest: Manifest) -> None:
+        """index: absolute path."""
         if "\\" in str(index) and literal_path(index) != str(index):
             raise IndexerError(
                 f"SQL: the path of the index, {index}, has both a backslash and one of * ? [, with which "
@@ -64,7 +64,7 @@ class Queries:
             self._connection.execute("SET parquet_metadata_cache = true")
             self._connection.execute("SET allowed_paths = ?", [allowed])
             self._connection.execute("SET enable_external_access = false")
-            for statement in views(layers, spaced, index):
+            for statement in views(layers, index):
                 self._connection.execute(statement)
             self._connection.execute("SET lock_configuration = true")
 

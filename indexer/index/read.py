@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 Opened = TypeVar("Opened", bound=GroupedFile)
 
 # what a unit's examples are read from; the rest is known beforehand or cheaper to look up than to decode
-_STORED = [name for name in schema.EXAMPLES_STORED.names if name not in ("site", "layer", "unit", "token")]
+_STORED = [
+    name for name in schema.EXAMPLES_STORED.names if name not in ("site", "layer", "unit", "token", "text")
+]
 _BINS = ["lower", "upper", "count"]
 
 
@@ -170,7 +172,7 @@ class Index:
         self._check_unchanged()
         with self._lock:
             if self._queries is None:
-                self._queries = Queries(self._folder, self.manifest, self.vocabulary.spaced)
+                self._queries = Queries(self._folder, self.manifest)
         return self._queries.run(query, parameters)
 
     def info(self) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary, fi
     peak = token_ids.offsets.to_numpy()[:-1] + join("position") - join("window_start")
     columns["token_id"] = token_ids.values.take(pa.array(peak, pa.int32()))
     columns["token"] = vocabulary.token_strings(columns["token_id"])
+    columns["text"] = vocabulary.texts(token_ids.values, token_ids.offsets)
     return _table(columns, schema.EXAMPLES_STORED)
 
 

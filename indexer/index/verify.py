@@ -48,7 +48,7 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
         _check_file(index, file, expected[file.path])
     vocabulary, token_counts = read_vocabulary(index)
     layers = [(entry.site, entry.layer) for entry in manifest.layers]
-    if (index / schema.VIEWS).read_bytes() != views_file(layers, vocabulary.spaced).encode("utf-8"):
+    if (index / schema.VIEWS).read_bytes() != views_file(layers).encode("utf-8"):
         raise IndexerError(f"index {index}: {schema.VIEWS} is not that of the manifest's layers")
     if full:
         _check_laws(index, manifest, vocabulary, token_counts)
@@ -112,9 +112,7 @@ def _decode(path: Path, wanted: pa.Schema) -> int:
         file.close()
 
 
-def _check_laws(
-    index: Path, manifest: Manifest, vocabulary: Vocabulary, token_counts: np.ndarray
-) -> None:
+def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary, token_counts: np.ndarray) -> None:
     units = _table(index / schema.UNITS_FILE, schema.UNITS)
     documents = _table(index / schema.DOCUMENTS_FILE, schema.DOCUMENTS)["document"].to_numpy()
     first = 0

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.index import schema
-from indexer.index.vocabulary import BROKEN, CUT_AT_END, CUT_AT_START, REPLACEMENT
 
 # The path is put together once: a view reads as many files as there are layers.
 _HEADER = r"""-- Views of this index for the duckdb program, version 1.3 or newer. From inside this folder:
@@ -30,9 +29,9 @@ SET parquet_metadata_cache = true;
 _SITE = "mlp"
 
 
-def views_file(layers: Sequence[tuple[str, int]], spaced: bool) -> str:
+def views_file(layers: Sequence[tuple[str, int]]) -> str:
     """The text of views.sql: the statements of `views` for whatever folder the variable `index` names."""
-    return _HEADER + "".join(f"{statement};\n" for statement in views(layers, spaced))
+    return _HEADER + "".join(f"{statement};\n" for statement in views(layers))
 
 
 def literal_path(path: Path | str) -> str:
@@ -43,10 +42,10 @@ def literal_path(path: Path | str) -> str:
     return re.sub(r"[*?[]", r"[\g<0>]", str(path))
 
 
-def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = None) -> list[str]:
+def views(layers: Sequence[tuple[str, int]], index: Path | None = None) -> list[str]:
     """The statements that make the views and macros.
 
-    layers: site and layer of every indexed layer. spaced: as in Vocabulary.
+    layers: site and layer of every indexed layer.
     index: the folder of the files; None for the one that the variable `index_path` leads to.
     """
 
@@ -68,14 +67,14 @@ def views(layers: Sequence[tuple[str, int]], spaced: bool, index: Path | None = 
     histogram = f"SELECT h.* FROM {_read(of_layer[1])} AS h WHERE h.unit = unit ORDER BY h.lower, h.upper"
     return [
         _view("units", schema.UNITS.names, [place(schema.UNITS_FILE)]),
-        "CREATE OR REPLACE VIEW examples AS " + _examples(_files(examples), vocabulary, spaced),
+        "CREATE OR REPLACE VIEW examples AS " + _examples(_files(examples), vocabulary),
         _view("histograms", schema.HISTOGRAMS.names, histograms),
         _view("documents", schema.DOCUMENTS.names, [place(schema.DOCUMENTS_FILE)]),
         "CREATE OR REPLACE VIEW vocabulary AS SELECT unnest(range(len(tokens)))::INTEGER AS token_id, "
         f'unnest(tokens) AS token, unnest(counts) AS "count" FROM {_read(vocabulary)}',
         *(
             f"CREATE OR REPLACE MACRO {extreme}(layer, unit) AS TABLE SELECT e.* "
-            f"FROM ({_examples(of_layer[0], vocabulary, spaced)}) AS e "
+            f"FROM ({_examples(of_layer[0], vocabulary)}) AS e "
             f"WHERE e.unit = unit AND e.extreme = '{extreme}' ORDER BY e.rank"
             for extreme in ("top", "bottom")
         ),
@@ -93,31 +92,17 @@ def _read(files: str) -> str:
     return f"read_parquet({files}, hive_partitioning = false)"
 
 
-def _examples(files: str, vocabulary: str, spaced: bool) -> str:
+def _examples(files: str, vocabulary: str) -> str:
     """A query for the examples of `files`; like `vocabulary`, the expression of a path.
 
-    Tokens and text are looked up in the vocabulary; a query that asks for neither does not touch it.
+    Tokens are looked up in the vocabulary; a query that does not ask for them does not touch it.
     """
-
-    def spelled(column: str) -> str:
-        lists = f"(SELECT v.{column} FROM {_read(vocabulary)} AS v)"
-        return f"list_select({lists}, list_transform(s.token_ids, lambda id: id + 1))"
-
-    mark = _string(REPLACEMENT)
-    whole = f"regexp_replace(j.pieces, {_string(CUT_AT_START)}, {mark})"
-    whole = f"regexp_replace({whole}, {_string(CUT_AT_END)}, {mark})"
-    broken = f"url_decode(regexp_replace({whole}, {_string(BROKEN)}, {mark}, 'g'))"
-    decoded = f"coalesce(TRY(url_decode({whole})), {broken})"
-    text = f"CASE WHEN contains(j.pieces, '%') THEN {decoded} ELSE j.pieces END"
-    if spaced:
-        text = f"ltrim({text}, ' ')"
-    stored = [name for name in schema.EXAMPLES.names if name != "text"]
-    # TRY cannot stand around a subquery, so the pieces are joined one level below.
-    joined = (
-        f"SELECT s.*, {spelled('tokens')} AS tokens, array_to_string({spelled('pieces')}, '') AS pieces "
-        f"FROM {_read(files)} AS s"
+    words = f"(SELECT v.tokens FROM {_read(vocabulary)} AS v)"
+    tokens = f"list_select({words}, list_transform(s.token_ids, lambda id: id + 1))"
+    columns = ", ".join(
+        f'{tokens} AS "tokens"' if name == "tokens" else f's."{name}"' for name in schema.EXAMPLES.names
     )
-    return f"SELECT {_names(stored, 'j.')}, {text} AS text FROM ({joined}) AS j"
+    return f"SELECT {columns} FROM {_read(files)} AS s"
 
 
 def _path_of_layer(start: str, layers: Sequence[int]) -> str:
@@ -131,8 +116,8 @@ def _files(files: Sequence[str]) -> str:
     return f"[{', '.join(files)}]"
 
 
-def _names(columns: Sequence[str], table: str = "") -> str:
-    return ", ".join(f'{table}"{column}"' for column in columns)
+def _names(columns: Sequence[str]) -> str:
+    return ", ".join(f'"{column}"' for column in columns)
 
 
 def _string(text: str) -> str:

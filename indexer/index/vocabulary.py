@@ -1,10 +1,9 @@
 """Token strings by id, and the text of a run of tokens.
 
 A token has two spellings. Its *token* is what people read and search for: `' the'`, `'##ing'`. Its *piece*
-is what it adds to a text: `' the'`, `'ing'`. The text of a window is its pieces joined, in SQL and in Python.
-A character may be split over several tokens, so a piece writes bytes that are no character by themselves as
-%E2, and a percent sign as %25; the joined pieces are then URL-decoded, which DuckDB can do too. A character
-cut by the window's edge becomes one U+FFFD.
+is what it adds to a text: `' the'`, `'ing'`. The text of a window is its pieces joined. A character may be
+split over several tokens, so a piece writes bytes that are no character by themselves as %E2, and a percent
+sign as %25; the joined pieces are then URL-decoded. A character cut by the window's edge becomes one U+FFFD.
 """
 
 from __future__ import annotations
@@ -116,16 +115,19 @@ class Vocabulary:
         """The texts of runs of tokens: a string array [runs].
 
         token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where they begin and end.
-        Cost: a take and a copy; texts with a percent sign or a split character are looked at one by one.
+        Cost: a take and a copy; texts with a split character are looked at one by one.
         """
         flat = self._take(self.pieces, token_ids)
         starts = np.frombuffer(flat.buffers()[1], np.int32)[flat.offset : flat.offset + len(flat) + 1]
         ends = np.ascontiguousarray(starts[np.asarray(offsets)])
         joined = pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), flat.buffers()[2])
-        if pc.any(pc.match_substring(joined, "%")).as_py():
-            joined = pa.array(
-                [decode_pieces(text) if "%" in text else text for text in joined.to_pylist()], pa.string()
-            )
+        data = np.frombuffer(flat.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+        marks = np.flatnonzero(data == ord("%")) + ends[0]
+        if len(marks):
+            escaped = np.zeros(len(joined), bool)
+            escaped[np.searchsorted(ends, marks, "right") - 1] = True
+            mask = pa.array(escaped)
+            joined = pc.replace_with_mask(joined, mask, _decoded(joined.filter(mask)))
         return pc.utf8_ltrim(joined, " ") if self.spaced else joined
 
     def text(self, token_ids: Sequence[int] | np.ndarray) -> str:
@@ -162,14 +164,23 @@ def _check_one_row(table: pa.Table) -> None:
         )
 
 
+def _decoded(joined: pa.Array) -> pa.Array:
+    """The texts that joined pieces stand for, all of which hold an escape."""
+    percents = pc.count_substring(joined, "%25")
+    split = pc.not_equal(pc.count_substring(joined, "%"), percents)
+    some = pa.array(list(map(decode_pieces, joined.filter(split).to_pylist())), pa.string())
+    return pc.replace_with_mask(pc.replace_substring(joined, "%25", "%"), split, some)
+
+
 def decode_pieces(joined: str) -> str:
-    """The text that joined pieces stand for; the reference for the SQL in views.py."""
+    """The text that joined pieces stand for."""
     joined = re.sub(CUT_AT_START, REPLACEMENT, joined)
     joined = re.sub(CUT_AT_END, REPLACEMENT, joined)
     try:
         return unquote_to_bytes(joined).decode("utf-8")
     except UnicodeDecodeError:
-        return unquote_to_bytes(re.sub(BROKEN, REPLACEMENT, joined)).decode("utf-8")
+        # no piece of a tokenizer leaves other bytes; those of a file made to harm may
+        return unquote_to_bytes(re.sub(BROKEN, REPLACEMENT, joined)).decode("utf-8", "replace")
 
 
 def _escape(text: str) -> str:

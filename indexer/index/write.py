@@ -198,7 +198,7 @@ class IndexWriter:
             self._write_documents(documents)
             vocabulary = self.vocabulary.to_table(token_counts)
             self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [vocabulary])
-            self._write_text(schema.VIEWS, views_file(keys, self.vocabulary.spaced))
+            self._write_text(schema.VIEWS, views_file(keys))
             self._files.append(_entry(folder, schema.VIEWS, None))
             if log is not None:
                 self._write_text(schema.LOG, log)
