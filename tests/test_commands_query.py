@@ -18,7 +18,7 @@ from indexer import open_index
 from indexer.commands import app
 from indexer.demo import FIRES_ON, SELECTIVE, _show
 from indexer.display.histogram import bars
-from indexer.display.pages import console, window
+from indexer.display.pages import console, source_name, window
 from indexer.index.read import Index
 from indexer.index.synthetic import Size, write_synthetic
 
@@ -253,3 +253,10 @@ def test_the_demo_asks_what_an_index_can_answer(index: Index, capsys: pytest.Cap
     assert chosen[-1]["neuron"] in captured.out
     assert "Which neurons fire on the token" in captured.out
     assert f"neuron-indexer unit {index.path} {chosen[-1]['neuron']}" in captured.err
+
+
+def test_places_are_lines_as_people_count_them_or_rows() -> None:
+    assert source_name("c.jsonl", 398) == "c.jsonl line 399"
+    assert source_name("c.ndjson.gz", 0) == "c.ndjson.gz line 1"
+    assert source_name("a.parquet", 398) == "a.parquet row 398"
+    assert source_name("book.txt", 0) == "book.txt"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -14,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +75,60 @@ def bad_lines() -> bytes:
     return b"".join(records)
 
 
+def arrow_file(folder: Path) -> list[str]:
+    table = pa.table({"text": texts(), "other": range(len(SIZES))})
+    with pa.ipc.new_file(str(folder / "a.arrow"), table.schema) as file:
+        file.write_table(table, max_chunksize=7)
+    return [str(folder / "a.arrow")]
+
+
+def saved_data_set(folder: Path) -> list[str]:
+    Dataset.from_dict({"text": texts()}).save_to_disk(folder / "saved", num_shards=3)
+    return [str(folder / "saved")]
+
+
+def tabs_without_quotes(folder: Path) -> list[str]:
+    rows = [f'{number}\t"' + " ".join(text.split()) for number, text in enumerate(texts())]
+    (folder / "a.tsv").write_text("\r".join(["id\ttext", *rows]), newline="")
+    return [str(folder / "a.tsv")]
+
+
+def nested_lists(folder: Path) -> list[str]:
+    column = [{"parts": text.split("\n")} for text in texts()]
+    pq.write_table(pa.table({"data": column}), folder / "a.parquet", row_group_size=7)
+    return [str(folder / "a.parquet")]
+
+
+def chats() -> bytes:
+    """Every text as a turn; one chat is so long that it is encoded in pieces."""
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in texts()]
+    return "".join(json.dumps({"messages": turn}) + "\n" for turn in turns).encode()
+
+
+def token_ids(folder: Path) -> list[str]:
+    ids = [tiny_tokenizer("wordpiece").encode(text, truncation=False, padding=False) for text in texts()]
+    pq.write_table(
+        pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))}), folder / "a.parquet", row_group_size=7
+    )
+    return [str(folder / "a.parquet")]
+
+
+def among_files_without_the_column(folder: Path) -> list[str]:
+    (folder / "all").mkdir()
+    (folder / "all" / "a.json").write_text('{"name": "x"}')
+    (folder / "all" / "b.jsonl").write_bytes(lines())
+    (folder / "all" / "c.jsonl").write_text('\n{"name": "x"}\n' * 2000)
+    (folder / "all" / "d.csv").write_text("x,y\n1,2\n")
+    pq.write_table(pa.table({"name": ["x"]}), folder / "all" / "e.parquet")
+    (folder / "all" / "f.jsonl").write_bytes(lines())
+    return [str(folder / "all")]
+
+
+def template(messages: list[dict[str, Any]]) -> str:
+    """As BERT's tokenizer would wrap it, which it does again."""
+    return "[CLS]" + "".join(f"{one['role']}: {one['content']}\n" for one in messages) + "[SEP]"
+
+
 def mixed(folder: Path) -> list[str]:
     return [*file_of("a.jsonl", lines())(folder), *folder_of_texts(folder), *parquet(folder)]
 
@@ -86,6 +143,22 @@ CORPORA: dict[str, tuple[Callable[[Path], list[str]], dict[str, Any]]] = {
     "parquet": (parquet, {}),
     "bad text left out": (file_of("a.jsonl", bad_lines()), {"on_bad_text": "skip"}),
     "bad text replaced": (file_of("a.jsonl", bad_lines()), {"on_bad_text": "replace"}),
+    "jsonl.bz2": (file_of("a.jsonl.bz2", bz2.compress(lines())), {}),
+    "jsonl.xz": (file_of("a.jsonl.xz", lzma.compress(lines())), {}),
+    "jsonl.zst": (file_of("a.jsonl.zst", bytes(pa.compress(lines(), "zstd", asbytes=True))), {}),
+    "jsonl, UTF-16": (file_of("a.jsonl", lines().decode().encode("utf-16-le")), {}),
+    "arrow": (arrow_file, {}),
+    "save_to_disk": (saved_data_set, {}),
+    "tsv, quotes are text": (tabs_without_quotes, {"quoting": "none"}),
+    "lists within a struct": (nested_lists, {"text_column": "data.parts"}),
+    "object around": (
+        file_of("a.json", json.dumps({"data": [{"text": text} for text in texts()]}).encode()),
+        {},
+    ),
+    "bare strings": (file_of("a.jsonl", "\n".join(map(json.dumps, texts())).encode()), {}),
+    "chats": (file_of("a.jsonl", chats()), {"text_column": "messages"}),
+    "token ids": (token_ids, {"ids_column": "ids"}),
+    "some without the column": (among_files_without_the_column, {}),
     "one long text": (file_of("a.txt", TEXT[:60_000].encode()), {}),
     "mixed": (mixed, {}),
 }
@@ -114,8 +187,10 @@ class Run:
         piece_bytes = self.options.get("piece_bytes", 1 << 20)
         pieces: Callable[[Sequence[Piece]], Sequence[Piece]] = self.options.get("pieces", lambda all: all)
         corpus = Corpus(self.sources, allow_empty=True, **self.reading)
+        corpus.write_chat = template
         options = {key: value for key, value in self.options.items() if "piece" not in key}
         options = {"context": 32, "batch_tokens": 256} | options
+        options["special_tokens"] = "ids_column" not in self.reading
         chosen = pieces(corpus.pieces(piece_bytes))
         with Batches(corpus, tiny_tokenizer("wordpiece"), pieces=chosen, start=start, **options) as batches:
             for made in batches:
@@ -166,7 +241,10 @@ def test_stopped_anywhere_and_continued(corpus: str, options: str, tmp_path: Pat
         assert_same(parts, whole)
 
 
-@pytest.mark.parametrize("corpus", ["text files", "jsonl", "parquet", "one long text", "mixed"])
+@pytest.mark.parametrize("corpus", [
+    "text files", "jsonl", "parquet", "one long text", "mixed", "arrow", "chats", "token ids",
+    "some without the column",
+])  # fmt: skip
 def test_stopped_after_every_batch(corpus: str, tmp_path: Path) -> None:
     make, reading = CORPORA[corpus]
     sources = make(tmp_path)
@@ -180,15 +258,25 @@ def test_stopped_after_every_batch(corpus: str, tmp_path: Path) -> None:
     assert_same(parts, whole)
 
 
-def documents(sources: list[str], pieces: Sequence[Piece] | None = None) -> list[tuple[int, int, str]]:
-    corpus = Corpus(sources, allow_empty=True)
+def documents(
+    sources: list[str], reading: dict[str, Any], pieces: Sequence[Piece] | None = None
+) -> list[tuple[int, int, str]]:
+    corpus = Corpus(sources, allow_empty=True, **reading)
+    corpus.write_chat = template
     return [(found.id, found.piece, "".join(found.pieces)) for found in corpus.documents(pieces)]
 
 
-@pytest.mark.parametrize("corpus", ["text files", "jsonl", "jsonl, CRLF, no end", "parquet", "mixed"])
+CUT = [
+    "text files", "jsonl", "jsonl, CRLF, no end", "jsonl, UTF-16", "parquet", "lists within a struct",
+    "chats", "save_to_disk", "some without the column", "mixed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("corpus", CUT)
 def test_pieces_part_the_documents(corpus: str, tmp_path: Path) -> None:
-    sources = CORPORA[corpus][0](tmp_path)
-    whole = [(number, text) for number, _, text in documents(sources)]
+    make, reading = CORPORA[corpus]
+    sources = make(tmp_path)
+    whole = [(number, text) for number, _, text in documents(sources, reading)]
 
     @settings(max_examples=25, deadline=None)
     @given(piece_bytes=st.integers(200, 60_000), cuts=st.lists(st.floats(0, 1), max_size=4))
@@ -199,16 +287,19 @@ def test_pieces_part_the_documents(corpus: str, tmp_path: Path) -> None:
         parts = [
             found
             for first, last in pairwise(edges)
-            for found in documents(sources, pieces[first:last])
+            for found in documents(sources, reading, pieces[first:last])
         ]
         assert [(number, text) for number, _, text in parts] == whole
         # a document is in the same piece, whoever reads it
-        assert parts == documents(sources, pieces)
+        assert parts == documents(sources, reading, pieces)
 
     check()
 
 
-@pytest.mark.parametrize("corpus", ["text files", "jsonl", "parquet", "mixed"])
+@pytest.mark.parametrize("corpus", [
+    "text files", "jsonl", "parquet", "mixed", "jsonl, UTF-16", "chats", "token ids",
+    "some without the column",
+])  # fmt: skip
 def test_shards_together_make_the_batches_of_one_build(corpus: str, tmp_path: Path) -> None:
     make, reading = CORPORA[corpus]
     sources = make(tmp_path)
@@ -218,7 +309,7 @@ def test_shards_together_make_the_batches_of_one_build(corpus: str, tmp_path: Pa
     assert number > 4
     for shards in (2, 3, number):
         together: list[Batch] = []
-        covered = 0
+        covered = left_out = 0
         for shard in range(shards):
             first, last = number * shard // shards, number * (shard + 1) // shards
             share = {"piece_bytes": 2500, "pieces": lambda all, a=first, b=last: all[a:b]}
@@ -226,11 +317,13 @@ def test_shards_together_make_the_batches_of_one_build(corpus: str, tmp_path: Pa
             part.go()
             together += part.batches
             covered += sum(entry["documents"] for entry in part.told["coverage"])
+            left_out += part.told["counts"]["no_column_skipped"]
         assert len(together) == len(whole.batches)
         for left, right in zip(together, whole.batches, strict=True):
             np.testing.assert_array_equal(left.token_ids, right.token_ids)
             np.testing.assert_array_equal(left.document, right.document)
         assert covered == whole.told["counts"]["documents"]
+        assert left_out == whole.told["counts"]["no_column_skipped"]
 
 
 def test_fixed_shapes_follow_from_length_alone(tmp_path: Path) -> None:

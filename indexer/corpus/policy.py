@@ -92,10 +92,11 @@ class Reading:
         """How many bytes these take in the present file, decompressed."""
         return width(text) if self.utf16 else len(text)
 
-    def leave_out(self, file: CorpusFile, error: IndexerError, first: bool) -> None:
+    def leave_out(self, file: CorpusFile, error: IndexerError, first: bool, unread: int = 0) -> None:
         """A file lacks the column: the error where it was named, else it is no part of the corpus.
 
         first: whether its beginning is being read, so that it is counted once, whoever reads the rest.
+        unread: bytes of it that will not be read.
         """
         if file.named:
             raise error
@@ -103,6 +104,7 @@ class Reading:
         self.digests.pop(file.ordinal, None)
         self.covered.pop(file.ordinal, None)
         self.counts.no_column_skipped += first
+        self.counts.bytes_read += unread
         self.without_column = self.without_column or str(error)
 
     def decode(self, raw: bytes, place: Callable[[int], str]) -> str | None:

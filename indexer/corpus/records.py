@@ -148,7 +148,7 @@ def read_csv(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
     csv.field_size_limit((1 << 31) - 1)
     if reading.ids:
         error = f"corpus file {file.source}: token ids are read from JSON, Parquet and Arrow, not from CSV"
-        reading.leave_out(file, IndexerError(error), True)
+        reading.leave_out(file, IndexerError(error), True, file.bytes or 0)
         return
     with opened(file, reading) as stream:
         # strict, else a quote that is never closed makes one text of all that follows it

@@ -31,7 +31,8 @@ def read_parquet(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
         found = field(parquet.schema_arrow, reading.text_column)
         if found is None:
             error = reading.no_column(f"corpus file {run.file.source}", names(parquet.schema_arrow))
-            reading.leave_out(run.file, error, run.first == 0)
+            share = (run.file.bytes or 0) * (run.last - run.first) // run.count
+            reading.leave_out(run.file, error, run.first == 0, share)
             return
         yield from _rows(parquet, found, run, reading)
 
@@ -47,7 +48,8 @@ def read_arrow(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
         schema, batches = _batches(source, reading.text_column)
         found = field(schema, reading.text_column)
         if found is None:
-            reading.leave_out(file, reading.no_column(f"corpus file {file.source}", names(schema)), True)
+            error = reading.no_column(f"corpus file {file.source}", names(schema))
+            reading.leave_out(file, error, True, file.bytes or 0)
             return
         row = 0
         for batch in batches:

@@ -25,7 +25,7 @@ def read_text(run: Run, reading: Reading) -> Iterator[tuple[int, Iterator[str]]]
     file = run.file
     if reading.ids:
         error = f"corpus file {file.source}: a text has no column of token ids; give JSON, Parquet or Arrow"
-        reading.leave_out(file, IndexerError(error), True)
+        reading.leave_out(file, IndexerError(error), True, file.bytes or 0)
         return
     with opened(file, reading) as stream:
         head = stream.read(BLOCK_BYTES)
