@@ -95,6 +95,9 @@ class BuildConfig(BaseModel):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    attention: Literal[
+        "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+    ] = Field("auto", description="how attention is computed; auto: as config.json or transformers has it")
     kernels: Literal["auto", "cpp", "triton", "reference"] = "auto"
     text_column: str = Field("text", description="column of texts or chats, a.b for column b within a")
     ids_column: str | None = Field(

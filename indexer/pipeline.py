@@ -148,6 +148,7 @@ class Build:
             device=config.device,
             revision=config.revision,
             output_projection=config.output_projection,
+            attention=config.attention,
         )
         _check_context(config, self.loaded)
         self.corpus.write_chat = chat_writer(self.loaded.tokenizer)

@@ -44,8 +44,9 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
     options = (
         "--layers 0-5,7 --top 3 --bottom 4 --by token --context 128 --window 8,2 --max-tokens 1000 "
         "--batch-tokens 512 --dtype float32 --device cpu --kernels reference --text-column body "
-        "--count-special-tokens --on-bad-text skip --output-projection h.*.mlp --revision main --hooks "
-        "--threads 2 --overwrite --numerics reproducible --checkpoint-minutes 1.5 --piece-bytes 1000"
+        "--attention eager --count-special-tokens --on-bad-text skip --output-projection h.*.mlp "
+        "--revision main --hooks --threads 2 --overwrite --numerics reproducible --checkpoint-minutes 1.5 "
+        "--piece-bytes 1000"
     )
     assert run(*MINIMUM[:2], "a.txt", "b/*.txt", "-o", "my.index", *options.split())[0] == 0
     assert built == [
@@ -55,7 +56,8 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
             max_tokens=1000, batch_tokens=512, dtype="float32",
             device="cpu", kernels="reference", text_column="body", count_special_tokens=True,
             on_bad_text="skip", output_projection="h.*.mlp", revision="main", hooks=True, threads=2,
-            overwrite=True, numerics="reproducible", checkpoint_minutes=1.5, piece_bytes=1000,
+            attention="eager", overwrite=True, numerics="reproducible", checkpoint_minutes=1.5,
+            piece_bytes=1000,
         )
     ]  # fmt: skip
     other = {"append", "shard", "workers", "ray", "shards", "storage", "compile"}

@@ -14,7 +14,7 @@ import torch
 
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Runner, load
-from indexer.models.source import digest, weight_files
+from indexer.models.weights import digest, weight_files
 from tests.tiny_batches import Keeper, tiny_batch
 from tests.tiny_models import LAYERS, fresh, saved, tokenizer
 
@@ -67,6 +67,8 @@ def test_a_folder_is_loaded_and_recorded(llama: Path) -> None:
         "dtype": "float32",
         "activation": "silu * up",
         "attention": "sdpa",
+        "weights_not_used": [],
+        "code_not_run": [],
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
@@ -124,6 +126,54 @@ def test_dtypes(tmp_path: Path, stored: torch.dtype, asked: str, got: torch.dtyp
     assert keeper.layer(2).dtype == got
 
 
+def test_code_beside_a_model_that_transformers_has_is_not_run(copy: Path) -> None:
+    ran = copy / "ran"
+    for module, name in (("configuration_own", "LlamaConfig"), ("modeling_own", "LlamaModel")):
+        (copy / f"{module}.py").write_text(
+            f"open({str(ran)!r}, 'w').close()\nimport transformers\n"
+            f"class {name}(transformers.{name}):\n    pass\n"
+        )
+    named = {
+        "AutoConfig": "configuration_own.LlamaConfig",
+        "AutoModel": "modeling_own.LlamaModel",
+        "AutoTokenizer": ["owner/other--tokenization.Own", None],
+    }
+    change(copy, auto_map=named)
+    loaded = load(str(copy))
+    assert type(loaded.model).__module__ == "transformers.models.llama.modeling_llama"
+    assert loaded.provenance["code_not_run"] == [
+        "configuration_own.LlamaConfig",
+        "modeling_own.LlamaModel",
+        "owner/other--tokenization.Own",
+    ]
+    assert not ran.exists()
+    # the code above does run where it is let
+    import transformers
+
+    transformers.AutoConfig.from_pretrained(copy, trust_remote_code=True)
+    assert ran.exists()
+
+
+def test_attention(copy: Path) -> None:
+    assert load(str(copy), attention="eager").provenance["attention"] == "eager"
+    change(copy, attn_implementation="eager")
+    assert load(str(copy)).provenance["attention"] == "eager"
+    loaded = load(str(copy), attention="sdpa")
+    assert loaded.provenance["attention"] == loaded.model.config._attn_implementation == "sdpa"
+
+
+def test_flash_attention_that_is_not_there(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.utils
+
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: False)
+    assert refused(copy, attention="flash_attention_2").endswith(
+        "--attention asks for flash_attention_2, whose package or GPU is not there; take --attention sdpa"
+    )
+    change(copy, attn_implementation="flash_attention_2")
+    assert "config.json asks for flash_attention_2, whose package" in refused(copy)
+    assert load(str(copy), attention="sdpa").provenance["attention"] == "sdpa"
+
+
 def test_options_that_name_nothing(llama: Path) -> None:
     assert refused(llama, dtype="float8").startswith(
         "dtype float8: not one that activations are indexed in; choose among"
@@ -164,7 +214,18 @@ def test_weights_that_could_run_code(copy: Path) -> None:
         (
             "config.json",
             {"auto_map": {"AutoModel": "modeling.Model"}},
-            "config.json asks to run code that comes with",
+            "config.json asks to run code that comes with the model (auto_map), which is never done, and "
+            "transformers has nothing of its own for modeling.Model",
+        ),
+        (
+            "config.json",
+            {"auto_map": {"AutoModelForCausalLM": "modeling.M"}, "architectures": ["OwnForCausalLM"]},
+            "nothing of its own for OwnForCausalLM",
+        ),
+        (
+            "config.json",
+            {"auto_map": {"AutoConfig": "configuration.C"}, "model_type": "own"},
+            "nothing of its own for model_type 'own'",
         ),
         (
             "tokenizer_config.json",

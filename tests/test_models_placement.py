@@ -15,7 +15,7 @@ from indexer.errors import IndexerError
 from indexer.models import LoadedModel, adapt, load, loading, placement
 from indexer.models.fused import Workspace
 from indexer.models.placement import Placement, device_type, weight_bytes
-from indexer.models.source import weight_files
+from indexer.models.weights import weight_files
 from indexer.pipeline import build
 from tests.test_models_runner import run
 from tests.test_pipeline import tables

@@ -120,6 +120,7 @@ def build(
     batch_tokens: Annotated[str | None, choices.BATCH_TOKENS] = None,
     dtype: Annotated[str | None, choices.DTYPE] = None,
     device: Annotated[str | None, choices.DEVICE] = None,
+    attention: Annotated[str | None, choices.ATTENTION] = None,
     kernels: Annotated[str | None, choices.KERNELS] = None,
     hooks: Annotated[bool | None, choices.HOOKS] = None,
     compile: Annotated[bool | None, choices.COMPILE] = None,

@@ -96,6 +96,13 @@ DEVICE = _option(
     "Where the model runs: auto, cpu, cuda, cuda:N, or spread over all GPUs.",
     "auto",
 )
+ATTENTION = _option(
+    _RUN,
+    "--attention",
+    "NAME",
+    "Instead of what config.json names: sdpa, eager, flex_attention, flash_attention_2 or _3.",
+    "auto",
+)
 KERNELS = _option(_RUN, "--kernels", "NAME", "The statistics: auto, cpp, triton or reference.", "auto")
 HOOKS = _option(_RUN, "--hooks", "", "Read activations by hooks even where fusing is possible.")
 COMPILE = _option(_RUN, "--compile", "", "Let torch.compile fuse what stands around the MLPs.")

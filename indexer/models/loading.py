@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR, getLogger
@@ -12,14 +12,23 @@ import torch
 from torch import nn
 
 from indexer.errors import IndexerError
-from indexer.models import source as sources
 from indexer.models import structure
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
 from indexer.models.plan import MlpLayer
+from indexer.models.source import Source, blamed_on, resolve
+from indexer.models.tokenizer import load_tokenizer
+from indexer.models.weights import (
+    STORED,
+    Stored,
+    check_dtypes,
+    checkpoint_dtype,
+    digest,
+    left_out,
+    read_headers,
+    weight_files,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
@@ -68,6 +77,7 @@ def load(
     device: str = "auto",
     revision: str | None = None,
     output_projection: str | None = None,
+    attention: str = "auto",
 ) -> LoadedModel:
     """Load a model from a local folder or the hub: no head, safetensors only, no code of the model's own.
 
@@ -78,6 +88,8 @@ def load(
         all of them where none has it alone.
     output_projection: path of the MLPs' output projections with * for the layer number, for models whose
         structure is not recognised.
+    attention: how attention is computed, "sdpa", "eager" ...; "auto" for what config.json names, or else what
+        transformers takes by itself.
     Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast
     tokenizer, has a structure that is not recognised, or does not fit the GPUs.
     Cost: reading the weights twice (once for their SHA-256), and three forward passes over 16 tokens.
@@ -87,16 +99,23 @@ def load(
         raise IndexerError(
             f"dtype {dtype}: not one that activations are indexed in; choose among auto, {', '.join(DTYPES)}"
         )
-    source = sources.resolve(name, revision)
-    files = sources.weight_files(name, source.folder)
-    chosen = _dtype(name, dtype, sources.checkpoint_dtype(name, files), kind)
+    source = resolve(name, revision)
+    files = weight_files(name, source.folder)
+    stored = read_headers(name, files)
+    chosen = _dtype(dtype, checkpoint_dtype(name, stored), kind)
     place = placement(name, device, weight_bytes(files, chosen), chosen)
     with quiet_transformers():
         config = _load_config(source)
-        tokenizer = _load_tokenizer(source, config)
-        model = _load_weights(source, config, chosen, place)
+        _check_attention(source, config, attention)
+        tokenizer = load_tokenizer(source, config)
+        model, not_used = _load_weights(source, config, stored, chosen, place, attention)
         loaded = adapt(model, tokenizer, name=name, output_projection=output_projection)
-    loaded.provenance.update(revision=source.revision, digest=sources.digest(files))
+    loaded.provenance.update(
+        revision=source.revision,
+        digest=digest(files),
+        weights_not_used=not_used,
+        code_not_run=source.code_not_run,
+    )
     return loaded
 
 
@@ -182,11 +201,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _dtype(name: str, asked: str, stored: str, device: torch.device) -> torch.dtype:
-    if stored not in STORED:
-        raise IndexerError(
-            f"model {name}: weights stored as {stored}; those that can be run are {', '.join(STORED)}"
-        )
+def _dtype(asked: str, stored: str, device: torch.device) -> torch.dtype:
     if asked != "auto":
         return DTYPES[asked]
     if stored == "F16" and device.type == "cpu":
@@ -194,37 +209,46 @@ def _dtype(name: str, asked: str, stored: str, device: torch.device) -> torch.dt
     return DTYPES[STORED[stored]]
 
 
-def _load_config(source: sources.Source) -> Any:
+def _load_config(source: Source) -> Any:
     from transformers import AutoConfig
 
-    with _blamed_on(source, "config.json is none that transformers understands"):
+    with blamed_on(source, "config.json is none that transformers understands"):
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
 
 
-def _load_tokenizer(source: sources.Source, config: Any) -> Any:
-    from transformers import AutoTokenizer
+def _check_attention(source: Source, config: Any, asked: str) -> None:
+    """Raise IndexerError where flash attention is wanted and not there; transformers may look on the hub."""
+    from transformers import utils
 
-    # without a vocabulary some versions of transformers make up an empty tokenizer
-    if not any(path for pattern in VOCABULARIES for path in source.folder.glob(pattern)):
-        raise IndexerError(
-            f"model {source.name}: no tokenizer.json in {source.folder}, nor a vocabulary in any other form; "
-            "save the model's tokenizer there with save_pretrained"
-        )
-    with _blamed_on(source, "its tokenizer cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.folder, config=config, trust_remote_code=False, local_files_only=True
-        )
-    if not tokenizer.is_fast:
-        kind = type(tokenizer).__name__
-        raise IndexerError(f"model {source.name}: its tokenizer {kind} has no fast form (tokenizer.json)")
-    return tokenizer
+    parts = [config, *(getattr(config, key, None) for key in config.sub_configs)]
+    named = [getattr(part, "_attn_implementation", None) for part in parts] if asked == "auto" else [asked]
+    for choice in named:
+        if not str(choice).startswith("flash_attention_"):
+            continue
+        is_available = getattr(utils, f"is_flash_attn_{str(choice)[-1]}_available", lambda: False)
+        if not is_available():
+            who = "config.json asks for" if asked == "auto" else "--attention asks for"
+            raise IndexerError(
+                f"model {source.name}: {who} {choice}, whose package or GPU is not there; take "
+                "--attention sdpa"
+            )
 
 
-def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype, place: Placement) -> nn.Module:
+def _load_weights(
+    source: Source,
+    config: Any,
+    stored: Mapping[str, Stored],
+    dtype: torch.dtype,
+    place: Placement,
+    attention: str,
+) -> tuple[nn.Module, list[str]]:
+    """The model, and what its files hold that it does not use."""
     from transformers import AutoModel
 
-    spread = {"device_map": "auto", "max_memory": place.most} if place.most else {}
-    with _blamed_on(source, "transformers cannot load it"):
+    chosen: dict[str, Any] = {"device_map": "auto", "max_memory": place.most} if place.most else {}
+    if attention != "auto":
+        chosen["attn_implementation"] = attention
+    with blamed_on(source, "transformers cannot load it"):
         model, report = AutoModel.from_pretrained(
             source.folder,
             config=config,
@@ -235,12 +259,13 @@ def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype, place
             output_loading_info=True,
             # reported below by name, where transformers would refer to a report on the screen
             ignore_mismatched_sizes=True,
-            **spread,
+            **chosen,
         )
+    check_dtypes(source.name, model, stored, report["unexpected_keys"])
     if report["mismatched_keys"]:
-        weight, stored, wanted = min(report["mismatched_keys"])
+        weight, held, wanted = min(report["mismatched_keys"])
         raise IndexerError(
-            f"model {source.name}: {weight} is stored as {list(stored)}, but config.json makes it "
+            f"model {source.name}: {weight} is stored as {list(held)}, but config.json makes it "
             f"{list(wanted)}; weights and configuration do not belong together"
         )
     # the pooler sits behind the last MLP and is never run; anything else missing would be random numbers
@@ -250,8 +275,9 @@ def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype, place
             f"model {source.name}: its weight files lack {len(missing)} of the weights of "
             f"{type(model).__name__}, {missing[0]} among them; they do not belong to this configuration"
         )
+    not_used = left_out(source.name, model, config, stored, report["unexpected_keys"])
     if not place.most:
-        return model.to(place.device)
+        return model.to(place.device), not_used
     places = getattr(model, "hf_device_map", {})
     away = [path for path, device in places.items() if device not in place.most]
     if away:
@@ -259,23 +285,7 @@ def _load_weights(source: sources.Source, config: Any, dtype: torch.dtype, place
             f"model {source.name}: cut into whole layers its weights do not fit the {len(place.most)} GPUs, "
             f"{away[0] or 'all of it'} being the first without room; take --device cpu"
         )
-    return model
-
-
-@contextmanager
-def _blamed_on(source: sources.Source, what: str) -> Iterator[None]:
-    """Whatever a library raises while it reads the model's files is told as their fault, in one line."""
-    try:
-        yield
-    # these libraries read many formats, each with errors of its own, and share no base class for them
-    except Exception as error:
-        raise IndexerError(f"model {source.name}: {what} ({_told(error)})") from error
-
-
-def _told(error: Exception) -> str:
-    """An exception's kind and text in one line of bounded length."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= 300 else text[:297] + "..."
+    return model, not_used
 
 
 def _provenance(model: nn.Module, name: str, part: str, layers: Sequence[MlpLayer]) -> dict[str, Any]:

@@ -1,19 +1,16 @@
 """Where a model's files come from, and what is refused before a library that trusts them opens any.
 
 Weights are read from safetensors only: other formats are pickles, which run code. A configuration may name
-code to import or kernels to download; both are refused, whatever the versions installed would do with them.
+code to import or kernels to download; neither is ever used, whatever the versions installed would do with it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # all that a fast tokenizer and a configuration can consist of
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 IMPLEMENTATIONS = {
     "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "batched_mm", "grouped_mm",
 }  # fmt: skip
@@ -30,11 +28,16 @@ IMPLEMENTATIONS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A model's folder on this machine. name: as asked for; revision: its commit on the hub, or None."""
+    """A model's folder on this machine.
+
+    name: as asked for. revision: its commit on the hub, or None.
+    code_not_run: the code that config.json names for classes which transformers has by itself.
+    """
 
     name: str
     folder: Path
     revision: str | None
+    code_not_run: list[str] = field(default_factory=list)
 
 
 def resolve(name: str, revision: str | None = None) -> Source:
@@ -48,8 +51,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
             raise IndexerError(
                 f"model {name}: --revision {revision} is for models of the hub; this is a local folder"
             )
-        check_configuration(name, folder)
-        return Source(name, folder, None)
+        return Source(name, folder, None, check_configuration(name, folder))
     if folder.exists():
         raise IndexerError(
             f"model {name}: this is a file; give the folder that holds config.json and model.safetensors"
@@ -61,87 +63,80 @@ def resolve(name: str, revision: str | None = None) -> Source:
     return _downloaded(name, revision)
 
 
-def check_configuration(name: str, folder: Path) -> None:
-    """Raise IndexerError where the configuration could run code or needs what is not supported."""
-    for file, absent in (("config.json", None), ("tokenizer_config.json", {})):
-        for key, value in _entries(_read_json(name, folder / file, absent)):
+def check_configuration(name: str, folder: Path) -> list[str]:
+    """The code that config.json names and that is not run, transformers having the model's class itself.
+
+    Raises IndexerError where the configuration could run code, needs what is not supported, or stands beside
+    an adapter, which would be applied or not by what else is installed.
+    """
+    _check_adapter(name, folder)
+    config = read_json(name, folder / "config.json")
+    for file, content in (
+        ("config.json", config),
+        ("tokenizer_config.json", read_json(name, folder / "tokenizer_config.json", {})),
+    ):
+        for key, value in _entries(content):
             _refuse(name, file, key, value)
+    return _code_not_run(name, config)
 
 
-def weight_files(name: str, folder: Path) -> list[Path]:
-    """The safetensors files that hold the model's weights, in order of name."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        pickles = sorted(
-            path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
-        )
-        if not pickles:
-            raise IndexerError(
-                f"model {name}: no {SINGLE} in {folder}, nor weights in any other form; download it again"
-            )
+def shards(name: str, folder: Path) -> list[str]:
+    """File names from the index of the weights, each a plain name: it must not lead out of the folder."""
+    weight_map = read_json(name, folder / INDEX).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(map(_is_plain, names)):
+        raise IndexerError(f"model {name}: {INDEX} has no weight_map that names safetensors files beside it")
+    return sorted(set(names))
+
+
+def read_json(name: str, path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The object in a file; `absent` where there is no file, None making that an error."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if absent is not None:
+            return absent
         raise IndexerError(
-            f"model {name}: no {SINGLE} in {folder}, only {', '.join(pickles[:3])}, which could run code. "
-            "Convert it once with model.save_pretrained(folder), or take a model that has safetensors"
-        )
-    names = _shards(name, folder)
-    missing = [file for file in names if not (folder / file).is_file()]
-    if missing:
+            f"model {name}: no {path.name} in {path.parent}; give the folder of a transformers model"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise IndexerError(f"model {name}: {path.name} cannot be read ({_first_line(error)})") from error
+    if not isinstance(content, dict):
         raise IndexerError(
-            f"model {name}: {INDEX} lists {missing[0]}, which is not in {folder}; download it again"
+            f"model {name}: {path.name} holds {type(content).__name__}, not an object of settings"
         )
-    return [folder / file for file in names]
+    return content
 
 
-def checkpoint_dtype(name: str, files: Sequence[Path]) -> str:
-    """The dtype that most weights are stored in, as safetensors calls it: "F32", "BF16", "F8_E4M3" ..."""
-    from safetensors import SafetensorError, safe_open
-
-    elements: Counter[str] = Counter()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                    tensor = tensors.get_slice(key)
-                    elements[tensor.get_dtype()] += prod(tensor.get_shape())
-        except (SafetensorError, OSError) as error:
-            raise IndexerError(
-                f"model {name}: {file.name} is damaged ({error}); download it again"
-            ) from error
-    floating = {dtype: count for dtype, count in elements.items() if dtype.startswith(("F", "BF"))}
-    if not floating:
-        raise IndexerError(f"model {name}: {files[0].name} holds no floating-point weights")
-    return max(floating, key=lambda dtype: floating[dtype])
+@contextmanager
+def blamed_on(source: Source, what: str) -> Iterator[None]:
+    """Whatever a library raises while it reads the model's files is told as their fault, in one line."""
+    try:
+        yield
+    # these libraries read many formats, each with errors of its own, and share no base class for them
+    except Exception as error:
+        raise IndexerError(f"model {source.name}: {what} ({_told(error)})") from error
 
 
-def digest(files: Sequence[Path]) -> str:
-    """SHA-256 of the weights: of the file itself if it is one, else of the lines "sha256  name" of all."""
-
-    def of_file(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(of_file, files))
-    if len(digests) == 1:
-        return digests[0]
-    lines = "".join(f"{value}  {path.name}\n" for value, path in zip(digests, files, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
+def _told(error: Exception) -> str:
+    """An exception's kind and text in one line of bounded length."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _downloaded(name: str, revision: str | None) -> Source:
     """Configuration first, weights only after it has passed."""
     folder = _snapshot(name, revision, SMALL_FILES)
     commit = folder.name
-    check_configuration(name, folder)
-    wanted = _shards(name, folder) if (folder / INDEX).is_file() else [SINGLE]
+    code_not_run = check_configuration(name, folder)
+    wanted = shards(name, folder) if (folder / INDEX).is_file() else [SINGLE]
     folder = _snapshot(name, commit, wanted)
     if not any((folder / file).is_file() for file in wanted):
         raise IndexerError(
             f"model {name}: the hub gave no {SINGLE} at revision {commit}, and weights in other forms could "
             "run code. Take a --revision that has it, or convert it once with model.save_pretrained(folder)"
         )
-    return Source(name, folder, commit)
+    return Source(name, folder, commit, code_not_run)
 
 
 def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
@@ -168,36 +163,8 @@ def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
         ) from error
 
 
-def _shards(name: str, folder: Path) -> list[str]:
-    """File names from the index, each a plain name: it must not lead out of the folder."""
-    weight_map = _read_json(name, folder / INDEX).get("weight_map")
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(map(_is_plain, names)):
-        raise IndexerError(f"model {name}: {INDEX} has no weight_map that names safetensors files beside it")
-    return sorted(set(names))
-
-
 def _is_plain(file: Any) -> bool:
     return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
-
-
-def _read_json(name: str, path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object in a file; `absent` where there is no file, None making that an error."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if absent is not None:
-            return absent
-        raise IndexerError(
-            f"model {name}: no {path.name} in {path.parent}; give the folder of a transformers model"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise IndexerError(f"model {name}: {path.name} cannot be read ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise IndexerError(
-            f"model {name}: {path.name} holds {type(content).__name__}, not an object of settings"
-        )
-    return content
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
@@ -211,11 +178,59 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
             yield from _entries(value)
 
 
-def _refuse(name: str, file: str, key: str, value: Any) -> None:
-    if key == "auto_map" and value:
+def _check_adapter(name: str, folder: Path) -> None:
+    if not (folder / ADAPTER).is_file():
+        return
+    base = read_json(name, folder / ADAPTER).get("base_model_name_or_path") or "its base model"
+    if not (folder / "config.json").is_file():
         raise IndexerError(
-            f"model {name}: {file} asks to run code that comes with the model (auto_map), which is never "
-            "done. Take a model that transformers knows by itself"
+            f"model {name}: this is an adapter of {base}, not a model ({ADAPTER} and no config.json). Merge "
+            "it into that model with peft's merge_and_unload(), save that with save_pretrained(folder), and "
+            "give its folder"
+        )
+    raise IndexerError(
+        f"model {name}: an adapter of {base} stands beside the model's weights ({ADAPTER}), and "
+        "transformers applies it only where peft is installed. Save the model with it merged (peft's "
+        "merge_and_unload()), or move the adapter's files away to index the weights without it"
+    )
+
+
+def _code_not_run(name: str, config: dict[str, Any]) -> list[str]:
+    """All that auto_map names in config.json. IndexerError where transformers has no class for the model."""
+    named = [value for key, value in _entries(config) if key == "auto_map" and value]
+    if not named:
+        return []
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    classes = [
+        value for entry in named if isinstance(entry, dict) for value in _texts(entry.get("AutoModel"))
+    ]
+    wanted = [*_texts(config.get("architectures")), *classes]
+    foreign = [path for path in wanted if not hasattr(transformers, path.rpartition(".")[2])]
+    if config.get("model_type") not in MODEL_MAPPING_NAMES or foreign:
+        lacking = foreign[0] if foreign else f"model_type {config.get('model_type')!r}"
+        raise IndexerError(
+            f"model {name}: config.json asks to run code that comes with the model (auto_map), which is "
+            f"never done, and transformers has nothing of its own for {lacking}. Take a model that it knows "
+            "by itself"
+        )
+    return sorted({path for entry in named for path in _texts(entry)})
+
+
+def _texts(content: Any) -> list[str]:
+    """All strings in nested objects and lists."""
+    if isinstance(content, str):
+        return [content]
+    items = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return [text for item in items for text in _texts(item)]
+
+
+def _refuse(name: str, file: str, key: str, value: Any) -> None:
+    if key == "auto_map" and value and file != "config.json":
+        raise IndexerError(
+            f"model {name}: {file} asks to run code that comes with the tokenizer (auto_map), which is never "
+            "done. Take a model whose tokenizer transformers knows by itself"
         )
     if key.startswith("_") and key.endswith("_internal"):
         raise IndexerError(

@@ -23,11 +23,13 @@ MAY_DIFFER = frozenset(
     {
         *("output", "overwrite", "append", "shard", "shards", "workers", "ray", "storage"),
         *("threads", "batch_tokens", "device", "kernels", "checkpoint_minutes", "piece_bytes"),
-        *("model", "revision", "corpus", "layers", "dtype"),
+        *("model", "revision", "corpus", "layers", "dtype", "attention"),
     }
 )
 # facts about the model that decide no activation, or that options and layers stand for
-_OF_THE_MODEL = frozenset({"name", "revision", "transformers", "torch", "layers"})
+_OF_THE_MODEL = frozenset(
+    {"name", "revision", "transformers", "torch", "layers", "weights_not_used", "code_not_run"}
+)
 _WAY_OUT = "build them all over one list of files, with --shard I/N, or add to an index with build --append"
 
 

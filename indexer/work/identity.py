@@ -18,7 +18,7 @@ _FREE = {
     *("output", "overwrite", "append", "threads", "checkpoint_minutes"),
     *("workers", "ray", "shards", "storage"),
     # told by digests, and by what they lead to
-    *("model", "revision", "corpus", "layers", "dtype", "device", "kernels"),
+    *("model", "revision", "corpus", "layers", "dtype", "device", "attention", "kernels"),
 }
 
 
@@ -77,6 +77,7 @@ def _named(
         **options_of(configuration),
         "the model's digest": model.get("digest"),
         "the model's dtype": model.get("dtype"),
+        "--attention": model.get("attention"),
         "the tokenizer's digest": tokenizer,
         "--layers": layers,
         "--device": device,
