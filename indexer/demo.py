@@ -165,7 +165,7 @@ def _show(index: Index, output: Path, out: Console) -> None:
     for neuron in neurons:
         out.print()
         print_title(f"{neuron['neuron']}  top 5", out)
-        examples = list(rows(index.top(neuron["neuron"], 5)))
+        examples = list(rows(index.top(neuron["neuron"], k=5)))
         print_examples(examples, sources(index, examples), out)
     name, token = neurons[-1]["neuron"], neurons[-1]["fires_on"][0]
     out.print()

@@ -133,10 +133,7 @@ def counted_values(sequences: list[Sequence], layer: int) -> NDArray[np.float64]
 
 
 def rows_of(index: Index, extreme: str, layer: int, unit: int) -> list[dict]:
-    table = (
-        index.top(f"mlp.{layer}.{unit}", K) if extreme == "top" else index.bottom(f"mlp.{layer}.{unit}", K)
-    )
-    return table.to_pylist()
+    return getattr(index, extreme)(layer, unit, k=K).to_pylist()
 
 
 def test_how_often_each_token_was_counted_is_exact(built: tuple[Index, list[Sequence]]) -> None:

@@ -64,7 +64,7 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("extreme", ["top", "bottom"])
 def test_examples_as_data(folder: Path, index: Index, extreme: str) -> None:
-    table = getattr(index, extreme)(UNIT, 3)
+    table = getattr(index, extreme)(UNIT, k=3)
     read = from_json(extreme, folder, UNIT, "-k", "3")
     assert list(read[0]) == table.column_names
     for name in ("rank", "document", "position", "token", "token_ids", "tokens", "text"):
@@ -84,7 +84,7 @@ def test_examples_for_people(folder: Path, index: Index, extreme: str, width: in
     assert title.startswith(f"{UNIT}  {extreme} 4")
     assert len(lines) == 4
     assert all(len(line) <= width for line in lines)
-    tokens = getattr(index, extreme)(UNIT, 4)["token"].to_pylist()
+    tokens = getattr(index, extreme)(UNIT, k=4)["token"].to_pylist()
     for rank, (line, token) in enumerate(zip(lines, tokens, strict=True), 1):
         assert line.split()[0] == str(rank)
         assert f"«{token.strip()}»" in line
@@ -94,7 +94,7 @@ def test_examples_for_people(folder: Path, index: Index, extreme: str, width: in
 def test_whole_windows(folder: Path, index: Index) -> None:
     out, _ = run("top", folder, UNIT, "-k", "2", "--full")
     words = out.replace("«", " ").replace("»", " ").split()
-    for text in index.top(UNIT, 2)["text"].to_pylist():
+    for text in index.top(UNIT, k=2)["text"].to_pylist():
         assert "".join(text.split()) in "".join(words)
     assert "sequence" in out
 
@@ -136,7 +136,7 @@ def test_unit_card_fits_one_screen(folder: Path, index: Index) -> None:
 
 def test_unit_as_data(folder: Path, index: Index) -> None:
     read = from_json("unit", folder, UNIT, "-k", "2")
-    record = index.record(UNIT, 2)
+    record = index.record(UNIT, k=2)
     assert list(read) == [*record.statistics.column_names, "histogram", "top", "bottom"]
     assert list(map(rounded, read["histogram"])) == list(map(rounded, record.histogram.to_pylist()))
     assert [len(read["top"]), len(read["bottom"])] == [2, 2]

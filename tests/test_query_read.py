@@ -52,8 +52,8 @@ def test_the_record_is_all_of_it(index: Index) -> None:
     assert record.unit == Unit("mlp", 1, 5)
     assert record.statistics.equals(index.unit("mlp.1.5"))
     assert record.histogram.equals(index.histogram("mlp.1.5"))
-    assert record.top.equals(index.top("mlp.1.5", 7))
-    assert record.bottom.equals(index.bottom(Unit("mlp", 1, 5), 7))
+    assert record.top.equals(index.top("mlp.1.5", k=7))
+    assert record.bottom.equals(index.bottom(Unit("mlp", 1, 5), k=7))
 
 
 def test_columns_are_the_documented_ones(index: Index) -> None:
@@ -76,11 +76,11 @@ def test_columns_are_the_documented_ones(index: Index) -> None:
 
 
 def test_k_takes_the_best(index: Index) -> None:
-    assert index.top("mlp.0.3", 4).equals(index.top("mlp.0.3").slice(0, 4))
+    assert index.top("mlp.0.3", k=4).equals(index.top("mlp.0.3").slice(0, 4))
     assert index.top("mlp.0.3", k=99).num_rows == 20
-    assert index.bottom("mlp.0.3", 1)["rank"].to_pylist() == [1]
+    assert index.bottom("mlp.0.3", k=1)["rank"].to_pylist() == [1]
     with pytest.raises(IndexerError, match="k = 0"):
-        index.top("mlp.0.3", 0)
+        index.top("mlp.0.3", k=0)
 
 
 def test_windows_hold_their_peaks(index: Index) -> None:

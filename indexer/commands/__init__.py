@@ -16,7 +16,7 @@ import typer
 
 from indexer import __version__
 from indexer.commands import build_choices as choices
-from indexer.commands.program import NAME, Commands, tell
+from indexer.commands.program import NAME, Commands, tell, without_pandas
 from indexer.errors import IndexerError
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # where bars and guillemets cannot be encoded, their escapes are better than a traceback
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # plugins of pydantic are searched for in all packages, which takes longer than most questions
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # told to end by a scheduler or by a terminal that closes, a build cleans up as after Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -207,7 +209,7 @@ def _print_extreme(extreme: str, path: Path, unit: str, k: int, full: bool, form
     from indexer.display import pages
 
     with _open(path) as index:
-        table = getattr(index, extreme)(unit, k)
+        table = getattr(index, extreme)(unit, k=k)
         if form is not Format.TABLE:
             _write(table, form)
             return
@@ -265,7 +267,7 @@ def unit(
         if form is Format.CSV:
             _write(opened.unit(unit), form)
             return
-        record = opened.record(unit, k)
+        record = opened.record(unit, k=k)
         numbers, bins = _rows(record.statistics)[0], _rows(record.histogram)
         extremes = {"top": _rows(record.top), "bottom": _rows(record.bottom)}
         if form is Format.JSON:
@@ -354,8 +356,8 @@ def demo(
 
 
 def _open(path: Path) -> Index:
-    from indexer.index.read import open_index
-
+    with without_pandas():
+        from indexer.index.read import open_index
     return open_index(path)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -25,6 +26,31 @@ _OptionError: Any = typer.BadParameter.__base__
 def tell(message: str) -> None:
     """Say something to the person at the terminal, out of the data's way."""
     print(message, file=sys.stderr, flush=True)
+
+
+class _NoPandas:
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+@contextmanager
+def without_pandas() -> Iterator[None]:
+    """Let Arrow, which is imported within, find no pandas where a question needs none.
+
+    Arrow imports it to ask whether a value comes from there, which takes longer than most questions. Where a
+    table is to become a DataFrame it looks again.
+    """
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        yield
+        import pyarrow
+
+        # it looks for pandas once, with the first value
+        pyarrow.array([0])
+    finally:
+        sys.meta_path.remove(_NoPandas)
 
 
 class Commands(TyperGroup):

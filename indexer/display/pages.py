@@ -215,10 +215,7 @@ def _fact(value: Any) -> str:
 
 def sources(index: Index, examples: list[dict[str, Any]]) -> dict[int, str]:
     """What to call the documents of some examples: their file, and where in it they are."""
-    wanted = ", ".join(sorted({str(example["document"]) for example in examples}))
-    if not wanted:
-        return {}
-    found = index.sql(f"SELECT document, source, row FROM documents WHERE document IN ({wanted})")
+    found = index.documents(example["document"] for example in examples)
     return {row["document"]: source_name(row["source"], row["row"]) for row in found.to_pylist()}
 
 

@@ -81,6 +81,24 @@ class GroupedFile:
             table.validate(full=True)
             return table
 
+    def groups_with(self, column: str, values: pa.Array) -> Iterator[pa.Table]:
+        """The row groups that may hold one of some values in a column of integers.
+
+        values: ascending, without nulls.
+        """
+        sought = values.to_numpy()
+        place = self.schema.get_field_index(column)
+        for group in range(self.metadata.num_row_groups):
+            with told(self.path):
+                held = self.metadata.row_group(group).column(place).statistics
+            first, last = (
+                (0, len(sought))
+                if held is None or not held.has_min_max
+                else (np.searchsorted(sought, held.min, "left"), np.searchsorted(sought, held.max, "right"))
+            )
+            if first < last:
+                yield self.group(group)
+
     def empty(self, columns: Sequence[str]) -> pa.Table:
         """No rows of these columns."""
         return pa.schema([self.schema.field(name) for name in columns]).empty_table()

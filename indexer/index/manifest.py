@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED
+from indexer.index.unfinished import in_short, progress_of
 from indexer.units import check_site
 
 # what the build says about itself, in the order of the file; the writer adds the rest
@@ -234,6 +235,9 @@ def sha256(path: Path) -> str:
 
 
 def _no_manifest(index: Path) -> str:
+    progress = progress_of(index)
+    if progress is not None:
+        return f"index {index}: not finished: {in_short(progress)}; neuron-indexer info {index} says more"
     if not index.exists():
         return f"index {index}: no such folder"
     return f"index {index}: not an index: it has no {schema.MANIFEST}; give the folder that build wrote"

@@ -40,6 +40,9 @@ _TABLE_FUNCTIONS = {
     *("read_parquet", "parquet_scan", "parquet_schema", "parquet_metadata", "parquet_file_metadata"),
     *("duckdb_columns", "duckdb_functions", "duckdb_settings", "duckdb_views", "pragma_table_info"),
 }
+# names that a registered table would hide
+_VIEWS = {"units", "examples", "histograms", "documents", "vocabulary"}
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _WRITES = re.compile(
     "COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|DROP|ALTER|ATTACH|EXPORT|LOAD|VACUUM|TRANSACTION"
 )
@@ -50,6 +53,7 @@ class Queries:
 
     def __init__(self, index: Path, manifest: Manifest) -> None:
         """index: absolute path."""
+        self._tables: dict[str, pa.Table] = {}
         if "\\" in str(index) and literal_path(index) != str(index):
             raise IndexerError(
                 f"SQL: the path of the index, {index}, has both a backslash and one of * ? [, with which "
@@ -72,9 +76,21 @@ class Queries:
         """Close the connection."""
         self._connection.close()
 
+    def register(self, name: str, table: Any) -> None:
+        """Let queries read a table under a name. Raises IndexerError for a name or a table that cannot be."""
+        if not _NAME.fullmatch(name) or name.lower() in _VIEWS:
+            raise IndexerError(
+                f'SQL: cannot register a table as "{name}"; give a plain word, and none of the views'
+            )
+        with _told():
+            self._tables[name] = table if isinstance(table, pa.Table) else pa.table(table)
+
     def run(self, query: str, parameters: Parameters = None) -> pa.Table:
         """The result of one SELECT. Raises IndexerError, one line, for a mistake or for anything else."""
         with _told(), self._connection.cursor() as cursor:
+            # a cursor sees the views of the connection, and no tables but its own
+            for name, table in list(self._tables.items()):
+                cursor.register(name, table)
             _check_statement(cursor, query)
             tree = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
             _check_tree(json.loads(tree[0][0]))

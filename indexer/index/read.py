@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
+from indexer.index.views import SITE
 from indexer.index.vocabulary import Vocabulary
 from indexer.units import Unit, format_layers, parse_unit
 
@@ -65,8 +68,14 @@ def open_index(path: Path | str) -> Index:
     `Index.verify` checks everything.
     Of an index that came from elsewhere nothing is executed, and only its own files are read. What a file
     that was made to harm expands to is not bounded: limit the memory of the process where that matters.
-    Raises IndexerError where the folder is missing, not an index, damaged, or of another format version.
+    Raises IndexerError where the folder is missing, unfinished, not an index, damaged, or of another format
+    version.
     """
+    # a Path has lost one of the slashes
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not Path(path).exists():
+        raise IndexerError(
+            f"index {path}: an index is read from a disk, not over the network; copy its folder and open that"
+        )
     return Index(Path(path))
 
 
@@ -89,6 +98,13 @@ class Index:
         units = np.array([0, *(entry.units for entry in self.manifest.layers)], np.int64)
         # where each layer's rows begin in units.parquet
         self._first_row = dict(zip(map(_key, self.manifest.layers), np.cumsum(units).tolist(), strict=False))
+
+    def __repr__(self) -> str:
+        info = self.info()
+        layers = ", ".join(f"{site} of layers {numbers}" for site, numbers in info["layers"].items())
+        tokens = info["totals"].get("counted_tokens")
+        counted = f", {tokens:,} tokens" if isinstance(tokens, int) else ""
+        return f"<Index {self.path}: {info['model'].get('name')}, {layers}, {info['units']:,} units{counted}>"
 
     def __enter__(self) -> Index:
         return self
@@ -119,36 +135,42 @@ class Index:
                     self._vocabulary = Vocabulary.from_table(row)
             return self._vocabulary
 
-    def unit(self, unit: str | Unit) -> pa.Table:
+    def unit(self, unit: str | Unit | int, number: int | None = None) -> pa.Table:
         """The unit's row of `units`: counts, moments and quantiles.
 
+        unit: its name, or the layer of an mlp neuron, whose number within the layer is then `number`; so it
+            is in all methods that ask for one.
+        `variance` is that of the population (divided by the count), `kurtosis` is Pearson's (3 for a normal
+        distribution).
         Raises IndexerError for a unit it has not.
         """
-        found = self._find(unit)
+        found = self._find(unit, number)
         file = self._open(schema.UNITS_FILE, RowFile, schema.UNITS)
         row = file.row(self._first_row[found.site, found.layer] + found.unit, schema.UNITS.names)
         if row.num_rows != 1 or Unit(*(row[name][0].as_py() for name in ("site", "layer", "unit"))) != found:
             raise IndexerError(f"{file.path}: the row of {found} is not in its place; {DAMAGED}")
         return pa.Table.from_arrays(row.columns, schema=_UNITS)
 
-    def histogram(self, unit: str | Unit) -> pa.Table:
+    def histogram(self, unit: str | Unit | int, number: int | None = None) -> pa.Table:
         """The unit's rows of `histograms`, ascending by value: bins with a count above 0."""
-        found = self._find(unit)
+        found = self._find(unit, number)
         path = schema.histograms_file(found.site, found.layer)
         rows = self._open(path, UnitFile, schema.HISTOGRAMS).rows(found.unit, _BINS)
         return _with_names(found, {name: rows[name] for name in _BINS}, _HISTOGRAMS)
 
-    def top(self, unit: str | Unit, k: int | None = None) -> pa.Table:
+    def top(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """The unit's k strongest examples, best first; all that the index has without k."""
-        return _first(self._examples(self._find(unit)), "top", k)
+        return _first(self._examples(self._find(unit, number)), "top", k)
 
-    def bottom(self, unit: str | Unit, k: int | None = None) -> pa.Table:
+    def bottom(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """The unit's k lowest examples, lowest first; all that the index has without k."""
-        return _first(self._examples(self._find(unit)), "bottom", k)
+        return _first(self._examples(self._find(unit, number)), "bottom", k)
 
-    def record(self, unit: str | Unit, k: int | None = None) -> UnitRecord:
+    def record(
+        self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None
+    ) -> UnitRecord:
         """All of a unit at once: its row, its histogram and its k examples at either end."""
-        found = self._find(unit)
+        found = self._find(unit, number)
         examples = self._examples(found)
         return UnitRecord(
             unit=found,
@@ -156,6 +178,18 @@ class Index:
             histogram=self.histogram(found),
             top=_first(examples, "top", k),
             bottom=_first(examples, "bottom", k),
+        )
+
+    def documents(self, documents: Iterable[int]) -> pa.Table:
+        """The rows of `documents` of some ids, ascending; ids that it does not know have none."""
+        file = self._open(schema.DOCUMENTS_FILE, GroupedFile, schema.DOCUMENTS)
+        wanted = pa.array(sorted(set(documents)), pa.int64())
+        return pa.concat_tables(
+            [file.empty(schema.DOCUMENTS.names)]
+            + [
+                table.filter(pc.is_in(table["document"], wanted))
+                for table in file.groups_with("document", wanted)
+            ]
         )
 
     def sql(self, query: str, parameters: Parameters = None) -> pa.Table:
@@ -167,13 +201,24 @@ class Index:
         Raises IndexerError, one line, for a mistake in the query or one that does anything but read this
         index.
         """
+        return self._open_queries().run(query, parameters)
+
+    def register(self, name: str, table: Any) -> None:
+        """Let `sql` read a table of yours under a name, for joins; the same name again replaces it.
+
+        table: a pyarrow.Table or what pyarrow.table takes: a DataFrame of pandas or polars, columns by name.
+        Raises IndexerError for a name that is no plain word or one of the views', and for what is no table.
+        """
+        self._open_queries().register(name, table)
+
+    def _open_queries(self) -> Queries:
         from indexer.index.query import Queries
 
         self._check_unchanged()
         with self._lock:
             if self._queries is None:
                 self._queries = Queries(self._folder, self.manifest)
-        return self._queries.run(query, parameters)
+            return self._queries
 
     def info(self) -> dict[str, Any]:
         """What the index holds and how it was made, as plain values."""
@@ -218,9 +263,9 @@ class Index:
             columns = _spelled(file.rows(unit.unit, _STORED).combine_chunks(), vocabulary, file.path)
         return _with_names(unit, columns, _EXAMPLES)
 
-    def _find(self, unit: str | Unit) -> Unit:
+    def _find(self, unit: str | Unit | int, number: int | None = None) -> Unit:
         """The unit, if the index has it; else IndexerError saying what it has."""
-        found = parse_unit(unit) if isinstance(unit, str) else unit
+        found = _named(unit, number)
         entry = self.manifest.layer(found.site, found.layer)
         if entry is None:
             of_site = [layer.layer for layer in self.manifest.layers if layer.site == found.site]
@@ -249,6 +294,20 @@ class Index:
                 self._check_unchanged()
                 file = self._files[path] = kind(self._folder / path, wanted)
             return file  # type: ignore[return-value]
+
+
+def _named(unit: Any, number: Any) -> Unit:
+    """The unit of a name, or of the layer and number of a neuron."""
+    if number is None and isinstance(unit, str | Unit):
+        return parse_unit(unit) if isinstance(unit, str) else unit
+    try:
+        return Unit(SITE, operator.index(unit), operator.index(number))
+    except TypeError:
+        given = repr(unit) if number is None else f"{unit!r}, {number!r}"
+        raise IndexerError(
+            f'unit {given}: give a name, "mlp.5.1733", or a layer and a number, 5, 1733; '
+            "how many examples is k, by its name: k=10"
+        ) from None
 
 
 def _stamp(index: Path) -> tuple[int, int, int] | None:

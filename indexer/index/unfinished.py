@@ -18,6 +18,7 @@ _PROGRESS = ("tokens", "share", "tokens_per_second", "seconds_left")
 # events after which nobody works on the build
 ENDED = ("interrupted", "failed")
 _QUIET_SECONDS = 120
+_AGAIN = "the same build commands finish the shards (with --workers or --ray they merge them, too)"
 
 
 def progress_of(index: Path) -> dict[str, Any] | None:
@@ -37,6 +38,15 @@ def progress_of(index: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise IndexerError(f"{index}: its unfinished build cannot be read: {error.strerror}") from None
     return None
+
+
+def in_short(progress: dict[str, Any]) -> str:
+    """One line of what `progress_of` found: its state, and how far it is where that is known."""
+    told = [progress["state"]]
+    for name, form in (("tokens", "{:,} tokens"), ("share", "{:.0%} done")):
+        if progress.get(name) is not None:
+            told.append(form.format(progress[name]))
+    return ", ".join(told)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
@@ -92,19 +102,13 @@ def _shards(index: Path, shards: list[Path]) -> dict[str, Any]:
     finished = [path for path in shards if (path / MANIFEST).exists()]
     running = [path for path in shards if path.name.endswith(BUILD_SUFFIX) and (path / IDENTITY).exists()]
     total = next((path.name.split(".")[0].split("-of-")[-1] for path in shards), "?")
+    merge = f"neuron-indexer merge {index}{SHARDS_SUFFIX} --output {index}"
     return {
         "index": str(index),
         "state": f"{len(finished)} of {total} shards finished",
-        **{path.name.removesuffix(".index" + BUILD_SUFFIX): _told(path) for path in running},
-        "next": f"neuron-indexer merge {index}{SHARDS_SUFFIX} --output {index}, once all are finished",
+        **{path.name.removesuffix(".index" + BUILD_SUFFIX): in_short(_build(path)) for path in running},
+        "next": merge if str(len(finished)) == total else f"{_AGAIN}; once all are finished, {merge}",
     }
-
-
-def _told(folder: Path) -> str:
-    facts = _build(folder)
-    share = facts.get("share")
-    done = "" if share is None else f", {share:.0%}"
-    return f"{facts['state']}, {facts.get('tokens', 0):,} tokens{done}"
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -26,7 +26,7 @@ SET VARIABLE index_path = coalesce(regexp_replace(getvariable('index'), '([*?[])
 SET parquet_metadata_cache = true;
 """
 # the site that the macros speak of
-_SITE = "mlp"
+SITE = "mlp"
 
 
 def views_file(layers: Sequence[tuple[str, int]]) -> str:
@@ -58,10 +58,10 @@ def views(layers: Sequence[tuple[str, int]], index: Path | None = None) -> list[
     vocabulary = place(schema.VOCABULARY_FILE)
     examples = [place(schema.examples_file(*layer)) for layer in layers]
     histograms = [place(schema.histograms_file(*layer)) for layer in layers]
-    here = [layer for site, layer in layers if site == _SITE]
+    here = [layer for site, layer in layers if site == SITE]
     # a path that follows from the layer: the macros open one file, however many layers there are
     of_layer = [
-        _path_of_layer(place(f"{folder}/{_SITE}."), here)
+        _path_of_layer(place(f"{folder}/{SITE}."), here)
         for folder in (schema.EXAMPLES_FOLDER, schema.HISTOGRAMS_FOLDER)
     ]
     histogram = f"SELECT h.* FROM {_read(of_layer[1])} AS h WHERE h.unit = unit ORDER BY h.lower, h.upper"
