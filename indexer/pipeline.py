@@ -122,6 +122,8 @@ class Build:
         checkpoint = self.work.begin(self.identity, overwrite=config.overwrite)
         self.vocabulary = Vocabulary.from_tokenizer(self.loaded.tokenizer)
         self.token_counts = np.zeros(len(self.vocabulary), np.int64)
+        rows = self.loaded.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        self.corpus.token_ids = min(rows, len(self.vocabulary))
         units = {layer.layer: layer.units for layer in self.layers}
         self.observer = StatisticsObserver(units, self.keep, kernels=self.kernels, threads=self.threads)
         self.documents = Documents(self.observer.documents)
@@ -152,7 +154,6 @@ class Build:
         )
         _check_context(config, self.loaded)
         self.corpus.write_chat = chat_writer(self.loaded.tokenizer)
-        self.corpus.embeddings = self.loaded.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         self.layers = _chosen_layers(config, self.loaded)
         self.keep = _kept(config)
         self.memory = plan_memory(

@@ -53,9 +53,9 @@ def write(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[list[Any]
     return lambda records: str(FORMS[request.param](tmp_path / "a", records))
 
 
-def read(*sources: str, write_chat: Any = None, embeddings: int | None = None, **options: Any) -> list[Any]:
+def read(*sources: str, write_chat: Any = None, known: int | None = None, **options: Any) -> list[Any]:
     corpus = Corpus(sources, **options)
-    corpus.write_chat, corpus.embeddings = write_chat, embeddings
+    corpus.write_chat, corpus.token_ids = write_chat, known
     corpus.look()
     return [
         "".join(one.pieces) if one.token_ids is None else one.token_ids.tolist() for one in corpus.documents()
@@ -128,11 +128,12 @@ def test_a_chat_that_cannot_be_written(write: Write) -> None:
 
 def test_token_ids_are_taken_as_they_are(write: Write) -> None:
     path = write([{"ids": [1, 5, 2]}, {"ids": []}, {"ids": None}, {"ids": [9]}])
-    assert read(path, ids_column="ids", embeddings=10) == [[1, 5, 2], [9]]
+    assert read(path, ids_column="ids", known=10) == [[1, 5, 2], [9]]
     with pytest.raises(
-        IndexerError, match=r'token 0 of column "ids" is 9, and the model has token ids 0 to 8 alone'
+        IndexerError,
+        match=r'token 0 of column "ids" is 9, and the model and its tokenizer know token ids 0 to 8 alone',
     ):
-        read(path, ids_column="ids", embeddings=9)
+        read(path, ids_column="ids", known=9)
 
 
 @pytest.mark.parametrize("value", [[1, -1], [2**40], [1.5], ["a"], "text", [True], [None, 1]])
@@ -141,7 +142,7 @@ def test_what_are_no_token_ids(write: Write, value: Any) -> None:
         IndexerError,
         match=r"column \"ids\" (holds .*, not token ids|is -1|is 1099511627776)|token . of column",
     ):
-        read(write([{"ids": value}]), ids_column="ids", embeddings=10)
+        read(write([{"ids": value}]), ids_column="ids", known=10)
 
 
 def test_token_ids_are_not_looked_for_in_texts_and_csv(tmp_path: Path) -> None:

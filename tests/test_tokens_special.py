@@ -29,7 +29,7 @@ BOS, EOS, MARK = 1, 2, 4
 
 
 def sequences(corpus: Corpus, tokenizer: Any, context: int = 62, **options: Any) -> list[list[int]]:
-    corpus.write_chat, corpus.embeddings = chat_writer(tokenizer), len(tokenizer)
+    corpus.write_chat, corpus.token_ids = chat_writer(tokenizer), len(tokenizer)
     found = {}
     with Batches(corpus, tokenizer, context=context, batch_tokens=256, **options) as batches:
         for batch in batches:
@@ -177,6 +177,15 @@ def test_documents_and_configuration_of_an_index_of_token_ids(model: Path, tmp_p
         assert [row["text"].split() for row in texts] == [["w8", "w9"]]
         counted = index.sql("SELECT DISTINCT count FROM units").to_pylist()
         assert counted == [{"count": 4}]
+
+
+def test_token_ids_that_the_tokenizer_does_not_know_are_refused(tmp_path: Path) -> None:
+    wide = saved(tmp_path / "model", vocab_size=128)
+    pq.write_table(pa.table({"ids": [[10, 97]]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        IndexerError, match=r"row 0: token 1 .* is 97, and the model and its tokenizer know token ids 0 to 96"
+    ):
+        built(wide, tmp_path / "a.index", tmp_path / "a.parquet", ids_column="ids")
 
 
 def test_special_tokens_left_out_are_other_rows(model: Path, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ class Corpus:
     quoting: of CSV and TSV: `standard`, or `none` where quotes are text.
     first_ordinal: the ordinal of the first file, where others come before it.
     allow_empty: whether there may be no text at all, as in a small part of a corpus.
-    write_chat: what writes a chat as text, see indexer.tokens.chat. embeddings: how many token ids the model
-        has. Both are to be set before chats or token ids are read.
+    write_chat: what writes a chat as text, see indexer.tokens.chat. token_ids: how many of them the model
+        and its tokenizer know. Both are to be set before chats or token ids are read.
     Raises IndexerError where a source is missing or unreadable; the files are opened by `documents`.
     """
 
@@ -102,7 +102,7 @@ class Corpus:
                 parse(file.source)
         self.allow_empty = allow_empty
         self.write_chat: Callable[[list[dict[str, Any]]], str] | None = None
-        self.embeddings: int | None = None
+        self.token_ids: int | None = None
         self._column = (
             text_column if ids_column is None else ids_column,
             on_bad_text,
@@ -125,7 +125,7 @@ class Corpus:
         )
 
     def _new_reading(self) -> Reading:
-        return Reading(*self._column, write_chat=self.write_chat, embeddings=self.embeddings)
+        return Reading(*self._column, write_chat=self.write_chat, known_ids=self.token_ids)
 
     def look(self) -> None:
         """Raise what is wrong with the first records, of LOOKED_AT files at most; nothing is consumed."""

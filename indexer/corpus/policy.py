@@ -51,7 +51,7 @@ class Reading:
     text_column: the column that is wanted, of texts or chats; with `ids`, of token ids.
     quoting: of CSV: `standard`, or `none` where quotes are text.
     write_chat: messages to text, by the tokenizer's template; see indexer.tokens.chat.
-    embeddings: how many token ids the model has; None before it is loaded.
+    known_ids: how many token ids the model and its tokenizer know; None before they are loaded.
     digests: what was read of each file, by ordinal; see `note_digest`.
     left_out: ordinals of files that are not part of the corpus after all.
     covered: the rows that were met, by file ordinal. index: the slice of the file that the present row is in.
@@ -65,7 +65,7 @@ class Reading:
     ids: bool = False
     quoting: str = "standard"
     write_chat: Callable[[list[dict[str, Any]]], str] | None = None
-    embeddings: int | None = None
+    known_ids: int | None = None
     counts: CorpusCounts = field(default_factory=CorpusCounts)
     digests: dict[int, dict[str, Any]] = field(default_factory=dict)
     left_out: set[int] = field(default_factory=set)

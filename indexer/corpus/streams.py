@@ -79,7 +79,9 @@ def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[i
                 if reading.utf16:
                     stream = io.BufferedReader(Utf16Reader(stream), BLOCK_BYTES)  # type: ignore[arg-type]
                 yield stream  # type: ignore[misc]
-        except errors() as error:
+        except Exception as error:
+            if not isinstance(error, errors()):
+                raise
             raise unreadable(file, error) from None
         finally:
             sha256 = raw.sha256()

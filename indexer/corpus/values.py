@@ -54,7 +54,7 @@ def content(value: Any, reading: Reading, place: Callable[[], str]) -> Content:
     """What a value of the column stands for; null and the empty list are an empty text.
 
     A list of texts is one text, PARAGRAPH_GAP between them. place: names the record.
-    Raises IndexerError for a value of another kind, and for token ids that the model does not have.
+    Raises IndexerError for a value of another kind, and for token ids that the model does not know.
     """
     if reading.ids:
         return token_ids([] if value is None else value, reading, place)
@@ -73,18 +73,18 @@ def content(value: Any, reading: Reading, place: Callable[[], str]) -> Content:
 
 
 def token_ids(value: Any, reading: Reading, place: Callable[[], str]) -> NDArray[np.int32]:
-    """Token ids, int32, of a list or array of whole numbers; each is one that the model has."""
+    """Token ids, int32, of a list or array of whole numbers; each is one that the model knows."""
     plain = isinstance(value, np.ndarray) and value.dtype.kind in "iu"
     if not plain and not (isinstance(value, list) and all(type(token) is int for token in value)):
         raise reading.not_wanted(place(), _kind(value))
-    most = _MOST_ID if reading.embeddings is None else reading.embeddings - 1
-    # numbers beyond 64 bits are refused as others beyond the embeddings are
+    most = _MOST_ID if reading.known_ids is None else reading.known_ids - 1
+    # numbers beyond 64 bits are refused as all that are too large
     ids = np.array(value, dtype=None if plain else object)
     bad = np.flatnonzero((ids < 0) | (ids > most))
     if len(bad):
         raise IndexerError(
             f'{place()}: token {bad[0]} of column "{reading.text_column}" is {ids[bad[0]]}, and the model '
-            f"has token ids 0 to {most:,} alone; make the ids with the tokenizer of this model"
+            f"and its tokenizer know token ids 0 to {most:,} alone; make the ids with that tokenizer"
         )
     return ids.astype(np.int32)
 
