@@ -23,6 +23,8 @@ from indexer.work.identity import tokenizer_digest
 if TYPE_CHECKING:
     from indexer.pipeline import Build
 
+# which sequences lie together in a batch
+TOGETHER = {"equal": "without padding, of one length each", "single": "of one sequence"}
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow", "duckdb")
 
 
@@ -41,6 +43,8 @@ def plan(build: Build, keep: Keep) -> Iterator[str]:
     part = build.loaded.provenance["part"]
     if part:
         yield f"the model does not run on token ids alone; its part {part} is indexed"
+    if build.batching.reason:
+        yield f"batches {TOGETHER[build.batching.together]}: {build.batching.reason}"
     if build.memory.gpus:
         yield build.memory.line()
 
@@ -108,6 +112,8 @@ def manifest(build: Build) -> dict[str, Any]:
         "model": {
             **build.loaded.provenance,
             "matmul": build.matmul,
+            "batches": build.batching.together,
+            "batches_reason": build.batching.reason or None,
             "layers": [_layer(build, layer) for layer in build.layers],
         },
         "tokenizer": {
@@ -189,6 +195,8 @@ def _totals(build: Build) -> dict[str, Any]:
         **asdict(build.totals),
         "non_finite": observer.non_finite,
         "first_non_finite": None if met is None else asdict(met),
+        "sequences_checked_alone": build.spotcheck.checked,
+        "peak_difference_alone": float(f"{build.spotcheck.largest:.3g}"),
         "seconds": round(build.seconds, 3),
         "model_seconds": round(build.model_seconds, 3),
         "kernel_seconds": None if _on_gpu(build) else round(observer.seconds, 3),

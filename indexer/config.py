@@ -99,6 +99,9 @@ class BuildConfig(BaseModel):
         "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
     ] = Field("auto", description="how attention is computed; auto: as config.json or transformers has it")
     kernels: Literal["auto", "cpp", "triton", "reference"] = "auto"
+    padding: Literal["auto", "never"] = Field(
+        "auto", description="never: batches of one length, without padding; auto: where the model needs it"
+    )
     text_column: str = Field("text", description="column of texts or chats, a.b for column b within a")
     ids_column: str | None = Field(
         None, min_length=1, description="column of token ids made beforehand, run as they are, not of texts"

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from indexer_kernels import Keep, Sequences, Statistics
+from indexer_kernels import Sequences
+from indexer_kernels.staging import OnItsWay, to_host
 from torch import Tensor
 
+from indexer.models.alone import Plain
 from indexer.units import Unit
 
 MLP = "mlp"
@@ -71,43 +73,32 @@ def first_in(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite
     return None
 
 
-class Locator:
+class Locator(Plain):
     """An observer (see models.Observer) that keeps the first place and nothing else.
 
     kernels: those that met it, since others might round it to a number.
     """
 
     def __init__(self, kernels: str) -> None:
-        self.kernels = kernels
+        super().__init__(kernels)
         self.first: NonFinite | None = None
 
     def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         """Look through activations that the model computed; [tokens, units]."""
         self.first = earlier(self.first, first_in(layer, activations, sequences))
 
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        """Compute the activations and look through them; [tokens, units]."""
-        plain = Statistics.empty(gate.shape[1], Keep(top=0, bottom=0), kernels=self.kernels)
-        plain.activate(function, gate, up, Sequences.none(sequences.tokens), out)
-        self.update(layer, out, sequences)
-        return out
-
 
 @dataclass
 class _Asked:
-    """A batch whose flags are on their way: int32 tensors on the host, true once the events happened."""
+    """A batch whose flags are on their way to the host, int32."""
 
     batch: Any
-    flags: list[Tensor]
-    events: list[torch.cuda.Event]
+    flags: list[OnItsWay]
 
     def wait(self) -> bool:
         """Whether any flag was raised when the batch was done."""
-        for event in self.events:
-            event.synchronize()
-        return any(flags.numpy().any() for flags in self.flags)
+        arrived = [flags.arrived() for flags in self.flags]
+        return any(flags.any() for flags in arrived)
 
 
 class Watch:
@@ -153,20 +144,9 @@ class Watch:
 
 def _asked(batch: Any, raised: list[Tensor]) -> _Asked:
     """Begins the copies of all flags, one for each device."""
-    flags, events = [], []
-    for device in dict.fromkeys(flag.device for flag in raised):
-        together = torch.cat([flag for flag in raised if flag.device == device])
-        if device.type != "cuda":
-            flags.append(together.clone())
-            continue
-        host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
-        with torch.cuda.device(device):
-            host.copy_(together, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        flags.append(host)
-        events.append(event)
-    return _Asked(batch, flags, events)
+    devices = dict.fromkeys(flag.device for flag in raised)
+    together = [torch.cat([flag for flag in raised if flag.device == device]) for device in devices]
+    return _Asked(batch, [to_host(flags) for flags in together])
 
 
 def _begins_before(sequences: Sequences, place: NonFinite) -> bool:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from indexer.index.manifest import read_manifest
 from indexer.index.output import check_output
 from indexer.index.vocabulary import Vocabulary
 from indexer.memory import freed_memory_kept
-from indexer.models import LoadedModel, MlpLayer, Runner, load
+from indexer.models import LoadedModel, MlpLayer, Observer, Runner, load
+from indexer.models.alone import Batching, Plain, batching
 from indexer.models.memory import plan_memory
 from indexer.models.placement import device_type
 from indexer.observer import StatisticsObserver
 from indexer.progress import Progress, in_bytes
+from indexer.spotcheck import SpotCheck
 from indexer.tokens import Batches
 from indexer.tokens.chat import chat_writer
 from indexer.units import parse_layers
@@ -61,6 +64,7 @@ class Build:
     seconds, model_seconds, waited: of this build, earlier processes included.
     most_tokens: the largest batch that fits; see Runner.
     memory, batch_tokens: see MemoryPlan; on a resumed build the batches of the first process.
+    batching: which sequences lie together in a batch, and why. spotcheck: of some of them, while it runs.
     observer, documents, totals: see `_run_model`.
     token_counts: int64 [vocabulary], how often each token was counted.
     """
@@ -127,6 +131,7 @@ class Build:
         units = {layer.layer: layer.units for layer in self.layers}
         self.observer = StatisticsObserver(units, self.keep, kernels=self.kernels, threads=self.threads)
         self.documents = Documents(self.observer.documents)
+        self.spotcheck = SpotCheck(self.kernels, self.batching.together)
         start = None if checkpoint is None else checkpoints.restored(self, checkpoint)
         self._put_on_device(self.observer)
         self.tokens_before = self.observer.count
@@ -160,6 +165,33 @@ class Build:
             self.loaded, self.layers, self.keep, context=config.context, batch_tokens=config.batch_tokens
         )
         self.batch_tokens = self.memory.batch_tokens
+        self.batching = self._batching()
+
+    def _batching(self) -> Batching:
+        """Which sequences of this model may lie together in a batch of this build."""
+        config = self.config
+        chosen = [layer.layer for layer in self.layers]
+        found = batching(
+            lambda layers: self._runner(layers, Plain(self.kernels)),
+            self.loaded,
+            chosen,
+            context=config.context,
+            kernels=self.kernels,
+            padding=config.padding == "auto",
+        )
+        # of one length is a shape that follows from a sequence's own, but how many there are is not
+        single = found.together == "equal" and config.numerics == "reproducible"
+        return replace(found, together="single") if single else found
+
+    def _runner(self, layers: Sequence[int], observer: Observer) -> Runner:
+        """A runner of the model as this build runs it."""
+        config = self.config
+        # parts of a batch of a fixed shape would have shapes that are not
+        whole = self.loaded.device.type != "cpu" or config.numerics == "reproducible"
+        return Runner(
+            self.loaded, layers, observer,
+            chunk_tokens=0 if whole else CHUNK_TOKENS, force_hooks=config.hooks, compiled=config.compile,
+        )  # fmt: skip
 
     def _put_on_device(self, observer: StatisticsObserver) -> None:
         """Make room for the states on the GPU, each beside its layer."""
@@ -211,20 +243,13 @@ class Build:
             batch_tokens=self.batch_tokens,
             count_special_tokens=config.count_special_tokens,
             max_tokens=config.max_tokens,
-            shapes="fixed" if config.numerics == "reproducible" else "tight",
+            shapes=self._shapes(),
             special_tokens=not config.no_special_tokens and config.ids_column is None,
             pieces=self.pieces,
             start=start,
         )
         self.totals = batches.totals
-        chosen = [layer.layer for layer in self.layers]
-        # parts of a batch of a fixed shape would have shapes that are not
-        whole = self.loaded.device.type != "cpu" or config.numerics == "reproducible"
-        chunk = 0 if whole else CHUNK_TOKENS
-        runner = Runner(
-            self.loaded, chosen, observer,
-            chunk_tokens=chunk, force_hooks=config.hooks, compiled=config.compile,
-        )  # fmt: skip
+        runner = self._runner([layer.layer for layer in self.layers], observer)
         self.matmul = "compiled" if config.compile else "onednn" if runner.onednn else "torch"
         widest = max(layer.units for layer in self.layers) * self.loaded.dtype.itemsize
         self.progress.start(self.share_done() or 0.0, observer.count)
@@ -232,7 +257,7 @@ class Build:
             seconds_before, waited_before = self.model_seconds, self.waited
             begin = time.perf_counter()
             for batch in self._until_it_fails(batches):
-                observer.run(runner, batch)
+                self.spotcheck.run(runner, batch, observer)
                 counted = batch.token_ids[batch.counted]
                 self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
                 self._note_halved(runner)
@@ -247,9 +272,16 @@ class Build:
                     raise KeyboardInterrupt
                 if self.pace.checkpoint_due():
                     self.pace.took(checkpoints.save(self))
+            self.spotcheck.finish()
             observer.finish()
             self.model_seconds = seconds_before + time.perf_counter() - begin
             self.documents.add(batches.finished_documents(), running=False)
+
+    def _shapes(self) -> str:
+        """Those of the batches, see tokens.Layout."""
+        if self.batching.together != "padded":
+            return self.batching.together
+        return "fixed" if self.config.numerics == "reproducible" else "tight"
 
     def _note_halved(self, runner: Runner) -> None:
         """Say so where a batch did not fit into the memory of the GPU."""

@@ -94,7 +94,8 @@ def test_the_model_goes_on_as_before(name: str, dtype: torch.dtype) -> None:
             def activate(*args: Any, number: int = layer.layer) -> Tensor:
                 return keeper.activate(number, *args)
 
-            stack.enter_context(installed(layer.plan, FusedForward(layer.plan, activate, workspace)))
+            forward = FusedForward(layer.plan, layer.projection, activate, workspace)
+            stack.enter_context(installed(layer.plan, forward))
         close(call_model(loaded.model, ids), expected, dtype)
 
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from indexer.models import Runner, adapt
 from indexer.observer import StatisticsObserver
+from indexer.spotcheck import SpotCheck
 from tests.tiny_batches import TinyBatch, tiny_batch
 from tests.tiny_models import LAYERS, UNITS, fresh
 
@@ -120,6 +121,21 @@ def test_a_batch_in_the_steady_state_waits_for_nothing(
             observer.run(runner, tiny_batch(*lengths, seed=5))
     # both ends, and the gathering itself
     assert no_kernels.launched - before >= 3 * LAYERS
+    assert calls.waited == []
+    assert operators.waited == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_sequence_that_is_run_again_is_waited_for_later(name: str, no_kernels: NoKernel) -> None:
+    loaded = adapt(fresh(name), name=name)
+    units = {layer.layer: layer.units for layer in loaded.layers}
+    observer = StatisticsObserver(units, Keep(top=2, bottom=1), kernels="triton", threads=1)
+    spotcheck = SpotCheck("triton", "padded")
+    with Runner(loaded, range(LAYERS), observer) as runner:
+        observer.run(runner, tiny_batch(9, 4))
+        with watched() as (calls, operators):
+            spotcheck.run(runner, tiny_batch(9, 4, seed=1), observer)
+    assert spotcheck.checked == 1
     assert calls.waited == []
     assert operators.waited == []
 

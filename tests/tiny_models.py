@@ -80,6 +80,52 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "EsmConfig",
         {**COMMON, "mask_token_id": 3, "position_embedding_type": "rotary", "token_dropout": False},
     ),
+    # whose sequences come out otherwise in a padded batch
+    "fnet": ("FNetConfig", COMMON),
+    "convbert": ("ConvBertConfig", {**COMMON, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 3}),
+    "nystromformer": ("NystromformerConfig", {**COMMON, "conv_kernel_size": 5}),
+    "yoso": ("YosoConfig", COMMON),
+    "mobilebert": ("MobileBertConfig", {**COMMON, "embedding_size": 16, "intra_bottleneck_size": 16}),
+    "xlnet": (
+        "XLNetConfig",
+        {"vocab_size": VOCABULARY, "d_model": HIDDEN, "d_inner": UNITS, "n_layer": LAYERS, "n_head": HEADS},
+    ),
+    "paligemma": (
+        "PaliGemmaConfig",
+        {
+            "text_config": {**GROUPED, "model_type": "gemma", "head_dim": 16},
+            "vision_config": {
+                "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24,
+                "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+            },
+            "hidden_size": HIDDEN, "projection_dim": HIDDEN, "image_token_id": VOCABULARY - 1,
+        },
+    ),
+    "phi3_longrope": (
+        "Phi3Config",
+        {
+            **GROUPED, "max_position_embeddings": 4096, "original_max_position_embeddings": 30,
+            "rope_scaling": {
+                "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 4.0, 16.0, 64.0],
+            },
+        },
+    ),
+    "llama_dynamic": (
+        "LlamaConfig",
+        {
+            **GROUPED, "max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+        },
+    ),
+    "reformer": (
+        "ReformerConfig",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "feed_forward_size": UNITS, "pad_token_id": 0,
+            "num_attention_heads": HEADS, "attention_head_size": 8, "attn_layers": ["local", "lsh", "local"],
+            "axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8), "max_position_embeddings": POSITIONS,
+            "lsh_attn_chunk_length": 16, "local_attn_chunk_length": 16, "num_hashes": 2,
+        },
+    ),
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }  # fmt: skip
 

@@ -120,6 +120,7 @@ def build(
     no_special_tokens: Annotated[bool | None, choices.NO_SPECIAL_TOKENS] = None,
     count_special_tokens: Annotated[bool | None, choices.COUNT_SPECIAL_TOKENS] = None,
     batch_tokens: Annotated[str | None, choices.BATCH_TOKENS] = None,
+    padding: Annotated[str | None, choices.PADDING] = None,
     dtype: Annotated[str | None, choices.DTYPE] = None,
     device: Annotated[str | None, choices.DEVICE] = None,
     attention: Annotated[str | None, choices.ATTENTION] = None,

@@ -88,6 +88,13 @@ COUNT_SPECIAL_TOKENS = _option(
     _CORPUS, "--count-special-tokens", "", "Let BOS, CLS, SEP and their like enter the statistics."
 )
 BATCH_TOKENS = _option(_RUN, "--batch-tokens", "N", "Tokens in a batch.", "4096, or what fits the GPU")
+PADDING = _option(
+    _RUN,
+    "--padding",
+    "WHAT",
+    "never: batches of one length, without padding; auto does so where the model needs it.",
+    "auto",
+)
 DTYPE = _option(_RUN, "--dtype", "TYPE", "The model's: auto, float32, bfloat16 or float16.", "auto")
 DEVICE = _option(
     _RUN,

@@ -27,6 +27,7 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
     attention_mask: int64 [sequences, width], 1 for tokens and 0 for padding; None where nothing has to be
     masked.
     Raises TokensAloneError for whatever the model's own code raises, but for want of memory.
+    It runs in the model's own dtype, also within torch.autocast.
     """
     arguments: dict[str, Any] = {"input_ids": token_ids}
     if attention_mask is not None:
@@ -34,7 +35,8 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
     if "use_cache" in inspect.signature(model.forward).parameters:
         arguments["use_cache"] = False
     try:
-        output = model(**arguments)
+        with torch.autocast(token_ids.device.type, enabled=False):
+            output = model(**arguments)
     except (IndexerError, torch.OutOfMemoryError, MemoryError):
         raise
     # a model is code of others: there is no telling what it raises

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from indexer.errors import IndexerError
 from indexer.models.matmul import linear
 from indexer.models.plan import Affine, FusedPlan
 
@@ -46,6 +47,11 @@ class Workspace:
     groups: Sequence[Group] = ()
     scratch: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the present batch, padding included."""
+        return self.groups[-1].last_row
+
     def take(self, slot: int, rows: int, width: int, like: Tensor) -> Tensor:
         """Uninitialised [rows, width], dtype and device as `like`; valid until the slot is taken again."""
         memory = self.scratch.get((slot, like.device))
@@ -63,18 +69,21 @@ class FusedForward:
     """The forward of one MLP, to stand in for `plan.replaced.forward`.
 
     Called with x: [..., hidden] it returns [..., hidden]; with `last` it raises LastLayerDone once the
-    activations of all groups are made. Cost over the plain forward: none, for it allocates less.
+    activations of all groups are made. Raises IndexerError where x has more or fewer rows than the batch.
+    place: path of the output projection. Cost over the plain forward: none, for it allocates less.
     """
 
     def __init__(
         self,
         plan: FusedPlan,
+        place: str,
         activate: Activate,
         workspace: Workspace,
         last: bool = False,
         onednn: bool = False,
     ) -> None:
         self.plan = plan
+        self.place = place
         self.activate = activate
         self.workspace = workspace
         self.last = last
@@ -83,6 +92,7 @@ class FusedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         (x,) = args or kwargs.values()
         rows = x.reshape(-1, x.shape[-1])  # [tokens, hidden]
+        check_rows(self.place, rows.shape[0], self.workspace.rows)
         out = None if self.last else rows.new_empty(rows.shape[0], self.plan.projection.outputs)
         for group in self.workspace.groups:
             activations = self._activations(rows[group.first_row : group.last_row], group.sequences)
@@ -116,6 +126,15 @@ class FusedForward:
             out.copy_(linear(activations, affine.weight.t(), affine.bias))
         else:
             affine.into(activations, out)
+
+
+def check_rows(place: str, rows: int, tokens: int) -> None:
+    """Raises IndexerError where an MLP is not given one row for every token of a batch."""
+    if rows != tokens:
+        raise IndexerError(
+            f"{place}: the model gives its MLP {rows} rows for a batch of {tokens} tokens, so which row is "
+            "which token cannot be told; this model, or this layer (see --layers), cannot be indexed"
+        )
 
 
 @contextmanager

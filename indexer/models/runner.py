@@ -10,8 +10,8 @@ On a GPU `run` queues its work and returns; nothing in it waits for the device.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,7 @@ from indexer.models.fused import (
     Group,
     LastLayerDone,
     Workspace,
+    check_rows,
     forward_of,
     installed,
 )
@@ -79,7 +80,7 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Some consecutive sequences of a batch, as a batch."""
 
     token_ids: NDArray[np.int64]
@@ -104,7 +105,8 @@ class Runner:
     compiled: let torch.compile fuse what stands around the MLPs, block by block.
     most_tokens: the largest batch, padding included, that is run at once; what does not fit into the memory
         of a GPU is halved, and so is every larger batch from then on.
-    Raises IndexerError for a layer that the model does not have, and for one that cannot be compiled.
+    Raises IndexerError for a layer that the model does not have, and for one that cannot be compiled. `run`
+    raises it where an MLP is given more or fewer rows than the batch has.
     """
 
     def __init__(
@@ -175,13 +177,19 @@ class Runner:
             )
         self._run(batch, set())
 
-    def run_for(self, batch: Batch, observer: Observer) -> None:
-        """Run one batch for another observer."""
+    @contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """Within the block another observer takes the activations."""
         own, self.observer = self.observer, observer
         try:
-            self.run(batch)
+            yield
         finally:
             self.observer = own
+
+    def run_for(self, batch: Batch, observer: Observer) -> None:
+        """Run one batch for another observer."""
+        with self.observed_by(observer):
+            self.run(batch)
 
     def _run(self, batch: Batch, taken: set[int]) -> None:
         """Run a batch, of which some layers have taken the activations, whole or in halves."""
@@ -197,7 +205,7 @@ class Runner:
         sequences, count = batch.sequences(), len(batch.length)
         for first, last in ((0, count // 2), (count // 2, count)):
             length = batch.length[first:last]
-            self._run(_Part(batch.token_ids[first:last], length, sequences.rows(first, last)), taken)
+            self._run(Part(batch.token_ids[first:last], length, sequences.rows(first, last)), taken)
 
     def _fits(self, batch: Batch) -> bool:
         """Run a batch at once; False where the memory of the GPU did not do for it."""
@@ -233,10 +241,12 @@ class Runner:
             return
         # an exception, which ends the forward in the last layer, would break a compiled graph
         if self.compiled and not last:
-            stack.enter_context(traced(self.loaded.model, layer.plan, self._in_place(layer.layer)))
+            stack.enter_context(traced(self.loaded.model, layer.plan, self._in_place(layer)))
             return
         activate = self._activate(layer.layer)
-        forward = FusedForward(layer.plan, activate, self._workspace, last, self.onednn)
+        forward = FusedForward(
+            layer.plan, layer.projection, activate, self._workspace, last, self.onednn
+        )
         stack.enter_context(installed(layer.plan, forward))
 
     def _activate(self, layer: int) -> Activate:
@@ -252,10 +262,11 @@ class Runner:
 
         return activate
 
-    def _in_place(self, layer: int) -> InPlace:
-        activate = self._activate(layer)
+    def _in_place(self, layer: MlpLayer) -> InPlace:
+        activate = self._activate(layer.layer)
 
         def take(function: str, gate: Tensor, up: Tensor | None) -> None:
+            check_rows(layer.projection, gate.shape[0], self._workspace.rows)
             activate(function, gate, up, self._workspace.groups[-1].sequences, gate)
 
         return take
@@ -267,6 +278,7 @@ class Runner:
             assert self._sequences is not None
             # the same matrix that the projection reads: a view, unless a model hands on something transposed
             activations = x.reshape(-1, layer.units)
+            check_rows(layer.projection, activations.shape[0], self._sequences.tokens)
             if activations.stride(1) != 1:
                 activations = activations.contiguous()
             if layer.layer not in self._taken:

@@ -310,7 +310,8 @@ def _verified(
     with ExitStack() as stack:
         for layer in layers:
             if layer.plan is not None:
-                stack.enter_context(installed(layer.plan, FusedForward(layer.plan, _reference, workspace)))
+                forward = FusedForward(layer.plan, layer.projection, _reference, workspace)
+                stack.enter_context(installed(layer.plan, forward))
         try:
             output = call_model(model, ids)
         except IndexerError as error:

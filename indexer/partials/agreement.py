@@ -18,17 +18,20 @@ from indexer.index.restore import Shape
 from indexer.options import option_name
 
 # options that decide where and how a build runs, not its rows; and those that other facts stand for: the
-# model's digest and dtype, the layers that are there, the list of files
+# model's digest, dtype and batches, the layers that are there, the list of files
 MAY_DIFFER = frozenset(
     {
         *("output", "overwrite", "append", "shard", "shards", "workers", "ray", "storage"),
         *("threads", "batch_tokens", "device", "kernels", "checkpoint_minutes", "piece_bytes"),
-        *("model", "revision", "corpus", "layers", "dtype", "attention"),
+        *("model", "revision", "corpus", "layers", "dtype", "attention", "padding"),
     }
 )
 # facts about the model that decide no activation, or that options and layers stand for
 _OF_THE_MODEL = frozenset(
-    {"name", "revision", "transformers", "torch", "layers", "weights_not_used", "code_not_run"}
+    {
+        *("name", "revision", "transformers", "torch", "layers", "weights_not_used", "code_not_run"),
+        "batches_reason",
+    }
 )
 _WAY_OUT = "build them all over one list of files, with --shard I/N, or add to an index with build --append"
 

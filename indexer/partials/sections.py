@@ -98,7 +98,10 @@ def _added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [part[name] for part in parts if name in part]
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            total = max(values) if name.startswith("peak_") else sum(values)
+            if name.startswith("peak_"):
+                merged[name] = max(values)
+                continue
+            total = sum(values)
             merged[name] = round(total, 3) if isinstance(total, float) else total
     return merged | {name: value for name, value in _common(parts).items() if name not in merged}
 

@@ -25,7 +25,7 @@ MOST_WINDOW_SEQUENCES = 1 << 16
 # the first windows are smaller and double, so that the model need not wait for a whole one
 FIRST_WINDOW_BATCHES = 16
 FIRST_WINDOW_TOKENS = 1 << 18
-SHAPES = ("tight", "fixed")
+SHAPES = ("tight", "fixed", "equal", "single")
 # fixed shapes: so many tokens with their padding, and so many widths
 FIXED_TOKENS = 2048
 FIXED_WIDTHS = 8
@@ -68,8 +68,9 @@ class Layout:
     """How sequences are made: at most `context` tokens in each, `batch_tokens` in a batch with its padding.
 
     max_tokens: counted tokens after which no further sequence is taken, or None.
-    shapes: "tight", as wide as a batch's longest sequence; or "fixed", one of a few shapes, which follows
-        from a sequence's own length and the context, from nothing else.
+    shapes: "tight", as wide as a batch's longest sequence; "fixed", one of a few shapes, which follows from a
+        sequence's own length and the context, from nothing else; "equal", sequences of one length without
+        padding; "single", one sequence a batch.
     Raises IndexerError where a number leaves no room.
     """
 
@@ -287,9 +288,8 @@ class Packer:
         window = _Window.joined(self._held)
         order = np.argsort(-window.length, kind="stable")
         width = window.length[order] + self._encoder.wrapping
-        left = yield from (self._fixed if self._layout.shapes == "fixed" else self._tight)(
-            window, order, width, last
-        )
+        shaped = {"tight": self._tight, "fixed": self._fixed}.get(self._layout.shapes, self._unpadded)
+        left = yield from shaped(window, order, width, last)
         self._held = [window.taken(np.sort(left)).compacted()]
         held = set(window.document[left].tolist())
         self._finished += [entry for entry in self._read.items() if entry[0] not in held]
@@ -322,6 +322,19 @@ class Packer:
                 yield self._batch(window.taken(alike[first : min(first + rows, whole)]), (rows, wide))
             left.append(alike[whole:])
         return np.concatenate([*left, order[:0]])
+
+    def _unpadded(
+        self, window: _Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
+    ) -> Generator[Batch, None, NDArray[np.int64]]:
+        """Batches of sequences of one length. None stays held, for there are many lengths to wait for."""
+        single = self._layout.shapes == "single"
+        for alike in np.split(order, 1 + np.flatnonzero(np.diff(width))):
+            if len(alike):
+                wide = int(window.length[alike[0]]) + self._encoder.wrapping
+                rows = 1 if single else max(1, self._layout.batch_tokens // wide)
+                for first in range(0, len(alike), rows):
+                    yield self._batch(window.taken(alike[first : first + rows]))
+        return order[:0]
 
     def _batch(self, window: _Window, shape: tuple[int, int] | None = None) -> Batch:
         """The sequences as a batch, padded to (rows, width) where a shape is given."""

@@ -35,6 +35,7 @@ def save(build: Build) -> float:
     """
     begin = time.perf_counter()
     assert build.observer is not None
+    build.spotcheck.finish()
     build.observer.finish()
     build.work.save(lambda path: _write(build, path, running=True), _position(build))
     seconds = time.perf_counter() - begin
@@ -72,6 +73,7 @@ def restored(build: Build, checkpoint: Checkpoint) -> Position:
     observer.first_non_finite = None if met is None else NonFinite(**met)
     observer.seconds = state["observer"]["seconds"]
     build.documents.restore(state["documents"])
+    build.spotcheck.checked, build.spotcheck.largest = state["checked"], state["largest_difference"]
     build.seconds_before = state["seconds"]
     build.model_seconds = state["model_seconds"]
     build.waited = state["waited"]
@@ -92,6 +94,8 @@ def _position(build: Build) -> dict[str, Any]:
             "first_non_finite": None if met is None else asdict(met),
             "seconds": observer.seconds,
         },
+        "checked": build.spotcheck.checked,
+        "largest_difference": build.spotcheck.largest,
         "seconds": build.seconds,
         "model_seconds": build.model_seconds,
         "waited": build.waited,

@@ -18,7 +18,7 @@ _FREE = {
     *("output", "overwrite", "append", "threads", "checkpoint_minutes"),
     *("workers", "ray", "shards", "storage"),
     # told by digests, and by what they lead to
-    *("model", "revision", "corpus", "layers", "dtype", "device", "attention", "kernels"),
+    *("model", "revision", "corpus", "layers", "dtype", "device", "attention", "kernels", "padding"),
 }
 
 
@@ -34,7 +34,7 @@ def identity(build: Build) -> dict[str, Any]:
     """All that decides rows, as JSON values by the names that people know them by."""
     return _named(
         build.config.model_dump(mode="json"),
-        build.loaded.provenance,
+        {**build.loaded.provenance, "batches": build.batching.together},
         tokenizer_digest(build.loaded.tokenizer),
         [layer.layer for layer in build.layers],
         build.loaded.device.type,

@@ -1,8 +1,9 @@
-"""The way of a batch's small arrays to the GPU: one copy from page-locked memory that nothing waits for."""
+"""The ways of small arrays to the GPU and back: copies through page-locked memory that nothing waits for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,32 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
     _pack(arrays, places, staged.numpy())
     there = staged.to(device, non_blocking=True)
     return _unpacked(arrays, places, there)
+
+
+@dataclass(frozen=True)
+class OnItsWay:
+    """A tensor that is being copied to the host; event: when it is there, None where it is there already."""
+
+    tensor: Tensor
+    event: torch.cuda.Event | None
+
+    def arrived(self) -> NDArray[Any]:
+        """The values, after a wait for what the device was to do before."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.tensor.numpy()
+
+
+def to_host(tensor: Tensor) -> OnItsWay:
+    """A copy of a tensor on its way to the host, in the order of the current stream; nothing waits for it."""
+    if tensor.device.type != "cuda":
+        return OnItsWay(tensor.clone(), None)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    with torch.cuda.device(tensor.device):
+        host.copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+    return OnItsWay(host, event)
 
 
 def _places(arrays: Sequence[NDArray[Any]]) -> tuple[list[int], int]:

@@ -1,0 +1,347 @@
+"""Whether a sequence comes out of a batch as it does alone, asked of the running model itself.
+
+Masks promise it, and some models break the promise: they mix tokens by other means than attention, choose by
+the longest sequence of a batch how positions are told, or lay tokens out in another order. So before a build
+short sequences are run alone, beside longer ones, and alone again, by the very path that will run.
+
+* The batch is run twice with other tokens in its padding. The same shapes go through the same kernels, so the
+  sequences have to be equal but for a last bit.
+* In the batch and alone shapes differ, and sums are rounded in another order; `tolerance` says how much of
+  that there may be.
+* Alone twice has to be the same. Else the model is random, or it remembers what it was given before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from indexer_kernels import Keep, Sequences, Statistics
+from numpy.typing import NDArray
+from torch import Tensor
+
+from indexer.errors import IndexerError
+from indexer.models.forward import embedding_rows
+from indexer.models.loading import LoadedModel
+from indexer.models.runner import Batch, Part, Runner
+
+Together = Literal["padded", "equal", "single"]
+# document and ordinal of a sequence; activations [tokens, units] of sequences, by layer
+Key = tuple[int, int]
+Kept = dict[Key, dict[int, Tensor]]
+# Lengths of the two sequences that all layers are asked about; and of the longest that the first layers are
+# asked about, for a length at which a model begins to do otherwise and which no configuration states.
+SHORT, LONG, REACH = 12, 40, 1024
+FIRST_LAYERS = 2
+# what configurations call such a length
+LIMITS = frozenset(
+    {
+        *("original_max_position_embeddings", "index_topk", "sliding_window", "attention_window"),
+        *("lsh_attn_chunk_length", "local_attn_chunk_length", "attention_chunk_size", "local_attention"),
+        *("window_size", "block_size"),
+    }
+)
+# tokens beyond it: of the longest sequence, and of one a little shorter
+BEYOND, LESS_BEYOND = 19, 5
+# Of equal shapes, in any dtype: a bit or two of float32, where products are grouped by what the tokens are.
+SAME = 32 * float(torch.finfo(torch.float32).eps)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Which sequences may lie together in a batch, and why not others.
+
+    together: "padded" for any; "equal" for those of one length, without padding; "single" for one at a time.
+    reason: what was seen of the model, empty for "padded".
+    """
+
+    together: Together = "padded"
+    reason: str = ""
+
+
+def batching(
+    runner: Callable[[Sequence[int]], Runner],
+    loaded: LoadedModel,
+    layers: Sequence[int],
+    *,
+    context: int,
+    kernels: str,
+    padding: bool = True,
+) -> Batching:
+    """How a model's sequences may lie together, by running some.
+
+    runner: makes one for some layers. layers: those that are indexed; shorter sequences are run through all
+        of them, longer ones through the model's first.
+    context: tokens of the longest sequence. padding: False where there shall be none in any case.
+    Raises IndexerError where a sequence comes out in two ways though it is alone: the model is random, or
+    remembers what it was given before.
+    Cost: four forward passes over some 50 tokens; two, through the first layers, over three sequences of the
+    context, at most 1,024 tokens each, or somewhat beyond each longer limit that the configuration states.
+    """
+    found = Batching() if padding else Batching("equal", "asked for")
+    for some, lengths in _rounds(loaded, layers, context):
+        with runner(some) as running:
+            met = _Round(running, loaded, kernels, lengths).batching(padding)
+        if _ORDER.index(met.together) > _ORDER.index(found.together):
+            found = met
+    return found
+
+
+_ORDER = get_args(Together)
+
+
+def _rounds(
+    loaded: LoadedModel, layers: Sequence[int], context: int
+) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Layers, and the lengths of the sequences to run through them, ascending."""
+    longest = min(LONG, context)
+    yield layers, (min(SHORT, max(1, longest // 2)), longest)
+    config = _config(loaded)
+    first = min(REACH, context)
+    limits = [limit for limit in _limits(config) if first <= limit < context]
+    for reach in sorted({first, *(min(limit + BEYOND, context) for limit in limits)}):
+        if reach > LONG:
+            yield _first_layers(loaded, config), (SHORT, reach - BEYOND + LESS_BEYOND, reach)
+
+
+def _config(loaded: LoadedModel) -> dict[str, Any]:
+    """The configuration of the model, its text part's entries in the place of those of the whole."""
+    config = getattr(loaded.model, "config", None)
+    return {} if config is None else {**config.to_dict(), **config.get_text_config().to_dict()}
+
+
+def _limits(config: Mapping[str, Any]) -> set[int]:
+    """The lengths that a configuration states, at any depth."""
+    found: set[int] = set()
+
+    def look(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                look(str(key), inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                look(name, inner)
+        elif name in LIMITS and isinstance(value, int) and value > 0:
+            found.add(value)
+
+    look("", config)
+    return found
+
+
+def _first_layers(loaded: LoadedModel, config: Mapping[str, Any]) -> list[int]:
+    """The first layers, as many as it takes to have one of each kind."""
+    kinds = list(config.get("layer_types") or ())
+    last = max([FIRST_LAYERS - 1, *(kinds.index(kind) for kind in set(kinds))])
+    numbers = [layer.layer for layer in loaded.layers]
+    return [number for number in numbers if number <= last] or numbers[:1]
+
+
+class _Round:
+    """Sequences of some lengths, of which all but the longest are compared."""
+
+    def __init__(self, runner: Runner, loaded: LoadedModel, kernels: str, lengths: Sequence[int]) -> None:
+        self.runner, self.loaded, self.kernels, self.lengths = runner, loaded, kernels, lengths
+        self.most = tolerance(loaded.dtype)
+        self.rounding = self.most / 4
+        self.tokens = _ordinary_tokens(loaded)
+        self.ids = self._random(0, len(lengths), lengths[-1])
+        # torch.compile makes a graph of its own for batches of one
+        self.copies = 2 if runner.compiled else 1
+
+    def batching(self, padding: bool) -> Batching:
+        """What this round says."""
+        alone = self._alone()
+        beside = self._beside(1) if padding else None
+        self._check_same(alone)
+        if beside is None:
+            return self._without_padding(alone, "asked for")
+        moved = _apart(self._beside(2), beside)
+        if moved.off > SAME:
+            return self._without_padding(alone, f"{moved} with what stands in the padding behind it")
+        off = _apart(beside, alone)
+        if off.off <= self.rounding:
+            return Batching()
+        # where sums are long, or rounding grows from layer to layer, other shapes do as much without padding
+        level = _apart(self._equal(), alone).off
+        if off.off <= min(4 * level, self.most):
+            return Batching()
+        return self._without_padding(alone, f"{off} beside a longer one from what it is alone")
+
+    def _without_padding(self, alone: Kept, reason: str) -> Batching:
+        off = _apart(self._equal(), alone)
+        if off.off <= self.most:
+            return Batching("equal", reason)
+        return Batching("single", f"{off} beside another of its length from what it is alone")
+
+    def _check_same(self, before: Kept) -> None:
+        """Raises IndexerError where the sequences, alone once more, are others than before."""
+        again = self._alone()
+        off = _apart(again, before)
+        if off.off <= self.rounding:
+            return
+        model = f"model {self.loaded.provenance['name']}"
+        sequence = alone(self._mixed(self.ids), self.lengths.index(off.length), self.copies)
+        if _apart(self._run(sequence), self._run(sequence)).off > self.rounding:
+            raise IndexerError(
+                f"{model}: it is random: {off} from one run to the next; an index would hold for no other run"
+            )
+        shorter = self.lengths[-1] - BEYOND
+        way_out = f"; use --context {shorter} or less" if shorter > LONG else ""
+        raise IndexerError(
+            f"{model}: it remembers earlier sequences: {off} after a longer one from what it was before"
+            f"{way_out}"
+        )
+
+    def _alone(self) -> Kept:
+        mixed = self._mixed(self.ids)
+        kept: Kept = {}
+        # from long to short: some models forget with a short one what they remember
+        for number in reversed(range(len(self.lengths) - 1)):
+            kept |= self._run(alone(mixed, number, self.copies))
+        return kept
+
+    def _beside(self, seed: int) -> Kept:
+        """All of them in one batch, with random tokens in the padding."""
+        ids = self._random(seed, *self.ids.shape)
+        for row, length in enumerate(self.lengths):
+            ids[row, :length] = self.ids[row, :length]
+        return self._run(self._mixed(ids))
+
+    def _equal(self) -> Kept:
+        """Each beside another of its length."""
+        kept: Kept = {}
+        for number, length in enumerate(self.lengths[:-1]):
+            ids = np.stack([self.ids[number, :length], self.ids[-1, :length]])
+            kept |= self._run(_batch(ids, [length, length], [number, len(self.lengths)]))
+        return kept
+
+    def _mixed(self, ids: NDArray[np.int64]) -> Part:
+        return _batch(ids, self.lengths, range(len(self.lengths)))
+
+    def _run(self, batch: Part) -> Kept:
+        wanted = [(number, 0) for number in range(len(self.lengths) - 1) if number in batch.rows.document]
+        rows = Rows(self.kernels, wanted)
+        self.runner.run_for(batch, rows)
+        return rows.kept
+
+    def _random(self, seed: int, rows: int, width: int) -> NDArray[np.int64]:
+        return np.random.default_rng(seed).choice(self.tokens, (rows, width))
+
+
+def _batch(ids: NDArray[np.int64], lengths: Sequence[int], documents: Sequence[int]) -> Part:
+    """Rows of token ids as sequences of some documents, one each."""
+    count, width = ids.shape
+    length = np.array(lengths)
+    inside = (np.arange(width) < length[:, None]).reshape(-1)
+    start, flat = np.arange(count) * width, ids.reshape(-1).astype(np.int32)
+    return Part(ids, length, Sequences(start, length, documents, np.zeros(count, np.int64), flat, inside))  # type: ignore[arg-type]
+
+
+def _ordinary_tokens(loaded: LoadedModel) -> NDArray[np.int64]:
+    """Token ids that have no part in a configuration, as those of padding and of places of images have."""
+    special = [value for name, value in _config(loaded).items() if name.endswith(("token_id", "token_index"))]
+    ids = np.arange(embedding_rows(loaded.model))
+    ordinary = ids[~np.isin(ids, [value for value in special if isinstance(value, int)])]
+    return ordinary if len(ordinary) else ids
+
+
+@dataclass(frozen=True, order=True)
+class _Apart:
+    """A difference, and where it was seen."""
+
+    off: float
+    length: int
+    layer: int
+
+    def __str__(self) -> str:
+        return f"a sequence of {self.length} tokens differs by {self.off:.1%}, in layer {self.layer},"
+
+
+def _apart(one: Kept, other: Kept) -> _Apart:
+    """The largest difference of the sequences that two runs kept."""
+    return max(
+        _Apart(float(difference(rows, other[key][layer])), len(rows), layer)
+        for key, layers in one.items()
+        for layer, rows in layers.items()
+    )
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far apart a sequence may be in two batches of different shapes: `difference` by rounding alone."""
+    return 4 * float(torch.finfo(dtype).eps) ** 0.5
+
+
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """How far apart two sets of activations of a sequence are: float32 [], on their device.
+
+    one, other: [tokens, units]. The largest over tokens of |one - other| / |other|, their lengths as vectors
+    over units. A token below a hundredth of the mean length counts as that long; values that are not finite
+    count as zero on both sides.
+    """
+    finite = one.isfinite() & other.isfinite()
+    other = torch.where(finite, other, 0).float()
+    apart = (torch.where(finite, one, 0).float() - other).norm(dim=1)
+    size = other.norm(dim=1)
+    least = torch.finfo(torch.float32).tiny
+    return (apart / size.clamp_min(least + size.mean() / 100)).max()
+
+
+def rows_of(key: Key, activations: Tensor, sequences: Sequences) -> Tensor | None:
+    """The rows of one sequence in a matrix [tokens, units], as a view; None where it is not among them."""
+    found = np.flatnonzero((sequences.document == key[0]) & (sequences.ordinal == key[1]))
+    if not len(found):
+        return None
+    first = int(sequences.start[found[0]])
+    return activations[first : first + int(sequences.length[found[0]])]
+
+
+def alone(batch: Batch, number: int, copies: int = 1) -> Part:
+    """One sequence of a batch as a batch without padding; copies: how often it is in there."""
+    length = int(batch.length[number])
+    rows = batch.sequences().rows(number, number + 1)
+    start = np.arange(copies) * length
+    repeated = Sequences(
+        start,
+        np.full(copies, length),
+        np.repeat(rows.document, copies),
+        np.repeat(rows.ordinal, copies),
+        np.tile(rows.token_ids[:length], copies),
+        np.tile(rows.counted[:length], copies),
+    )
+    return Part(np.tile(batch.token_ids[number, :length], (copies, 1)), repeated.length, repeated)
+
+
+class Plain:
+    """An observer that computes activations as a build does, keeps no statistics, and calls `update`."""
+
+    def __init__(self, kernels: str) -> None:
+        self.kernels = kernels
+
+    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
+        """Look at activations of one layer, [tokens, units]; here nothing does."""
+
+    def activate(
+        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
+    ) -> Tensor:
+        """Compute the activations and look at them; [tokens, units]."""
+        plain = Statistics.empty(gate.shape[1], Keep(top=0, bottom=0), kernels=self.kernels)
+        plain.activate(function, gate, up, Sequences.none(sequences.tokens), out)
+        self.update(layer, out, sequences)
+        return out
+
+
+class Rows(Plain):
+    """Keeps the activations of some sequences: kept[sequence][layer], [tokens, units]."""
+
+    def __init__(self, kernels: str, wanted: Collection[Key]) -> None:
+        super().__init__(kernels)
+        self.kept: Kept = {key: {} for key in wanted}
+
+    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
+        for key, layers in self.kept.items():
+            rows = rows_of(key, activations, sequences)
+            if rows is not None and layer not in layers:
+                layers[layer] = rows.clone()
