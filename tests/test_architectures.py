@@ -37,7 +37,7 @@ def test_activations_of_another_place_are_wrong(monkeypatch: pytest.MonkeyPatch,
 
     def wrong(self: Runner, layer: Any, last: bool) -> Any:
         hook = right(self, layer, last)
-        return lambda module, args, kwargs: hook(module, tuple(x.flip(0) for x in args), kwargs)
+        return lambda module, args, kwargs: hook(module, tuple(x.roll(1, -1) for x in args), kwargs)
 
     monkeypatch.setattr(Runner, "_hook", wrong)
     assert judged("esm", tmp_path / "made").verdict == "WRONG"
