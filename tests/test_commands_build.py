@@ -60,8 +60,10 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
             piece_bytes=1000,
         )
     ]  # fmt: skip
-    other = {"append", "shard", "workers", "ray", "shards", "storage", "compile", "ids_column"}
-    other.add("no_special_tokens")
+    other = {
+        *("append", "shard", "workers", "ray", "shards", "storage", "compile", "ids_column"),
+        "no_special_tokens",
+    }
     assert set(built[0].model_fields_set) == set(BuildConfig.model_fields) - other
 
 
