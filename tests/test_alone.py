@@ -23,16 +23,10 @@ from tests.tiny_models import POSITIONS, REQUIRED, fresh, saved, tiny, tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LENGTHS = (3, 5, 7, 9, 12, 20, 33, 50, 2, 1, 60, 17, 20, 20, 9)
-# architecture -> which of its sequences may lie together, and its MLPs where they have to be named
+# architectures whose sequences come out otherwise beside longer ones; their MLPs where they have to be named
 LEAKY = {
-    "fnet": ("equal", None),
-    "convbert": ("equal", None),
-    "nystromformer": ("equal", None),
-    "yoso": ("equal", None),
-    "paligemma": ("equal", None),
-    "phi3_longrope": ("equal", None),
-    "mobilebert": ("equal", "encoder.layer.*.output.dense"),
-    "xlnet": ("single", "layer.*.ff.layer_2"),
+    **dict.fromkeys(["fnet", "convbert", "nystromformer", "yoso", "paligemma", "phi3_longrope"]),
+    "mobilebert": "encoder.layer.*.output.dense",
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -93,11 +87,10 @@ def check_equal(index: Path, model: Path, file: Path) -> None:
 
 @pytest.mark.parametrize("name", LEAKY)
 def test_a_model_that_minds_its_padding_is_run_without(name: str, tmp_path: Path) -> None:
-    together, by_hand = LEAKY[name]
     model, file = saved(tmp_path / "model", name), corpus(tmp_path)
-    index = build(model, file, tmp_path / "index", output_projection=by_hand)
+    index = build(model, file, tmp_path / "index", output_projection=LEAKY[name])
     manifest = read_manifest(index)
-    assert manifest.model["batches"] == together
+    assert manifest.model["batches"] == "equal"
     assert "differs by" in manifest.model["batches_reason"]
     assert manifest.totals["padding"] == 0
     assert manifest.totals["sequences_checked_alone"] >= 1
@@ -146,6 +139,15 @@ def test_padding_can_be_refused(tmp_path: Path) -> None:
     manifest = read_manifest(index)
     assert (manifest.model["batches"], manifest.totals["padding"]) == ("equal", 0)
     check_equal(index, model, file)
+
+
+def test_a_model_that_mixes_sequences_is_run_with_one_at_a_time() -> None:
+    model = fresh("llama")
+    model.layers[1].mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0] + inputs[0].flip(0),))
+    said = found(adapt(model))
+    assert said.together == "single"
+    assert "beside another of its length" in said.reason
+    assert found(adapt(model), padding=False).together == "single"
 
 
 def test_a_random_model_is_refused() -> None:

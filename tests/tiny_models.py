@@ -86,10 +86,6 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "nystromformer": ("NystromformerConfig", {**COMMON, "conv_kernel_size": 5}),
     "yoso": ("YosoConfig", COMMON),
     "mobilebert": ("MobileBertConfig", {**COMMON, "embedding_size": 16, "intra_bottleneck_size": 16}),
-    "xlnet": (
-        "XLNetConfig",
-        {"vocab_size": VOCABULARY, "d_model": HIDDEN, "d_inner": UNITS, "n_layer": LAYERS, "n_head": HEADS},
-    ),
     "paligemma": (
         "PaliGemmaConfig",
         {

@@ -78,6 +78,7 @@ def _named(
         "the model's digest": model.get("digest"),
         "the model's dtype": model.get("dtype"),
         "--attention": model.get("attention"),
+        "which sequences lie together in a batch": model.get("batches"),
         "the tokenizer's digest": tokenizer,
         "--layers": layers,
         "--device": device,
