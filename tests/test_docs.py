@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -46,7 +47,11 @@ def test_python_runs_after_the_commands(folder: Path, monkeypatch: pytest.Monkey
     if not (folder / "my.index").exists():
         pytest.skip("the commands did not make the index")
     blocks = PYTHON.findall(README)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), names)
+    # the characters that the example leads to are those of its token
+    found = names["text"][names["first"] : names["last"]].lower()
+    assert found == names["example"]["token"].removeprefix("##") != ""
     assert (folder / "other.index" / "manifest.json").exists()
