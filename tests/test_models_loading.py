@@ -15,6 +15,7 @@ import torch
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Runner, load
 from indexer.models.weights import digest, weight_files
+from indexer.tokens.encode import Encoder
 from tests.tiny_batches import Keeper, tiny_batch
 from tests.tiny_models import LAYERS, fresh, saved, tokenizer
 
@@ -160,6 +161,24 @@ def test_attention(copy: Path) -> None:
     assert load(str(copy)).provenance["attention"] == "eager"
     loaded = load(str(copy), attention="sdpa")
     assert loaded.provenance["attention"] == loaded.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("configured", [None, 200, -200])
+def test_a_padding_token_without_an_embedding(copy: Path, configured: int | None) -> None:
+    change(copy, pad_token_id=configured)
+    change(copy, "tokenizer_config.json", pad_token="<pad>")
+    loaded = load(str(copy))
+    encoder = Encoder(loaded.tokenizer)
+    assert encoder.padding < loaded.model.embed_tokens.num_embeddings == len(loaded.tokenizer) - 1
+    # the token is special to the tokenizer as before, should a text spell it out
+    assert encoder.is_special([97]).all()
+    together, alone = Keeper(), Keeper()
+    batch = tiny_batch(9, 3)
+    Runner(loaded, None, together).run(batch)
+    Runner(loaded, None, alone).run(batch.alone(1))
+    width = batch.token_ids.shape[1]
+    for layer in range(LAYERS):
+        assert torch.allclose(together.layer(layer)[width : width + 3], alone.layer(layer), atol=1e-5)
 
 
 def test_flash_attention_that_is_not_there(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from indexer.errors import IndexerError
 from indexer.models import structure
+from indexer.models.forward import embedding_rows
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
 from indexer.models.plan import MlpLayer
 from indexer.models.source import Source, blamed_on, resolve
@@ -110,6 +111,9 @@ def load(
         tokenizer = load_tokenizer(source, config)
         model, not_used = _load_weights(source, config, stored, chosen, place, attention)
         loaded = adapt(model, tokenizer, name=name, output_projection=output_projection)
+    if (tokenizer.pad_token_id or 0) >= embedding_rows(loaded.model):
+        # one that was added to the tokenizer alone: any other id fills up a row as well
+        tokenizer.pad_token = None
     loaded.provenance.update(
         revision=source.revision,
         digest=digest(files),
@@ -213,7 +217,13 @@ def _load_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with blamed_on(source, "config.json is none that transformers understands"):
-        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+    # padding is never read, so it needs no embedding of its own; without one transformers makes no table
+    text = config.get_text_config()
+    padding, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(padding, int) and isinstance(rows, int) and not -rows <= padding < rows:
+        text.pad_token_id = None
+    return config
 
 
 def _check_attention(source: Source, config: Any, asked: str) -> None:

@@ -221,7 +221,10 @@ def _is_run(key: str, inside: bool, modules: set[str], config: Any) -> bool:
 def _way_out(names: Sequence[str]) -> str:
     if any("lora_" in key for key in names):
         return "Merge the adapter into the weights with peft's merge_and_unload(), and save them again"
-    return "Mend config.json, or take files and configuration that belong together"
+    return (
+        "Mend config.json (biases and numbers of layers are what it mostly lacks), or take files and "
+        "configuration that belong together"
+    )
 
 
 def _listed(names: Iterable[str], most: int) -> str:
