@@ -1,8 +1,9 @@
-// Activation functions, vector by vector, accurate to a few units in the last place over the whole range.
+// Activation functions, vector by vector, as torch has them (see indexer_kernels/activations.py): accurate to a few units
+// in the last place, but that both forms of GELU round the factor of x to multiples of 2^-25 for negative x.
 //
-// GELU (erf) is relu(x) - |x| * Q(|x|) with the normal tail Q(t) = exp(-t^2 / 2) * v * P(v), v = 1 / (1 + 0.26 t): unlike
-// x / 2 * (1 + erf(x / sqrt 2)) it does not cancel for negative x. P and the exponential's polynomial are least-maximum
-// fits of our own (relative errors 1.9e-8 on [0, 13] and 3.1e-9 on [-ln 2 / 2, ln 2 / 2]).
+// GELU (erf) is relu(x) - |x| * Q(|x|) with the normal tail Q(t) = exp(-t^2 / 2) * v * P(v), v = 1 / (1 + 0.26 t). P and
+// the exponential's polynomial are least-maximum fits of our own (relative errors 1.9e-8 on [0, 13] and 3.1e-9 on
+// [-ln 2 / 2, ln 2 / 2]).
 // GELU (tanh) is x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); SiLU is x * sigmoid(x).
 #pragma once
 #include "job.hpp"
@@ -11,7 +12,7 @@
 namespace indexer {
 namespace INDEXER_ISA {
 
-// exp(y + correction) for y in [-87, 88]
+// exp(y + correction) for y in [-87, 88.72283]
 INDEXER_INLINE Floats exponential(Floats y, Floats correction) {
   // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits
   const Floats magic = splat(12582912.0f);
@@ -29,17 +30,26 @@ INDEXER_INLINE Floats exponential(Floats y, Floats correction) {
   return as_floats(as_ints(series) + shift_left<23>(as_ints(shifted)));
 }
 
-// x / (1 + exp(-z)), and 0 where exp(-z) leaves float32
-INDEXER_INLINE Floats times_sigmoid(Floats x, Floats z) {
-  const Floats limit = splat(-88.0f);
-  const Floats inside = min(splat(87.0f), max(limit, z));
-  const Floats value = x / (splat(1.0f) + exponential(negated(inside), splat(0.0f)));
-  return select_greater(limit, z, x * splat(0.0f), value);
+// 1 + exp(-z); z from -88.72283 on, below which the exponential leaves float32
+INDEXER_INLINE Floats one_plus_exponential(Floats z) {
+  const Floats inside = min(splat(87.0f), max(splat(-88.72283173f), z));
+  return splat(1.0f) + exponential(negated(inside), splat(0.0f));
 }
+
+// The multiple of 2^-25 nearest to a factor in [0, 1/4], of larger ones a multiple of 2^-23.
+INDEXER_INLINE Floats rounded_factor(Floats factor) { return (factor + splat(0.25f)) - splat(0.25f); }
+
+// The value, but 0 where x is below the limit, and NaN where it is -infinity.
+INDEXER_INLINE Floats zero_below(float limit, Floats x, Floats value) {
+  return select_greater(splat(limit), x, x * splat(0.0f), value);
+}
+
+INDEXER_INLINE Floats silu(Floats x) { return zero_below(-88.72283173f, x, x / one_plus_exponential(x)); }
 
 INDEXER_INLINE Floats gelu(Floats x) {
   const Floats limit = splat(13.0f);
-  const Floats size = magnitude_of(x);
+  // infinite for -infinity alone, so that times 0 it is NaN
+  const Floats size = magnitude_of(min(x, limit));
   const Floats t = min(size, limit);
   const Floats square = t * t;
   // what rounding the square lost, put back into the exponent
@@ -55,20 +65,20 @@ INDEXER_INLINE Floats gelu(Floats x) {
   series = fma(series, v, splat(0.10355442f));
   series = fma(series, v, splat(0.10294127f));
   series = fma(series, v, splat(0.10376364f));
-  const Floats tail = select_greater(size, limit, splat(0.0f), density * (v * series));
-  return fma(negated(t), tail, max(splat(0.0f), x));
+  return fma(negated(size), rounded_factor(density * (v * series)), max(splat(0.0f), x));
 }
 
 INDEXER_INLINE Floats gelu_tanh(Floats x) {
   const Floats cubic = fma(x * x, splat(0.044715f), splat(1.0f));
-  return times_sigmoid(x, x * splat(1.59576912f) * cubic);
+  const Floats sigmoid = splat(1.0f) / one_plus_exponential(x * splat(1.59576912f) * cubic);
+  return zero_below(-5.061380386f, x, x * rounded_factor(sigmoid));
 }
 
 template <Function function>
 INDEXER_INLINE Floats activated(Floats x) {
   if constexpr (function == Function::gelu) return gelu(x);
   if constexpr (function == Function::gelu_tanh) return gelu_tanh(x);
-  if constexpr (function == Function::silu) return times_sigmoid(x, x);
+  if constexpr (function == Function::silu) return silu(x);
   if constexpr (function == Function::relu) return max(splat(0.0f), x);
   if constexpr (function == Function::relu2) {
     const Floats positive = max(splat(0.0f), x);

@@ -138,12 +138,6 @@ def _size(value: tl.tensor) -> tl.tensor:
     return _tensor(np.abs(value.handle.data), tl.float32)
 
 
-def _product_to_one(value: tl.tensor, other: tl.tensor) -> tl.tensor:
-    with np.errstate(over="ignore", invalid="ignore"):
-        product = value.handle.data * other.handle.data
-    return _tensor(np.where(np.isnan(product), 0, np.clip(product, 0, 1)).astype(np.float32), tl.float32)
-
-
 def _halves(word: tl.tensor, kind: str) -> np.ndarray:
     """The two numbers in each word as float64, which holds them and their products; [..., 2]."""
     bits = word.handle.data.astype(np.int32).view(np.uint16).reshape(*word.handle.data.shape, 2)
@@ -189,6 +183,13 @@ def _positive(word: tl.tensor, kind: Any) -> tl.tensor:
     return _words(np.maximum(_halves(word, _number(kind)), 0.0) + 0.0, _number(kind))
 
 
+def _positive_or_nan(word: tl.tensor) -> tl.tensor:
+    halves = _halves(word, "bf16x2")
+    with np.errstate(invalid="ignore"):
+        low = np.fmin(halves, 0.0) * 0.0 + 0.0
+    return _words(np.maximum(halves, low) + 0.0, "bf16x2")
+
+
 def _negative_sizes(word: tl.tensor, limit: Any) -> tl.tensor:
     # as numbers of float16, which is what the instruction takes them for
     halves = word.handle.data.astype(np.int32).view(np.uint16)
@@ -219,11 +220,11 @@ SUBSTITUTES: dict[str, Callable[..., tl.tensor]] = {
     "exp2_hardware": _exp2,
     "reciprocal_hardware": _reciprocal,
     "size_hardware": _size,
-    "product_to_one": _product_to_one,
     "bfloat16_words": _converted("bf16x2"),
     "float16_words": _converted("f16x2"),
     "zero_words": _zeros,
     "positive_words": _positive,
+    "positive_or_nan": _positive_or_nan,
     "negative_sizes": _negative_sizes,
     "product_words": _product,
     "sum_words": _sum,

@@ -7,9 +7,42 @@ import dataclasses
 import numpy as np
 import torch
 from indexer_kernels import Keep, Sequences, Statistics
+from torch.nn import functional
 
 KEEP = Keep(top=5, bottom=4, window=(6, 3))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+# What a model of transformers calls.
+TORCH = {
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+}
+
+
+def kinds(values: torch.Tensor) -> torch.Tensor:
+    """What an index counts a value as: 0 neither, 1 positive, 2 active too, 3 NaN, 4 infinite."""
+    positive = (values > 0).int() + (values.double() >= 2.0**-10).int()
+    return torch.where(values.isnan(), 3, torch.where(values.isinf(), 4, positive))
+
+
+def every_16_bit_value(dtype: torch.dtype) -> torch.Tensor:
+    """NaN and infinities too; [1024, 64]."""
+    return torch.from_numpy(np.arange(65536).astype(np.uint16)).view(dtype).reshape(-1, 64)
+
+
+def float32_near(*places: float) -> torch.Tensor:
+    """Some thousand float32 on either side of each place and of its negative, and odd ones; [rows, 64]."""
+    found = [torch.tensor([np.nan, np.inf, -np.inf, 3e38, -3e38, 0.0, -0.0, 1e-42, -1e-42])]
+    for place in places:
+        middle = torch.tensor(place).view(torch.int32)
+        near = (middle + torch.arange(-2000, 2000, dtype=torch.int32)).view(torch.float32)
+        found += [near, -near]
+    values = torch.cat(found)
+    return torch.cat([values, values.new_zeros(-len(values) % 64)]).reshape(-1, 64)
 
 
 def some_sequences(

@@ -4,11 +4,12 @@ float32 has the mathematics of csrc/activations.hpp, with a two-part logarithm i
 bfloat16 and float16 the hardware's exponential and reciprocal are closer than their rounding; the two have
 no name in the language, so they stand here as assembly.
 
-ReLU is exact, and SiLU in both types and everything in float16 hardly more than rounded. In bfloat16 GELU
-and GELU (tanh) are shorter: each is the nearest bfloat16 or one beside it, the nearest for at least 70% of
-values between 2^-8 and 8 in size, and for all above 8; where a negative result is smaller than 2^-11 it is
-off by at most 5e-7 and the rounding. Signs are right, NaN and infinity stay. A state holds what was written:
-it is taken of the rounded values.
+ReLU is exact, and the others hardly more than rounded, and zero where the definitions are. But for GELU in
+bfloat16 where no gate multiplies it: there it is shorter. GELU (erf) is the nearest bfloat16 or one beside
+it, the nearest for at least 70% of values between 2^-8 and 8 in size, and for all above 8; where a negative
+result is smaller than 2^-11 it is off by at most 5e-7 and the rounding. Both forms keep a negative value
+where the definition is zero, which neither `positive` nor `active` counts. Signs are right, NaN and infinity
+stay. A state holds what was written: it is taken of the rounded values.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from indexer_kernels.words_triton import (
     VALUES,
     WARPS,
     negative_sizes,
+    positive_or_nan,
     positive_row,
     product_row,
     rounded_row,
@@ -62,16 +64,8 @@ def size_hardware(value):
 
 
 @gluon.jit
-def product_to_one(value, other):
-    """value * other, at least 0 and at most 1; 0 for NaN, as infinity times 0 is. float32."""
-    return gl.inline_asm_elementwise(
-        "mul.sat.f32 $0, $1, $2;", "=f,f,f", [value, other], dtype=gl.float32, is_pure=True, pack=1
-    )
-
-
-@gluon.jit
 def exponential(exponent, correction):
-    """exp(exponent + correction), correction tiny, exponent in [-87, 88]; float32."""
+    """exp(exponent + correction), correction tiny, exponent in [-87, 88.72283]; float32."""
     octaves = gl.floor(gl.fma(exponent, 1.44269504, 0.5))
     rest = gl.fma(octaves, -0.693145752, exponent)
     rest = gl.fma(octaves, -1.42860677e-6, rest) + correction
@@ -86,23 +80,27 @@ def exponential(exponent, correction):
 
 
 @gluon.jit
-def times_sigmoid(value, slope):
-    """value / (1 + exp(-slope)) in float32, 0 where the exponential leaves it."""
-    inside = gl.minimum(gl.maximum(slope, -88.0), 87.0)
-    sigmoid = 1.0 + exponential(-inside, 0.0)
-    return gl.where(slope < -88.0, value * 0.0, gl.div_rn(value, sigmoid))
+def one_plus_exponential(slope):
+    """1 + exp(-slope) in float32; slope from -88.72283 on, below which the exponential leaves it."""
+    inside = gl.minimum(gl.maximum(slope, -88.72283172607422), 87.0)
+    return 1.0 + exponential(-inside, 0.0)
 
 
 @gluon.jit
-def over_one_plus(value, octaves):
-    """value / (1 + 2^octaves) for a result in 16 bits."""
-    return value * reciprocal_hardware(1.0 + exp2_hardware(octaves))
+def one_over_one_plus(octaves):
+    """1 / (1 + 2^octaves) for a result in 16 bits."""
+    return reciprocal_hardware(1.0 + exp2_hardware(octaves))
 
 
 @gluon.jit
-def tail_float32(size):
-    """Q(t) = exp(-t^2 / 2) v P(v), v = 1 / (1 + 0.26 t), for t = min(size, 13), and t; 0 beyond."""
-    t = gl.minimum(size, 13.0)
+def rounded_factor(factor):
+    """The multiple of 2^-25 nearest to a factor in [0, 1/4], of larger ones a multiple of 2^-23. float32."""
+    return (factor + 0.25) - 0.25
+
+
+@gluon.jit
+def tail_float32(t):
+    """Q(t) = exp(-t^2 / 2) v P(v), v = 1 / (1 + 0.26 t), for t in [0, 13]."""
     square = t * t
     lost = gl.fma(t, t, -square)
     density = exponential(square * -0.5, lost * -0.5)
@@ -115,56 +113,68 @@ def tail_float32(size):
     series = gl.fma(series, v, 0.10355442)
     series = gl.fma(series, v, 0.10294127)
     series = gl.fma(series, v, 0.10376364)
-    return t, gl.where(size > 13.0, 0.0, density * (v * series))
+    return density * (v * series)
 
 
 @gluon.jit
-def tail_float16(size):
-    """Q(t) = 2^P(t) for t = min(size, 6), and t; 6 Q(6) is 0 in float16. Relative error 4.8e-5."""
-    t = gl.minimum(size, 6.0)
+def tail_16_bits(t):
+    """Q(t) = 2^P(t) for t in [0, 6]. Relative error 4.8e-5."""
     octaves = gl.fma(t, 2.2990062e-05, -0.00061110005)
     octaves = gl.fma(octaves, t, 0.0071955663)
     octaves = gl.fma(octaves, t, -0.05118534)
     octaves = gl.fma(octaves, t, -0.46127191)
     octaves = gl.fma(octaves, t, -1.1501743)
     octaves = gl.fma(octaves, t, -1.0000647)
-    return t, exp2_hardware(octaves)
+    return exp2_hardware(octaves)
 
 
 @gluon.jit
 def gelu(value, DTYPE: gl.constexpr):
-    """relu(x) - |x| Q(|x|) with the normal tail Q."""
+    """relu(x) - |x| Q(|x|) with the normal tail Q, rounded."""
+    MOST: gl.constexpr = 13.0 if DTYPE == gl.float32 else 6.0
+    # infinite for -infinity alone, so that times 0 it is NaN
+    size = gl.abs(gl.minimum(value, MOST))
+    t = gl.minimum(size, MOST)
     if DTYPE == gl.float32:
-        t, tail = tail_float32(gl.abs(value))
+        tail = tail_float32(t)
     else:
-        t, tail = tail_float16(gl.abs(value))
-    return gl.fma(-t, tail, gl.maximum(value, 0.0, propagate_nan=KEEP_NAN))
+        tail = tail_16_bits(t)
+    return gl.fma(-size, rounded_factor(tail), gl.maximum(value, 0.0, propagate_nan=KEEP_NAN))
+
+
+@gluon.jit
+def sigmoid_of_tanh(value, DTYPE: gl.constexpr):
+    """1 / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    if DTYPE == gl.float32:
+        cubic = gl.fma(value * value, 0.044715, 1.0)
+        return gl.div_rn(1.0, one_plus_exponential(value * 1.59576912 * cubic))
+    else:
+        return one_over_one_plus(value * gl.fma(value * value, -0.10294324, -2.3022082))
 
 
 @gluon.jit
 def gelu_tanh(value, DTYPE: gl.constexpr):
-    """x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    if DTYPE == gl.float32:
-        cubic = gl.fma(value * value, 0.044715, 1.0)
-        return times_sigmoid(value, value * 1.59576912 * cubic)
-    else:
-        return over_one_plus(value, value * gl.fma(value * value, -0.10294324, -2.3022082))
+    """x times the sigmoid, rounded, and 0 where torch's tanh is -1."""
+    factor = rounded_factor(sigmoid_of_tanh(value, DTYPE))
+    return value * gl.where(value < -5.061380386352539, 0.0, factor)
 
 
 @gluon.jit
 def silu(value, DTYPE: gl.constexpr):
-    """x / (1 + exp(-x))."""
+    """x / (1 + exp(-x)), and 0 where the exponential leaves float32."""
     if DTYPE == gl.float32:
-        return times_sigmoid(value, value)
+        quotient = gl.div_rn(value, one_plus_exponential(value))
+        return gl.where(value < -88.72283172607422, value * 0.0, quotient)
     else:
-        return over_one_plus(value, value * -1.44269504)
+        return value * one_over_one_plus(value * -1.44269504)
 
 
 @gluon.jit
 def gelu_bfloat16(row):
     """relu(x) - t Q(t), t = min(|x|, 16), Q(t) = 2^(-q^3 + a q - b), q of degree two.
 
-    Relative error of Q 3.6e-4 where t Q(t) > 2^-11. Q(16) is 0, so that relu alone is left of infinity.
+    Relative error of Q 3.6e-4 where t Q(t) > 2^-11. Q(16) is 0, so that relu alone is left of infinity, and
+    NaN of -infinity.
     """
     size = negative_sizes(row, 0x41804180)
     t = size_hardware(values_of(size, gl.bfloat16))
@@ -173,23 +183,7 @@ def gelu_bfloat16(row):
     octaves = gl.fma(root, root, -0.58433632)
     octaves = gl.fma(-root, octaves, -0.37024807)
     tail = rounded_row(exp2_hardware(octaves), gl.bfloat16)
-    return sum_words(size, tail, positive_row(row, gl.bfloat16), "bf16x2")
-
-
-@gluon.jit
-def gelu_tanh_bfloat16(row):
-    """relu(x) - t Q(t), t = |x|, Q(t) = 318 2^(-t - (q^2 + c)^2), q of degree one.
-
-    Relative error of Q 9.5e-4 where t Q(t) > 2^-11.
-    """
-    t = size_hardware(values_of(row, gl.bfloat16))
-    root = gl.fma(t, -0.29011927, -0.03665873)
-    root = gl.fma(root, root, 3.05056639)
-    octaves = gl.fma(-root, root, -t)
-    # relu alone is left of infinity
-    tail = rounded_row(product_to_one(t, exp2_hardware(octaves)), gl.bfloat16)
-    # the bits of -318, twice: the factor is in the sum, where it costs nothing
-    return sum_words(tail, gl.full_like(tail, -0x3C603C61), positive_row(row, gl.bfloat16), "bf16x2")
+    return sum_words(size, tail, positive_or_nan(row), "bf16x2")
 
 
 @gluon.jit
@@ -198,11 +192,12 @@ def activated_row(row, factor, DTYPE: gl.constexpr, FUNCTION: gl.constexpr, GATE
 
     FUNCTION: a name in activations.FUNCTIONS, or "plain".
     """
-    BRIEF: gl.constexpr = DTYPE == gl.bfloat16
+    BRIEF: gl.constexpr = DTYPE == gl.bfloat16 and not GATED
     if FUNCTION == "gelu" and BRIEF:
         row = gelu_bfloat16(row)
     elif FUNCTION == "gelu_tanh" and BRIEF:
-        row = gelu_tanh_bfloat16(row)
+        value = values_of(row, DTYPE)
+        row = rounded_row(value * sigmoid_of_tanh(value, DTYPE), DTYPE)
     elif FUNCTION == "gelu":
         row = rounded_row(gelu(values_of(row, DTYPE), DTYPE), DTYPE)
     elif FUNCTION == "gelu_tanh":

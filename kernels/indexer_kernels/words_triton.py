@@ -149,6 +149,16 @@ def positive_words(word, TYPE: gl.constexpr):
 
 
 @gluon.jit
+def positive_or_nan(word):
+    """0 where a bfloat16 is negative, NaN where it is -infinity; NaN stays."""
+    return gl.inline_asm_elementwise(
+        "{.reg .b32 low; min.bf16x2 low, $1, $2; fma.rn.bf16x2 low, low, $2, $2; "
+        "max.NaN.bf16x2 $0, $1, low;}", "=r,r,r",
+        [word, gl.full_like(word, 0)], dtype=gl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
 def negative_sizes(word, LIMIT: gl.constexpr):
     """-min(|word|, LIMIT) of bfloat16; of NaN, -LIMIT. LIMIT: the bits of a word."""
     # Sizes in both types are in the order of their bits, and what float16 takes for NaN loses to a number.
