@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from indexer.display.text import Window, concordance, marked, one_line, spell, visible
+from indexer.display.text import Window, concordance, literal, marked, one_line, spell, visible
 
 DANGEROUS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -103,3 +103,24 @@ def test_shades_follow_the_activation() -> None:
     assert colours[" b"].color is not None  # type: ignore[union-attr]
     assert colours["«c»"].reverse  # type: ignore[union-attr]
     assert " d" not in colours or not colours[" d"].color  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" def", '" def"'), ("\n", r'"\n"'), ("", '""'), (" ", '" "'), ("a  b", '"a  b"'), ("x\t", r'"x\t"'),
+        (chr(34), r'"\""'),
+        ("def", "def"), ("a b", "a b"), ('say "x"', 'say "x"'), (' "', r'" \""'),
+        ("\\n", "\\n"), ("\\\n", r'"\\\n"'),
+        ("\x1b[2J", r'"\x1b[2J"'), ("\u202ex", r'"\u202ex"'), ("日本 ", '"日本 "'), ("NULL", "NULL"),
+    ],
+)  # fmt: skip
+def test_a_cell_shows_blanks_and_line_breaks(text: str, shown: str) -> None:
+    assert literal(text) == shown
+
+
+@given(st.text(st.characters(categories=None), max_size=12))
+def test_a_cell_is_one_harmless_line(text: str) -> None:
+    shown = literal(text)
+    assert visible(shown) == shown
+    assert shown.splitlines() == [shown]

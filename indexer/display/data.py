@@ -17,7 +17,7 @@ import pyarrow as pa
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-from indexer.display.text import CUT, one_line
+from indexer.display.text import CUT, literal, one_line
 from indexer.errors import IndexerError
 
 # a cut column narrower than this says too little to be worth its place
@@ -187,7 +187,7 @@ def _cell(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_cell, value)) + "]"
-    return one_line(str(_plain(value)))
+    return literal(value) if isinstance(value, str) else one_line(str(_plain(value)))
 
 
 def _is_number(kind: pa.DataType) -> bool:

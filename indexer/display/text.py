@@ -19,6 +19,7 @@ OPEN, CLOSE, CUT = "«", "»", "…"
 
 # characters with a sign of their own; every other one of the classes below is written as its escape
 _SIGNS = {"\n": "↵", "\t": "⇥", "\u00ad": "\\xad"}
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _HIDDEN_CLASSES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SUSPECT = re.compile(r"[^\x20-\x7e]")
 
@@ -37,6 +38,16 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """The text as one harmless line: runs of white space become one space, the rest is made visible."""
     return visible(" ".join(text.split()))
+
+
+def literal(text: str) -> str:
+    """The text as it is where one line shows all of it; else in quotes, as Python and JSON write it.
+
+    So blanks at the ends, line breaks and the empty text can be seen: `" def"`, `"\\n"`.
+    """
+    if text and text[0] != '"' and one_line(text) == text:
+        return text
+    return '"' + visible(text.translate(_ESCAPES)) + '"'
 
 
 def _visible_character(match: re.Match[str]) -> str:
