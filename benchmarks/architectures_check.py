@@ -211,15 +211,15 @@ def _told(error: BaseException) -> str:
 
 @contextmanager
 def _limited(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError within the block after so many seconds."""
+    """Raises TimeoutError within the block once this process has computed for so many seconds."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"not done in {seconds} s")
+        raise TimeoutError(f"not done in {seconds} s of processor time")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

@@ -129,6 +129,9 @@ class _Search:
     def finished(self, path: str, trace: BlockTrace) -> None:
         finding = self.findings[path]
         finding.runs += 1
+        # a block that runs again is refused, whatever it holds
+        if finding.runs > 1:
+            return
         only = None
         if self.by_hand is not None:
             only = next(within for block, within in self.by_hand.values() if block == path)
