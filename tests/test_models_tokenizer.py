@@ -113,6 +113,38 @@ def test_files_that_contradict_each_other_about_the_ends(
         loaded(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("asked", "ends"),
+    [
+        ({"add_bos_token": False}, ([], [])),
+        ({"add_bos_token": True, "add_eos_token": True}, ([1], [2])),
+        ({"add_eos_token": True}, ([1], [2])),
+        ({}, ([1], [])),
+    ],
+)
+def test_a_class_that_follows_its_settings_about_the_ends(
+    tmp_path: Path, asked: dict[str, Any], ends: tuple[list[int], list[int]]
+) -> None:
+    made = KINDS["llama_2"][0]()
+    made.save(str(tmp_path / "tokenizer.json"))
+    settings(tmp_path, bos_token="<s>", eos_token="</s>", tokenizer_class="LlamaTokenizerFast", **asked)
+    tokenizer = loaded(tmp_path)
+    encoder = Encoder(tokenizer)
+    assert (encoder.prefix.tolist(), encoder.suffix.tolist()) == ends
+    bare = made.encode("some text", add_special_tokens=False).ids
+    assert tokenizer("some text")["input_ids"] == [*ends[0], *bare, *ends[1]]
+
+
+def test_bos_that_the_file_does_not_add_and_settings_ask_for(tmp_path: Path) -> None:
+    made = KINDS["llama_2"][0]()
+    made.post_processor = processors.ByteLevel()
+    made.save(str(tmp_path / "tokenizer.json"))
+    settings(
+        tmp_path, bos_token="<s>", eos_token="</s>", add_bos_token=True, tokenizer_class="LlamaTokenizerFast"
+    )
+    assert Encoder(loaded(tmp_path)).prefix.tolist() == [1]
+
+
 def test_an_unknown_word_is_text_also_in_files_that_name_no_roles(tmp_path: Path) -> None:
     KINDS["wordpiece"][0]().save(str(tmp_path / "tokenizer.json"))
     tokenizer = loaded(tmp_path)

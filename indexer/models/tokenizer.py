@@ -8,6 +8,7 @@ whole.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +26,15 @@ _ASKED = {
     "tokenize_chinese_chars": ("BertNormalizer", "handle_chinese_chars"),
     "add_prefix_space": ("ByteLevel", "add_prefix_space"),
 }
+# classes that put BOS and EOS around a text as their settings say, in every version of transformers
+_SETTLES_ENDS = re.compile(r"(Code)?(Llama|Gemma|Cohere)\w*Tokenizer(Fast)?")
 
 
 def load_tokenizer(source: Source, config: Any) -> Any:
     """The fast tokenizer of a model: that of tokenizer.json, else what transformers makes of its vocabulary.
 
-    Settings that tokenizer_config.json names are followed: special tokens, and those of `_ASKED`.
+    Settings that tokenizer_config.json names are followed: special tokens, those of `_ASKED`, and whether BOS
+    and EOS are added where it names a class of `_SETTLES_ENDS`.
     Raises IndexerError where there is none, none that has a fast form, or where the two files contradict each
     other about BOS and EOS, which versions of transformers then settle differently.
     """
@@ -44,7 +48,7 @@ def load_tokenizer(source: Source, config: Any) -> Any:
     if (source.folder / FILE).is_file():
         with blamed_on(source, "its tokenizer cannot be loaded"):
             tokenizer = _as_in_file(source)
-        _check_ends(source, tokenizer)
+        _settle_ends(source, tokenizer)
         return tokenizer
     return _made_of(source, config, vocabularies)
 
@@ -72,19 +76,43 @@ def _as_in_file(source: Source) -> Any:
     return tokenizer
 
 
-def _check_ends(source: Source, tokenizer: Any) -> None:
+def _settle_ends(source: Source, tokenizer: Any) -> None:
+    """Have BOS and EOS put around a text as settings say. IndexerError where they and the file contradict
+    each other and no class says which of them holds."""
     settings = read_json(source.name, source.folder / SETTINGS, {})
     encoding = tokenizer.backend_tokenizer.encode("a")
     ids = [number for number, real in zip(encoding.ids, encoding.attention_mask, strict=True) if real]
+    ends, differs = {}, False
     for role, end in (("bos", ids[:1]), ("eos", ids[-1:])):
         token, asked = getattr(tokenizer, f"{role}_token"), settings.get(f"add_{role}_token")
-        adds = end == [getattr(tokenizer, f"{role}_token_id")]
-        if token is not None and isinstance(asked, bool) and asked != adds:
+        adds = token is not None and end == [getattr(tokenizer, f"{role}_token_id")]
+        ends[role] = asked if token is not None and isinstance(asked, bool) else adds
+        if ends[role] == adds:
+            continue
+        if _SETTLES_ENDS.fullmatch(str(settings.get("tokenizer_class"))) is None:
             raise IndexerError(
                 f"model {source.name}: {SETTINGS} sets add_{role}_token to {str(asked).lower()}, but {FILE} "
                 f"{'adds' if adds else 'does not add'} {token}; change the setting, in a copy of the model, "
                 "to what it was trained with"
             )
+        differs = True
+    if differs:
+        _put_around(tokenizer, ends)
+
+
+def _put_around(tokenizer: Any, ends: dict[str, bool]) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    around = {
+        role: [(getattr(tokenizer, f"{role}_token"), getattr(tokenizer, f"{role}_token_id"))] if added else []
+        for role, added in ends.items()
+    }
+    before, after = ([token for token, _ in around[role]] for role in ("bos", "eos"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *before, "$B", *after],
+        special_tokens=[*around["bos"], *around["eos"]],
+    )
 
 
 def _follow(settings: dict[str, Any], steps: dict[str, Any]) -> bool:
