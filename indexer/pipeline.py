@@ -31,7 +31,7 @@ from indexer.models.alone import Batching, Plain, batching
 from indexer.models.memory import plan_memory
 from indexer.models.placement import device_type
 from indexer.observer import StatisticsObserver
-from indexer.progress import Progress, in_bytes
+from indexer.progress import WRITING_SPEED, Course, Progress, in_bytes
 from indexer.spotcheck import SpotCheck
 from indexer.tokens import Batches
 from indexer.tokens.chat import chat_writer
@@ -65,7 +65,7 @@ class Build:
     most_tokens: the largest batch that fits; see Runner.
     memory, batch_tokens: see MemoryPlan; on a resumed build the batches of the first process.
     batching: which sequences lie together in a batch, and why. spotcheck: of some of them, while it runs.
-    observer, documents, totals: see `_run_model`.
+    observer, documents, totals: see `_run_model`. course: how far it is.
     token_counts: int64 [vocabulary], how often each token was counted.
     """
 
@@ -73,6 +73,7 @@ class Build:
         self.config = config
         self.before = list(before)
         self.begin = time.perf_counter()
+        self.course = Course()
         self.tokens_before = 0
         self.seconds_before = 0.0
         self.model_seconds = 0.0
@@ -132,14 +133,21 @@ class Build:
         self.observer = StatisticsObserver(units, self.keep, kernels=self.kernels, threads=self.threads)
         self.documents = Documents(self.observer.documents)
         self.spotcheck = SpotCheck(self.kernels, self.batching.together)
+        self.course.writing_seconds = sum(units.values()) * self.keep.bytes_per_unit() / WRITING_SPEED
         start = None if checkpoint is None else checkpoints.restored(self, checkpoint)
         self._put_on_device(self.observer)
         self.tokens_before = self.observer.count
         with StopRequest() as stop:
             for line in account.plan(self, self.keep):
                 self.progress.say(line)
-            self.note("started" if checkpoint is None else "resumed", tokens=self.observer.count)
+            self.note(
+                "started" if checkpoint is None else "resumed",
+                tokens=self.observer.count,
+                share=self.course.share,
+            )
             self._run_model(self.observer, start, stop)
+            self.course.run(1.0, self.model_seconds)
+            self.progress.start(self.course.share)
             output = checkpoints.publish(self)
         self.progress.close()
         for line in account.cost(self, output):
@@ -252,7 +260,7 @@ class Build:
         runner = self._runner([layer.layer for layer in self.layers], observer)
         self.matmul = "compiled" if config.compile else "onednn" if runner.onednn else "torch"
         widest = max(layer.units for layer in self.layers) * self.loaded.dtype.itemsize
-        self.progress.start(self.share_done() or 0.0, observer.count)
+        self.progress.start(self.course.share, observer.count)
         with freed_memory_kept(self.batch_tokens * widest), batches, runner:
             seconds_before, waited_before = self.model_seconds, self.waited
             begin = time.perf_counter()
@@ -264,7 +272,8 @@ class Build:
                 self.documents.add(batches.finished_documents())
                 self.model_seconds = seconds_before + time.perf_counter() - begin
                 self.waited = waited_before + batches.waited
-                self.progress.show(self.share_done(), observer.count)
+                self.course.run(self._share_run(observer), self.model_seconds)
+                self.progress.show(self.course.share, observer.count)
                 if self.pace.event_due():
                     self._note_progress(observer)
                 if stop.requested:
@@ -304,7 +313,7 @@ class Build:
             raise
 
     def _note_progress(self, observer: StatisticsObserver) -> None:
-        share = self.share_done()
+        share = self.course.share
         speed, left = self.progress.rate(share, observer.count)
         self.note(
             "progress",
@@ -315,15 +324,24 @@ class Build:
             seconds=round(self.seconds, 1),
         )
 
-    def share_done(self) -> float | None:
-        """Of the whole work, 0 to 1; None where that is not known."""
-        shares = []
-        wanted = sum(piece.bytes for piece in self.pieces)
-        if wanted:
-            shares.append(self.batches.bytes_done / wanted)
-        if self.config.max_tokens and self.observer is not None:
-            shares.append(self.observer.count / self.config.max_tokens)
-        return min(1.0, max(shares)) if shares else None
+    def _share_run(self, observer: StatisticsObserver) -> float | None:
+        """Of the pass over the corpus, 0 to 1; None where that is not known."""
+        shares = [self.batches.share(sum(piece.bytes for piece in self.pieces))]
+        if self.config.max_tokens:
+            shares.append(min(1.0, observer.count / self.config.max_tokens))
+        return max((share for share in shares if share is not None), default=None)
+
+    def show_writing(self, share: float) -> None:
+        """This share of the index is written."""
+        self.course.written(share)
+        share_of_all = self.course.share
+        _, left = self.progress.rate(share_of_all, 0)
+        self.progress.show_share(share_of_all, "writing the index")
+        if self.pace.event_due() or not share:
+            seconds = self.course.writing_seconds if left is None else left
+            self.note(
+                "writing", tokens=self.totals.counted_tokens, share=share_of_all, seconds_left=round(seconds)
+            )
 
 
 def _pieces(config: BuildConfig, corpus: Corpus) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -124,16 +127,51 @@ def test_batch_order_is_reproducible() -> None:
             assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_bytes_done_follows_what_was_handed_out(tmp_path: Path) -> None:
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES * 10))
-    corpus = Corpus([str(tmp_path / "corpus.jsonl")])
-    with Batches(corpus, tiny_tokenizer("wordpiece"), context=32, batch_tokens=256) as batches:
-        done = [batches.bytes_done for _ in batches]
-    assert done == sorted(done)
-    assert done[-1] == corpus.bytes
-    # the reader is far ahead at first, the share done is not
-    middle = len(done) // 2
-    assert 0.3 < done[middle] / done[-1] < 0.6
+def shares(corpus: Corpus, slow: bool = True, **options: Any) -> list[tuple[float | None, float]]:
+    """After every batch, the share said and the true one; slow: the reader is as far ahead as it goes."""
+    found: list[tuple[float | None, int]] = []
+    with Batches(corpus, tiny_tokenizer("wordpiece"), context=32, batch_tokens=256, **options) as batches:
+        for _ in batches:
+            if slow:
+                time.sleep(0.01)
+            found.append((batches.share(corpus.bytes or 0), batches.totals.tokens))
+    return [(share, tokens / found[-1][1]) for share, tokens in found]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_the_share_is_that_of_tokens_where_the_reader_is_ahead(tmp_path: Path, times: int) -> None:
+    # a block of the reader's, and a few
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"text": line}) + "\n" for line in LINES * times)
+    )
+    for share, true in shares(Corpus([str(tmp_path / "corpus.jsonl")])):
+        assert share == pytest.approx(true, abs=0.06)
+
+
+# a compressed file is read in blocks of 64 kB, a tenth of this one
+@pytest.mark.parametrize(
+    ("suffix", "tolerance"), [(".jsonl", 0.06), (".jsonl.gz", 0.15), (".parquet", 0.06)], ids=str
+)
+def test_the_share_is_that_of_tokens_where_most_text_is_to_come(
+    tmp_path: Path, suffix: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"corpus{suffix}"
+    texts = [line[:most] for line in LINES * 6 for most in (80, 5, 40)]
+    text = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=2000)
+    else:
+        path.write_bytes(gzip.compress(text.encode()) if suffix == ".jsonl.gz" else text.encode())
+    monkeypatch.setattr("indexer.tokens.batches.READY_BATCHES", 2)
+    for share, true in shares(Corpus([str(path)]), slow=False):
+        assert share == pytest.approx(true, abs=tolerance)
+
+
+def test_the_share_is_unknown_until_the_end_of_a_corpus_of_unknown_size_is_seen() -> None:
+    with Batches(Texts(LINES), tiny_tokenizer("wordpiece"), context=32, batch_tokens=256) as batches:
+        said = [batches.share(0) for _ in batches]
+    assert said[-1] == pytest.approx(1)
+    assert all(share is None or 0 < share <= 1 for share in said)
 
 
 def test_batches_are_within_bounds_and_dense() -> None:

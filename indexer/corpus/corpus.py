@@ -153,6 +153,11 @@ class Corpus:
         return self._reading.without_column
 
     @property
+    def bytes_used(self) -> int:
+        """Bytes on disk of what the latest pass has handed out, of compressed files up to a block more."""
+        return self._reading.counts.bytes_read - self._reading.bytes_waiting()
+
+    @property
     def bytes(self) -> int | None:
         """Bytes on disk of all files, to measure `counts.bytes_read` against; None where one is unknown."""
         sizes = [file.bytes for file in self.files]

@@ -58,6 +58,7 @@ class Reading:
     bytes_before: counts.bytes_read when the present file was opened.
     utf16: whether the present file was UTF-16.
     without_column: what the first file said that was left out for its columns.
+    bytes_waiting: tells how many of counts.bytes_read wait in the present file's buffer.
     """
 
     text_column: str
@@ -74,6 +75,7 @@ class Reading:
     bytes_before: int = 0
     utf16: bool = False
     without_column: str | None = None
+    bytes_waiting: Callable[[], int] = lambda: 0
 
     def see(self, file: CorpusFile, row: int) -> None:
         """A row of a file was met, whatever becomes of it."""

@@ -49,6 +49,10 @@ class HashedFile(io.RawIOBase):
             self.complete = True
         return count or 0
 
+    def tell(self) -> int:
+        """How many bytes were read."""
+        return self.size
+
     def sha256(self) -> str | None:
         """The digest in hexadecimal, None before the end of the file."""
         return self._hash.hexdigest() if self.complete else None
@@ -74,16 +78,20 @@ def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[i
     with raw:
         try:
             packed = raw if file.compression is None else unpacked(raw, file.compression)
-            with io.BufferedReader(packed, BLOCK_BYTES) as stream:
-                reading.utf16 = is_utf16(stream.peek(4)[:4])
+            with io.BufferedReader(packed, BLOCK_BYTES) as buffer:
+                if file.compression is None:
+                    reading.bytes_waiting = lambda: raw.size - buffer.tell()
+                reading.utf16 = is_utf16(buffer.peek(4)[:4])
+                stream = buffer
                 if reading.utf16:
-                    stream = io.BufferedReader(Utf16Reader(stream), BLOCK_BYTES)  # type: ignore[arg-type]
+                    stream = io.BufferedReader(Utf16Reader(buffer), BLOCK_BYTES)  # type: ignore[arg-type]
                 yield stream  # type: ignore[misc]
         except Exception as error:
             if not isinstance(error, errors()):
                 raise
             raise unreadable(file, error) from None
         finally:
+            reading.bytes_waiting = lambda: 0
             sha256 = raw.sha256()
             reading.note_digest(file, raw.size if sha256 else None, sha256)
         # a file that was left early, being binary or bad, is done with all the same

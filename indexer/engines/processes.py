@@ -26,12 +26,12 @@ from indexer.engines.shards import (
     make_folder,
     merge_parts,
     shard_output,
+    shard_progress,
     shards_folder,
 )
 from indexer.errors import IndexerError
 from indexer.index.output import check_output
 from indexer.index.scratch import put_right
-from indexer.index.unfinished import BUILD_SUFFIX, last_progress
 from indexer.progress import Progress
 from indexer.work.durable import remove
 
@@ -194,16 +194,9 @@ def _gpus() -> int:
 def _watch(workers: list[Worker], progress: Progress) -> None:
     """Show how far they are until all have ended."""
     progress.say(f"{len(workers)} workers, each with a shard of the corpus")
+    progress.start_sum([shard_progress(worker.output) for worker in workers])
     # what merges their parts is loaded while they work
     importlib.import_module("indexer.partials.merge")
     while any(worker.process.poll() is None for worker in workers):
         time.sleep(POLL_SECONDS)
-        progress.show_sum([_progress(worker) for worker in workers])
-
-
-def _progress(worker: Worker) -> tuple[float, int]:
-    """The share that a worker has done, 0 to 1, and its tokens."""
-    if worker.process.returncode == 0:
-        return 1.0, 0
-    found = last_progress(worker.output.with_name(worker.output.name + BUILD_SUFFIX))
-    return float(found.get("share") or 0.0), int(found.get("tokens", 0))
+        progress.show_sum([shard_progress(worker.output) for worker in workers])

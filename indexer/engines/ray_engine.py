@@ -21,13 +21,13 @@ from indexer.engines.shards import (
     make_folder,
     merge_parts,
     shard_output,
+    shard_progress,
     shards_folder,
 )
 from indexer.engines.storage import Storage
 from indexer.errors import IndexerError
 from indexer.index.output import check_output
 from indexer.index.scratch import put_right
-from indexer.index.unfinished import BUILD_SUFFIX, last_progress
 from indexer.progress import Progress
 from indexer.work.durable import remove
 
@@ -96,7 +96,9 @@ def _run(
     waiting = list(range(shards))
     idle = [actor.remote() for _ in range(min(workers, shards))]
     running: dict[Any, tuple[int, Any]] = {}
+    outputs = [shard_output(config.output, shard, shards) for shard in range(shards)]
     finished: set[int] = set()
+    progress.start_sum([shard_progress(output) for output in outputs])
     while waiting or running:
         while waiting and idle:
             shard, worker = waiting.pop(0), idle.pop()
@@ -107,7 +109,7 @@ def _run(
             _result(ray, reference, shard, shards)
             finished.add(shard)
             idle.append(worker)
-        progress.show_sum([_progress(config.output, shard, shards, finished) for shard in range(shards)])
+        progress.show_sum([shard_progress(outputs[shard], shard in finished) for shard in range(shards)])
 
 
 def _result(ray: Any, reference: Any, shard: int, shards: int) -> None:
@@ -118,14 +120,6 @@ def _result(ray: Any, reference: Any, shard: int, shards: int) -> None:
         raise IndexerError(f"shard {shard} of {shards}: {told}") from error
     except ray.exceptions.RayError as error:
         raise IndexerError(f"shard {shard} of {shards}: Ray says: {str(error).splitlines()[0]}") from error
-
-
-def _progress(output: Path, shard: int, shards: int, finished: set[int]) -> tuple[float, int]:
-    if shard in finished:
-        return 1.0, 0
-    place = shard_output(output, shard, shards)
-    found = last_progress(place.with_name(place.name + BUILD_SUFFIX))
-    return float(found.get("share") or 0.0), int(found.get("tokens", 0))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import sha256
 from indexer.index.schema import MANIFEST
 from indexer.index.scratch import put_right
-from indexer.index.unfinished import BUILD_SUFFIX, SHARDS_SUFFIX
+from indexer.index.unfinished import BUILD_SUFFIX, SHARDS_SUFFIX, last_progress
 from indexer.progress import Progress
 from indexer.work.durable import remove, told
 
@@ -59,6 +59,17 @@ def is_finished(config: BuildConfig) -> bool:
     build(config)
     clear_merged(shards_folder(config.output), "*-of-*.index", merged_into(config.output))
     return True
+
+
+def shard_progress(output: Path, finished: bool = False) -> tuple[float, int]:
+    """The share of its work that the build of one shard has done, 0 to 1, and its tokens.
+
+    output: where its partial index goes. finished: whether it is known to be done, on another disk perhaps.
+    """
+    if (output / MANIFEST).exists():
+        return 1.0, int(last_progress(output).get("tokens", 0))
+    found = last_progress(output.with_name(output.name + BUILD_SUFFIX))
+    return 1.0 if finished else float(found.get("share") or 0.0), int(found.get("tokens", 0))
 
 
 def clear_merged(folder: Path, name: str, merged: Sequence[str]) -> None:

@@ -42,6 +42,8 @@ _MOST_THREADS = 4
 class IndexWriter:
     """Takes the layers of an index one by one and publishes it; `published` tells whether it is in place.
 
+    layers_written: those whose files are complete.
+
     Layers are written in the background by up to four threads; their arrays must not change until `publish`
     or the end of the `with` block. Memory: the records of as many layers as there are threads; some 120 bytes
     for every unit, and 8 for every document that examples point to.
@@ -72,6 +74,7 @@ class IndexWriter:
         # beside what a symbolic link points to: only there can a folder be renamed to it
         self._target = Path(os.path.realpath(self.output))
         self.published = False
+        self.layers_written = 0
         self._folder: Path | None = None
         self._scratch: Scratch | None = None
         self._units: dict[tuple[str, int], list[pa.Table]] = {}
@@ -122,6 +125,8 @@ class IndexWriter:
             try:
                 with ExitStack() as stack:
                     self._layer_files(stack, record, record.units, rows)(record, 0)
+                with self._lock:
+                    self.layers_written += 1
             finally:
                 self._room.release()
 

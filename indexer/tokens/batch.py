@@ -144,10 +144,12 @@ class _Window:
 class Snapshot:
     """A packer between two look-aheads: what it holds, and where the stream stands.
 
-    read, finished: documents read to their end with their characters; finished: those not told of yet.
+    tokens: of the text read up to there. read, finished: documents read to their end with their characters;
+    finished: those not told of yet.
     """
 
     mark: Mark
+    tokens: int
     forced: int
     held: _Window
     wanted: int
@@ -159,6 +161,7 @@ class Snapshot:
     def state(self) -> dict[str, Any]:
         """All but the mark, as plain values and arrays."""
         return {
+            "tokens": self.tokens,
             "forced": self.forced,
             "held": dict(vars(self.held)),
             "wanted": self.wanted,
@@ -174,7 +177,7 @@ class Packer:
 
     Which sequences there are follows from the stream and the context alone; which batch one lands in, from
     batch_tokens too. Within a look-ahead of some 64 batches, sequences go from long to short.
-    full: whether max_tokens ended it.
+    full: whether max_tokens ended it. tokens: of the text so far, special ones left out.
     snapshot: the latest state from which the same batches can be made again; None: from the beginning.
     since: batches made since then.
     """
@@ -190,6 +193,7 @@ class Packer:
         self._read: dict[int, int] = {}
         self._finished: list[tuple[int, int]] = []
         self.full = False
+        self.tokens = 0
         self.snapshot: Snapshot | None = None
         self.since = 0
         largest = WINDOW_BATCHES * layout.batch_tokens
@@ -198,6 +202,7 @@ class Packer:
         self._wanted = self._smallest
         self._piece: int | None = None
         if start is not None:
+            self.tokens = start["tokens"]
             self._held = [_Window(**start["held"])]
             self._wanted, self._counted, self._piece = start["wanted"], start["counted"], start["piece"]
             self._read = dict(map(tuple, start["read"]))
@@ -216,6 +221,7 @@ class Packer:
                 yield from self._packed(last=True)
                 self._piece, self._wanted = encoded.piece, self._smallest
                 tokens = sequences = 0
+            self.tokens += len(encoded.token_ids)
             window = self._limited(self._cut(encoded))
             self._held.append(window)
             self._read.update(encoded.finished)
@@ -234,8 +240,8 @@ class Packer:
     def _take_snapshot(self, mark: Mark, forced: int) -> None:
         assert self._piece is not None
         self.snapshot = Snapshot(
-            mark, forced, self._held[0], self._wanted, self._counted, self._piece, dict(self._read),
-            list(self._finished),
+            mark, self.tokens, forced, self._held[0], self._wanted, self._counted, self._piece,
+            dict(self._read), list(self._finished),
         )  # fmt: skip
         self.since = 0
 

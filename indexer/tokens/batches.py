@@ -61,7 +61,6 @@ class Batches:
     pieces: the consecutive pieces of the corpus to be read, all where not given.
     start: a Position to continue from, of the same corpus, tokenizer, numbers and pieces.
     totals: what was handed out. waited: seconds spent in waiting for it.
-    bytes_done: bytes on disk of the text behind it, about; the corpus itself counts what was read ahead too.
     Call `finished_documents` now and then: it holds an entry per document until then.
     Raises IndexerError at once for numbers that leave no room, later whatever reading the corpus raises.
     """
@@ -89,7 +88,6 @@ class Batches:
         self.totals = TokenTotals() if start is None else TokenTotals(**start.state["totals"])
         self.waited = 0.0
         self._background = _Background(corpus, encoder, layout, threads, pieces, start)
-        self.bytes_done = self._background.bytes_behind(0)
         # stops the thread when this object is forgotten, and at exit before the interpreter goes
         self._stop = weakref.finalize(self, self._background.stop)
         self._background.start()
@@ -112,8 +110,17 @@ class Batches:
         totals.padding += batch.token_ids.size - tokens
         totals.counted_tokens += int(batch.counted.sum())
         totals.forced_cuts = self._background.forced
-        self.bytes_done = self._background.bytes_behind(tokens - self._wrapping * len(batch.length))
         return batch
+
+    def share(self, corpus_bytes: int) -> float | None:
+        """Of all the text's tokens those handed out, 0 to 1; None while nothing tells how many there are.
+
+        corpus_bytes: on disk, of all that is to be read; 0 where that is not known. Exact once the reader,
+        who is ahead, is at the end; before, text to come is taken to have as many tokens a byte as that read.
+        """
+        tokens = self._background.tokens_expected(corpus_bytes)
+        handed_out = self.totals.tokens - self._wrapping * self.totals.sequences
+        return min(1.0, handed_out / tokens) if tokens else None
 
     def finished_documents(self) -> list[tuple[int, int]]:
         """(document, characters) of the documents that are done with since the last call.
@@ -165,11 +172,8 @@ class _Background:
         # a batch, None for the end; the documents finished before it; where the packer stood behind it
         self._ready: deque[tuple[Batch | None, list[tuple[int, int]], Snapshot | None, int]] = deque()
         self._finished: list[tuple[int, int]] = []
-        # (tokens not yet handed out, bytes on disk read when they had been encoded), in the order of reading
-        self._behind: deque[tuple[int, int]] = deque()
-        self._handed_out = 0
-        self._bytes_behind = reading["counts"]["bytes_read"] if reading else 0
-        self._wrapping = encoder.wrapping
+        # tokens encoded, the bytes on disk that held them, and whether these are all
+        self._encoded = (self._packer.tokens, 0, False)
         self._corpus = corpus
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -222,14 +226,12 @@ class _Background:
             documents, self._finished = self._finished, []
         return documents
 
-    def bytes_behind(self, tokens: int) -> int:
-        """Bytes on disk of the text handed out, with these further tokens of it."""
-        with self._changed:
-            self._handed_out += tokens
-            while self._behind and self._behind[0][0] <= self._handed_out:
-                count, self._bytes_behind = self._behind.popleft()
-                self._handed_out -= count
-        return self._bytes_behind
+    def tokens_expected(self, corpus_bytes: int) -> float | None:
+        """How many tokens the text has in all, see Batches.share."""
+        tokens, read, all_of_them = self._encoded
+        if all_of_them:
+            return tokens
+        return tokens * max(1.0, corpus_bytes / read) if corpus_bytes and read else None
 
     def _run(self) -> None:
         try:
@@ -239,7 +241,6 @@ class _Background:
                     empty = False
                     if number < self._skip:
                         self._packer.finished_documents()
-                        self.bytes_behind(int(batch.length.sum()) - self._wrapping * len(batch.length))
                     elif not self._put(batch):
                         return
             if empty and not self._corpus.allow_empty and not self._before["packer"]:
@@ -253,11 +254,12 @@ class _Background:
 
     def _noted(self) -> Iterator[Encoded]:
         for encoded in self._stream:
-            with self._changed:
-                if self._stopped:
-                    return
-                self._behind.append((len(encoded.token_ids), self._corpus.counts.bytes_read))
+            if self._stopped:
+                return
+            tokens = self._packer.tokens + len(encoded.token_ids)
+            self._encoded = (tokens, self._corpus.bytes_used, False)
             yield encoded
+        self._encoded = (self._packer.tokens, self._corpus.bytes_used, True)
 
     def _put(self, batch: Batch | None) -> bool:
         """Queue a batch, or the end; False where nobody waits for it any more."""

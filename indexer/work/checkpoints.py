@@ -39,14 +39,15 @@ def save(build: Build) -> float:
     build.observer.finish()
     build.work.save(lambda path: _write(build, path, running=True), _position(build))
     seconds = time.perf_counter() - begin
-    build.note("checkpoint", tokens=build.observer.count, share=build.share_done(), took=round(seconds, 3))
+    # the finished index is written in the same way
+    build.course.writing_seconds = seconds
+    build.note("checkpoint", tokens=build.observer.count, share=build.course.share, took=round(seconds, 3))
     return seconds
 
 
 def publish(build: Build) -> Path:
     """Put the finished index in place and remove the build's folder; returns the index's path."""
     assert build.observer is not None
-    build.note("finished", tokens=build.observer.count, seconds=round(build.seconds, 1))
     _write(build, build.config.output, running=False)
     build.published = True
     build.work.remove()
@@ -74,6 +75,7 @@ def restored(build: Build, checkpoint: Checkpoint) -> Position:
     observer.seconds = state["observer"]["seconds"]
     build.documents.restore(state["documents"])
     build.spotcheck.checked, build.spotcheck.largest = state["checked"], state["largest_difference"]
+    build.course.share, build.course.writing_seconds = state["course"]
     build.seconds_before = state["seconds"]
     build.model_seconds = state["model_seconds"]
     build.waited = state["waited"]
@@ -96,6 +98,7 @@ def _position(build: Build) -> dict[str, Any]:
         },
         "checked": build.spotcheck.checked,
         "largest_difference": build.spotcheck.largest,
+        "course": [build.course.share, build.course.writing_seconds],
         "seconds": build.seconds,
         "model_seconds": build.model_seconds,
         "waited": build.waited,
@@ -112,6 +115,8 @@ def _write(build: Build, path: Path, *, running: bool) -> None:
     kept = build.work.kept
     with IndexWriter(path, build.vocabulary, overwrite=overwrite, staging=staging, kept=kept) as writer:
         for layer in build.layers:
+            if not running:
+                build.show_writing(writer.layers_written / (len(build.layers) + 1))
             number = layer.layer
             # a record that takes its arrays over is gone once it is written
             writer.add_layer(
@@ -120,5 +125,7 @@ def _write(build: Build, path: Path, *, running: bool) -> None:
                 else observer.take_record(number)
             )
         documents = build.documents.table(build.corpus, writer.documents)
+        if not running:
+            build.note("finished", tokens=build.totals.counted_tokens, seconds=round(build.seconds, 1))
         log = None if running else build.work.log.path.read_text(encoding="ascii")
         writer.publish(account.manifest(build), documents, build.token_counts, log)
