@@ -69,7 +69,9 @@ def restored(build: Build, checkpoint: Checkpoint) -> Position:
         record = read_layer(checkpoint.index, manifest, MLP, layer.layer)
         statistics = statistics_of(record, build.keep, kernels=build.kernels, threads=build.threads)
         observer.restore(layer.layer, statistics)
-    _, build.token_counts = read_vocabulary(checkpoint.index)
+    _, counts = read_vocabulary(checkpoint.index)
+    # what was read cannot be added to
+    build.token_counts = counts.copy()
     met = state["observer"]["first_non_finite"]
     observer.first_non_finite = None if met is None else NonFinite(**met)
     observer.seconds = state["observer"]["seconds"]
