@@ -15,7 +15,7 @@ from indexer.errors import IndexerError
 from indexer.models import LoadedModel, adapt, load, loading, placement
 from indexer.models.fused import Workspace
 from indexer.models.placement import Placement, device_type, weight_bytes
-from indexer.models.weights import weight_files
+from indexer.models.weights import read_headers, weight_files
 from indexer.pipeline import build
 from tests.test_models_runner import run
 from tests.test_pipeline import tables
@@ -112,7 +112,7 @@ def test_weights_are_known_from_their_files(tmp_path: Path, dtype: torch.dtype) 
     saved(tmp_path)
     model = load(str(tmp_path), dtype=str(dtype).removeprefix("torch."), device="cpu").model
     wanted = sum(weight.nbytes for weight in model.parameters())
-    assert weight_bytes(weight_files("m", tmp_path), dtype) == wanted
+    assert weight_bytes(read_headers("m", weight_files("m", tmp_path)), dtype) == wanted
 
 
 def test_scratch_memory_is_where_the_layer_is() -> None:

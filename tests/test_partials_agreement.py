@@ -46,6 +46,7 @@ def _drop(section: str, name: str) -> Change:
         (_set("configuration", on_bad_text="skip"), "--on-bad-text is null and skip"),
         (_set("model", digest="3" * 64), f"the model's digest is {'0' * 64} and {'3' * 64}"),
         (_set("model", dtype="bfloat16"), "the model's dtype is float32 and bfloat16"),
+        (_set("model", attention="eager"), "the model's attention is null and eager"),
         (_set("model", matmul="onednn"), "the model's matmul is torch and onednn"),
         (_set("tokenizer", digest="4" * 64), "the tokenizer's digest is "),
     ],
@@ -78,8 +79,8 @@ def test_all_differences_are_told(tmp_path: Path) -> None:
 def test_what_decides_no_row_may_differ(tmp_path: Path) -> None:
     def change(sections: dict[str, Any]) -> None:
         free = {"threads": 7, "batch_tokens": 9, "device": "cuda", "overwrite": True, "shard": [1, 2]}
-        sections["configuration"].update(free, model="elsewhere", corpus=["data", "more"])
-        sections["model"].update(name="elsewhere", torch="3")
+        sections["configuration"].update(free, model="elsewhere", corpus=["data", "more"], attention="sdpa")
+        sections["model"].update(name="elsewhere", torch="3", weights_not_used=["lm_head.weight"])
         sections["software"].update(torch="3")
 
     one, other = some_index(tmp_path / "one", [0]), some_index(tmp_path / "other", [1], change)

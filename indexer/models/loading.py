@@ -104,7 +104,7 @@ def load(
     files = weight_files(name, source.folder)
     stored = read_headers(name, files)
     chosen = _dtype(dtype, checkpoint_dtype(name, stored), kind)
-    place = placement(name, device, weight_bytes(files, chosen), chosen)
+    place = placement(name, device, weight_bytes(stored, chosen), chosen)
     with quiet_transformers():
         config = _load_config(source)
         _check_attention(source, config, attention)

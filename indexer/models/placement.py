@@ -5,15 +5,15 @@ Known before the weights are read, from the headers of their files and the GPUs'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import prod
-from pathlib import Path
 
 import torch
 
 from indexer.errors import IndexerError
+from indexer.models.weights import Stored
 from indexer.progress import in_bytes
 
 # a tenth of the weights is the least that batches and statistics want beside them
@@ -81,19 +81,13 @@ def placement(name: str, device: str, weights: int, dtype: torch.dtype) -> Place
     return Placement(all_gpus[0]) if len(free) == 1 else _spread(name, free)
 
 
-def weight_bytes(files: Sequence[Path], dtype: torch.dtype) -> int:
-    """Bytes of all weights in safetensors files once those in floating point are `dtype`; reads headers."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                stored = tensors.get_slice(key)
-                kind = stored.get_dtype()
-                size = dtype.itemsize if kind.startswith(("F", "BF")) else OTHER_BYTES.get(kind, 1)
-                total += prod(stored.get_shape()) * size
-    return total
+def weight_bytes(stored: Mapping[str, Stored], dtype: torch.dtype) -> int:
+    """Bytes of the weights that headers tell of, once those in floating point are `dtype`."""
+    return sum(
+        prod(tensor.shape)
+        * (dtype.itemsize if tensor.dtype.startswith(("F", "BF")) else OTHER_BYTES.get(tensor.dtype, 1))
+        for tensor in stored.values()
+    )
 
 
 def free_memory(device: torch.device) -> int:
