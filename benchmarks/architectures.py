@@ -46,7 +46,9 @@ def run(options: Options) -> Report:
                 print(json.dumps(verdict.plain()), file=kept, flush=True)
                 note = f": {verdict.note}" if verdict.note else ""
                 say(f"{len(found)} of {len(names)}: {verdict.name} {verdict.verdict}{note}")
-    return _report(options, [found[name] for name in names])
+    before = len(names) - len(missing)
+    notes = [f"{before} of {len(names)} verdicts were kept from earlier runs"] if before else []
+    return _report(options, [found[name] for name in names], notes)
 
 
 def _chosen(only: str | None) -> list[str]:
@@ -75,7 +77,7 @@ def _judged(names: Iterable[str], scratch: Path, processes: int) -> Iterator[Ver
             yield done.result()
 
 
-def _report(options: Options, found: list[Verdict]) -> Report:
+def _report(options: Options, found: list[Verdict], notes: list[str]) -> Report:
     by_name = {verdict.name: verdict for verdict in found}
     counts: dict[str, Counter[str]] = {}
     for sort, names in DATA["sorts"].items():
@@ -102,4 +104,4 @@ def _report(options: Options, found: list[Verdict]) -> Report:
         "of every unit count, maximum, minimum and mean, and the value at its first example's place, against "
         "plain pre-hooks on transformers' model with each sequence run alone"
     ]
-    return Report(settings_of(options, leave_out=("processes", "folder")), checks, results, tables)
+    return Report(settings_of(options, leave_out=("processes", "folder")), checks, results, tables, notes)

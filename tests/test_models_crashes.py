@@ -331,6 +331,13 @@ def test_mlps_in_more_than_one_list_are_refused() -> None:
     assert len(find(Twice().eval(), "more.0.*.mlp.down").layers) == 1
 
 
+def test_a_list_of_embeddings_is_no_list_of_blocks() -> None:
+    model = body(Packed())
+    model.tables = nn.ModuleList(nn.Embedding(9000, 16) for _ in range(3))
+    model.forward = lambda input_ids: _through(model, input_ids) + sum(t(input_ids) for t in model.tables)  # type: ignore
+    assert [layer.projection for layer in find(model).layers] == ["blocks.0.mlp.down"]
+
+
 def test_a_projection_by_hand_that_is_given_more_than_a_tensor() -> None:
     model = made("IBertConfig", **COMMON)
     loaded = adapt(model, output_projection="encoder.layer.*.output.dense")

@@ -244,9 +244,7 @@ class Runner:
             stack.enter_context(traced(self.loaded.model, layer.plan, self._in_place(layer)))
             return
         activate = self._activate(layer.layer)
-        forward = FusedForward(
-            layer.plan, layer.projection, activate, self._workspace, last, self.onednn
-        )
+        forward = FusedForward(layer.plan, layer.projection, activate, self._workspace, last, self.onednn)
         stack.enter_context(installed(layer.plan, forward))
 
     def _activate(self, layer: int) -> Activate:

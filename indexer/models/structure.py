@@ -235,13 +235,17 @@ def _unmatched(trace: BlockTrace, path: str) -> tuple[MlpLayer | None, str]:
 
 
 def _block_lists(model: nn.Module, within: str) -> dict[str, nn.ModuleList]:
-    """The lists of blocks, by path, without lists within blocks; within: what their paths begin with."""
+    """The lists of blocks, which have parts, without lists within blocks; by path.
+
+    within: what their paths begin with.
+    """
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if (
             isinstance(module, nn.ModuleList)
             and len(module)
             and not isinstance(module[0], nn.ModuleList)
+            and any(True for _ in module[0].children())
             and name.startswith(within)
             and not any(name.startswith(f"{o}.") for o in lists)
         ):
