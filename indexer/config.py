@@ -11,12 +11,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from indexer.quantities import BYTES, COUNTS, whole_number
 from indexer.units import format_layers
 
+# what the arrays of a build hold
+LARGEST = 2**63 - 1
+
 
 def _whole(units: Mapping[str, int], examples: str) -> BeforeValidator:
     def read(value: object) -> int:
         number = whole_number(value, units)
         if number is None:
             raise ValueError(f"should be a whole number, as {examples}")
+        if abs(number) > LARGEST:
+            raise ValueError(f"should be at most {LARGEST}")
         return number
 
     return BeforeValidator(read)

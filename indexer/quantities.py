@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from fractions import Fraction
+from math import isfinite
 from numbers import Integral
 from typing import Any
 
@@ -20,11 +21,10 @@ BYTES = {
     **{f"{letter}b": size for letter, size in _THOUSANDS.items()},
     **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
 }
-LARGEST = 2**63 - 1
 
 
 def whole_number(value: object, units: Mapping[str, int] = COUNTS) -> int | None:
-    """The number that a text or a number stands for; None where that is not a whole one, or beyond int64.
+    """The number that a text or a number stands for; None where that is not a whole one.
 
     units: by what each unit multiplies, in small letters.
     """
@@ -35,6 +35,6 @@ def whole_number(value: object, units: Mapping[str, int] = COUNTS) -> int | None
         number = None if size is None else Fraction(found[1]) * size
     if isinstance(number, Integral) and not isinstance(number, bool):
         number = Fraction(int(number))
-    if not isinstance(number, float | Fraction) or not -LARGEST <= number <= LARGEST:
+    if not isinstance(number, float | Fraction) or not isfinite(number):
         return None
     return int(number) if number == int(number) else None
