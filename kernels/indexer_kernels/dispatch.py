@@ -61,7 +61,7 @@ def check_triton() -> None:
     except PackageNotFoundError as error:
         raise KernelInputError(
             "kernels 'triton' need the package triton; install it with: "
-            "pip install 'neuron-activation-indexer[gpu]'"
+            "pip install 'triton>=3.8'"
         ) from error
     if tuple(int(part) for part in found.split(".")[:2]) < TRITON_FLOOR:
         raise KernelInputError(
@@ -86,7 +86,7 @@ def instruction_set() -> str:
         from indexer_kernels import _cpp
     except ImportError as error:
         raise KernelInputError(
-            f"the compiled kernels cannot be loaded ({error}); build them with: pip install -e ."
+            f"the compiled kernels cannot be loaded ({error}); install the package again, which builds them"
         ) from error
     try:
         return str(_cpp.instruction_set())
