@@ -85,8 +85,8 @@ def model_folder() -> Path:
 
 
 def _build(output: Path, max_tokens: int, overwrite: bool) -> None:
+    from indexer.engines import build
     from indexer.options import build_config
-    from indexer.pipeline import build
 
     options = {
         "model": str(model_folder()),

@@ -172,3 +172,13 @@ def test_a_gpu_that_has_no_room_for_the_states_any_more(
     monkeypatch.setattr(Statistics, "to_device", full)
     said = failing(*builds(folder))
     assert "statistics: another program took what was free; try again, or choose fewer --layers" in said
+
+
+def test_what_a_build_needs_is_named_where_it_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ("torch", "psutil")
+    monkeypatch.setattr("indexer.engines.find_spec", lambda name: None if name in missing else name)
+    assert failing(*builds(folder)) == (
+        "error: building an index needs torch, psutil: pip install torch psutil"
+    )

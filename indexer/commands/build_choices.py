@@ -14,13 +14,18 @@ _SHARE = "Long builds and many machines"
 
 
 def _option(panel: str, name: str, metavar: str, help: str, default: str = "", short: str = "") -> Any:
-    told = f"{help} [dim]Default: {default}.[/dim]" if default else help
+    told = _plain(help) + (f" [dim]Default: {default}.[/dim]" if default else "")
     names = (name, short) if short else (name,)
     return typer.Option(*names, help=told, show_default=False, metavar=metavar, rich_help_panel=panel)
 
 
 def _argument(name: str, help: str) -> Any:
-    return typer.Argument(metavar=name, help=help, show_default=False)
+    return typer.Argument(metavar=name, help=_plain(help), show_default=False)
+
+
+def _plain(text: str) -> str:
+    """Text whose brackets are not taken for markup."""
+    return text.replace("[", r"\[")
 
 
 MODEL = _argument("MODEL", "Local folder or hub name; safetensors weights.")

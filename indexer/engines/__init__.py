@@ -6,10 +6,22 @@ All of them cut the corpus at the same places and merge exactly, so the index do
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from indexer.config import BuildConfig
+from indexer.errors import IndexerError
 from indexer.index.schema import MANIFEST
+
+# what the extra `build` brings
+_PACKAGES = ("torch", "transformers", "safetensors", "datasets", "zstandard", "psutil")
+
+
+def check_installed() -> None:
+    """Raises IndexerError where a package is missing that a build needs; reading and merging do without."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise IndexerError(f"building an index needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def build(config: BuildConfig) -> Path:
@@ -18,6 +30,7 @@ def build(config: BuildConfig) -> Path:
     Raises IndexerError for anything wrong with the request, the model, the corpus, the disk or a worker. What
     was done is kept beside the output, and the same call continues it.
     """
+    check_installed()
     _look_at_corpus(config)
     if config.ray is not None:
         from indexer.engines.ray_engine import build_on_ray
