@@ -19,6 +19,7 @@ from indexer.errors import IndexerError
 CASES = {
     "overhead": "the whole build against the bare forward pass, and against two algorithms in use elsewhere",
     "update": "ns per element and GB/s of every kernel and instruction set, against a plain memory read",
+    "counts": "what is counted of a real model's activations: every kernel against torch's functions",
     "query": "p50 and p95 of a unit's record, a token search and a table scan, on a large synthetic index",
     "compile": "registers, spills and instructions per element of the GPU kernels, without a GPU",
     "gpu": "the fused kernels and whole models on a GPU, part by part; benchmarks/on_gpu.sh runs all",

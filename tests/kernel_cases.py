@@ -7,20 +7,9 @@ import dataclasses
 import numpy as np
 import torch
 from indexer_kernels import Keep, Sequences, Statistics
-from torch.nn import functional
 
 KEEP = Keep(top=5, bottom=4, window=(6, 3))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-# What a model of transformers calls.
-TORCH = {
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "silu": functional.silu,
-    "relu": functional.relu,
-    "relu2": lambda x: functional.relu(x).square(),
-}
 
 
 def kinds(values: torch.Tensor) -> torch.Tensor:

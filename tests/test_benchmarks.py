@@ -17,6 +17,7 @@ from indexer_kernels import Statistics
 from benchmarks import workers
 from benchmarks.__main__ import CASES, main
 from benchmarks.child import ChildError, Measured, measured
+from benchmarks.counts import TORCH
 from benchmarks.measure import interleaved, percentile, ratios
 from benchmarks.peers import UnitHistograms
 from indexer.index.read import Index, UnitRecord
@@ -116,6 +117,24 @@ def test_overhead_refuses_a_wrong_peer(
 
     monkeypatch.setattr(UnitHistograms, "update", wrong)
     assert "histogram" in refused(capsys, "overhead", "--threads", "1")
+
+
+def test_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
+    results = run(capsys, "counts", "--tokens", "30", "--triton-tokens", "1", "--no-builds")["results"]
+    assert results["builds"] == []
+    assert {row["dtype"] for row in results["kernels"]} == {"float32", "bfloat16", "float16"}
+    assert {"reference", "triton", "baseline"} <= {row["kernel"] for row in results["kernels"]}
+    assert all(row["nan"] == row["inf"] == 0 < row["values"] for row in results["kernels"])
+
+
+def test_counts_refuses_a_function_that_is_not_the_models(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
+    monkeypatch.setitem(TORCH, "gelu", torch.abs)
+    said = refused(capsys, "counts", "--tokens", "30", "--triton-tokens", "1", "--no-builds")
+    assert "float32, baseline: apart from torch's function by positive" in said
 
 
 def test_update(capsys: pytest.CaptureFixture[str]) -> None:
