@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from indexer.quantities import BYTES, COUNTS, whole_number
 from indexer.units import format_layers
@@ -64,10 +64,18 @@ def _sources(value: object) -> object:
     return sources
 
 
+def _output(value: Path) -> Path:
+    """A folder that others can lie beside."""
+    if not value.absolute().name:
+        raise ValueError("should name a folder to be made")
+    return value
+
+
 # a path is as good as its text
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 _as_written = _whole(COUNTS, "1000, 2k, 1e6 or 10M")
-Places = Annotated[int, Field(ge=0), _as_written]
+# more than a window or a page takes; what of it has no room is told with the figures
+Places = Annotated[int, Field(ge=0, le=1_000_000), _as_written]
 Count = Annotated[int, Field(ge=1), _as_written]
 # far more than any machine has; OpenMP runtimes end the process when asked for a million
 Processors = Annotated[int, Field(ge=1, le=1024), _as_written]
@@ -85,7 +93,7 @@ class BuildConfig(BaseModel):
 
     model: Source
     corpus: Annotated[tuple[Source, ...], BeforeValidator(_sources)]
-    output: Path
+    output: Annotated[Path, AfterValidator(_output)]
     layers: Annotated[str | None, BeforeValidator(_layers)] = Field(
         None, min_length=1, description="layers to index, as 0-5,7 or [0, 5]; all of them where not given"
     )

@@ -72,7 +72,8 @@ def option_name(key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) and value.strip() else repr(value)
+    text = str(value) if isinstance(value, Path) else value
+    return text if isinstance(text, str) and text.strip() else repr(value)
 
 
 def _lower(message: str) -> str:

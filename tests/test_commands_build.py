@@ -161,6 +161,9 @@ MISTAKES = [
         [*MINIMUM, "--dtype", "int8"],
         "error: --dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not int8",
     ),
+    ([*MINIMUM[:-1], "/"], "error: --output: should name a folder to be made, not /"),
+    ([*MINIMUM, "--top", "1e9"], "error: --top: should be less than or equal to 1000000, not 1000000000"),
+    ([*MINIMUM, "--layers", "0", "--layers=1"], "error: --layers is given 2 times; give it once"),
     ([*MINIMUM, "--layers", ""], "error: --layers: string should have at least 1 character, not ''"),
     ([*MINIMUM, "--threads", "100000"], "error: --threads: should be less than or equal to 1024, not 100000"),
     ([*MINIMUM, "--tpo", "3"], "error: No such option: --tpo"),
@@ -265,14 +268,14 @@ def test_from_python(built: list[BuildConfig]) -> None:
 def test_counts_as_people_write_them(
     built: list[BuildConfig], tmp_path: Path, written: str | float, number: int
 ) -> None:
-    names = ("max_tokens", "batch_tokens", "context", "top", "bottom")
+    names = ("max_tokens", "batch_tokens", "context")
     indexer.build(model="m", corpus=["t"], output="x", **dict.fromkeys(names, written))
     command = [part for name in names for part in (f"--{name.replace('_', '-')}", str(written))]
     assert run(*MINIMUM, *command)[0] == 0
     config = tmp_path / "build.toml"
     config.write_text("".join(f"{name} = {written!r}\n" for name in names))
     assert run(*MINIMUM, "--config", str(config))[0] == 0
-    assert [[getattr(one, name) for name in names] for one in built] == [[number] * 5] * 3
+    assert [[getattr(one, name) for name in names] for one in built] == [[number] * 3] * 3
 
 
 @pytest.mark.parametrize(

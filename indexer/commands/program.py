@@ -69,12 +69,22 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does; an option whose value may be left out gets the one it then stands for."""
+        _refuse_repeated(args)
         return list(super().parse_args(ctx, _with_address(args)))
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run a command line and leave with its exit status."""
         options["standalone_mode"] = False
         sys.exit(_status(lambda: super(Commands, self).main(*arguments, **options)))
+
+
+def _refuse_repeated(arguments: list[str]) -> None:
+    """Of two values for one option the parser would take the last, without a word."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    given = [argument.split("=")[0] for argument in options if argument.startswith("--")]
+    for option in given:
+        if given.count(option) > 1:
+            raise IndexerError(f"{option} is given {given.count(option)} times; give it once")
 
 
 def _with_address(arguments: list[str]) -> list[str]:
