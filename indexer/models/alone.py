@@ -32,19 +32,18 @@ Together = Literal["padded", "equal", "single"]
 # document and ordinal of a sequence; activations [tokens, units] of sequences, by layer
 Key = tuple[int, int]
 Kept = dict[Key, dict[int, Tensor]]
-# Lengths of the two sequences that all layers are asked about; and of the longest that the first layers are
-# asked about, for a length at which a model begins to do otherwise and which no configuration states.
-SHORT, LONG, REACH = 12, 40, 1024
+# lengths of two sequences, and layers that are asked more than the others
+SHORT, LONG = 8, 24
 FIRST_LAYERS = 2
-# what configurations call such a length
+# what configurations call lengths beyond which a model may do otherwise
 LIMITS = frozenset(
     {
-        *("original_max_position_embeddings", "index_topk", "sliding_window", "attention_window"),
-        *("lsh_attn_chunk_length", "local_attn_chunk_length", "attention_chunk_size", "local_attention"),
-        *("window_size", "block_size"),
+        *("original_max_position_embeddings", "max_position_embeddings", "index_topk", "sliding_window"),
+        *("attention_window", "window_size", "block_size", "attention_chunk_size", "local_attention"),
+        *("lsh_attn_chunk_length", "local_attn_chunk_length"),
     }
 )
-# tokens beyond it: of the longest sequence, and of one a little shorter
+# tokens beyond a limit: of the longest sequence, and of one a little shorter
 BEYOND, LESS_BEYOND = 19, 5
 # Of equal shapes, in any dtype: a bit or two of float32, where products are grouped by what the tokens are.
 SAME = 32 * float(torch.finfo(torch.float32).eps)
@@ -73,18 +72,18 @@ def batching(
 ) -> Batching:
     """How a model's sequences may lie together, by running some.
 
-    runner: makes one for some layers. layers: those that are indexed; shorter sequences are run through all
-        of them, longer ones through the model's first.
-    context: tokens of the longest sequence. padding: False where there shall be none in any case.
+    runner: makes one for some layers. layers: those that are indexed.
+    context: tokens of the longest sequence; limits that the configuration states are crossed if it does.
+    padding: False where there shall be none in any case.
     Raises IndexerError where a sequence comes out in two ways though it is alone: the model is random, or
     remembers what it was given before.
-    Cost: four forward passes over some 50 tokens; two, through the first layers, over three sequences of the
-    context, at most 1,024 tokens each, or somewhat beyond each longer limit that the configuration states.
+    Cost: two forward passes over 8 and 48 tokens, and four through the first layers; for each limit three
+    over sequences a little longer than it, through the first layers.
     """
     found = Batching() if padding else Batching("equal", "asked for")
-    for some, lengths in _rounds(loaded, layers, context):
-        with runner(some) as running:
-            met = _Round(running, loaded, kernels, lengths).batching(padding)
+    for asked in _rounds(loaded, layers, context):
+        with runner(asked.layers) as running:
+            met = _Probe(running, loaded, kernels, asked).batching(padding)
         if _ORDER.index(met.together) > _ORDER.index(found.together):
             found = met
     return found
@@ -93,18 +92,30 @@ def batching(
 _ORDER = get_args(Together)
 
 
-def _rounds(
-    loaded: LoadedModel, layers: Sequence[int], context: int
-) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """Layers, and the lengths of the sequences to run through them, ascending."""
-    longest = min(LONG, context)
-    yield layers, (min(SHORT, max(1, longest // 2)), longest)
+@dataclass(frozen=True)
+class _Round:
+    """What is asked: lengths of sequences, ascending, through which layers, to cross which limit.
+
+    again: whether they are the same alone once more. content: whether what stands in the padding moves them.
+    """
+
+    layers: Sequence[int]
+    lengths: Sequence[int]
+    limit: int | None = None
+    again: bool = True
+    content: bool = False
+
+
+def _rounds(loaded: LoadedModel, layers: Sequence[int], context: int) -> Iterator[_Round]:
+    """All layers are asked one question, the first ones more, and they alone about long sequences."""
     config = _config(loaded)
-    first = min(REACH, context)
-    limits = [limit for limit in _limits(config) if first <= limit < context]
-    for reach in sorted({first, *(min(limit + BEYOND, context) for limit in limits)}):
-        if reach > LONG:
-            yield _first_layers(loaded, config), (SHORT, reach - BEYOND + LESS_BEYOND, reach)
+    first, longest = _first_layers(loaded, config), min(LONG, context)
+    lengths = min(SHORT, max(1, longest // 2)), longest
+    yield _Round(layers, lengths, again=False)
+    yield _Round(first, lengths, content=True)
+    for limit in sorted(limit for limit in _limits(config) if SHORT <= limit < context):
+        reach = min(limit + BEYOND, context)
+        yield _Round(first, sorted({SHORT, max(SHORT, reach - BEYOND + LESS_BEYOND), reach}), limit)
 
 
 def _config(loaded: LoadedModel) -> dict[str, Any]:
@@ -139,28 +150,32 @@ def _first_layers(loaded: LoadedModel, config: Mapping[str, Any]) -> list[int]:
     return [number for number in numbers if number <= last] or numbers[:1]
 
 
-class _Round:
-    """Sequences of some lengths, of which all but the longest are compared."""
+class _Probe:
+    """Runs the sequences of one round, and compares all but the longest."""
 
-    def __init__(self, runner: Runner, loaded: LoadedModel, kernels: str, lengths: Sequence[int]) -> None:
-        self.runner, self.loaded, self.kernels, self.lengths = runner, loaded, kernels, lengths
+    def __init__(self, runner: Runner, loaded: LoadedModel, kernels: str, asked: _Round) -> None:
+        self.runner, self.loaded, self.kernels, self.asked = runner, loaded, kernels, asked
+        self.lengths = asked.lengths
         self.most = tolerance(loaded.dtype)
         self.rounding = self.most / 4
         self.tokens = _ordinary_tokens(loaded)
-        self.ids = self._random(0, len(lengths), lengths[-1])
+        self.ids = self._random(0, len(self.lengths), self.lengths[-1])
         # torch.compile makes a graph of its own for batches of one
         self.copies = 2 if runner.compiled else 1
 
     def batching(self, padding: bool) -> Batching:
         """What this round says."""
         alone = self._alone()
-        beside = self._beside(1) if padding else None
-        self._check_same(alone)
-        if beside is None:
+        # the longest one runs in either case, for the model may remember it
+        beside = self._beside(1)
+        if self.asked.again:
+            self._check_same(alone)
+        if not padding:
             return self._without_padding(alone, "asked for")
-        moved = _apart(self._beside(2), beside)
-        if moved.off > SAME:
-            return self._without_padding(alone, f"{moved} with what stands in the padding behind it")
+        if self.asked.content:
+            moved = _apart(self._beside(2), beside)
+            if moved.off > SAME:
+                return self._without_padding(alone, f"{moved} with what stands in the padding behind it")
         off = _apart(beside, alone)
         if off.off <= self.rounding:
             return Batching()
@@ -188,8 +203,8 @@ class _Round:
             raise IndexerError(
                 f"{model}: it is random: {off} from one run to the next; an index would hold for no other run"
             )
-        shorter = self.lengths[-1] - BEYOND
-        way_out = f"; use --context {shorter} or less" if shorter > LONG else ""
+        limit = self.asked.limit
+        way_out = "" if limit is None else f"; use --context {limit} or less"
         raise IndexerError(
             f"{model}: it remembers earlier sequences: {off} after a longer one from what it was before"
             f"{way_out}"
@@ -319,6 +334,8 @@ class Plain:
 
     def __init__(self, kernels: str) -> None:
         self.kernels = kernels
+        # with no token in them they stay as they are, and serve all layers of one width
+        self._statistics: dict[int, Statistics] = {}
 
     def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         """Look at activations of one layer, [tokens, units]; here nothing does."""
@@ -327,8 +344,10 @@ class Plain:
         self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
     ) -> Tensor:
         """Compute the activations and look at them; [tokens, units]."""
-        plain = Statistics.empty(gate.shape[1], Keep(top=0, bottom=0), kernels=self.kernels)
-        plain.activate(function, gate, up, Sequences.none(sequences.tokens), out)
+        units = gate.shape[1]
+        if units not in self._statistics:
+            self._statistics[units] = Statistics.empty(units, Keep(top=0, bottom=0), kernels=self.kernels)
+        self._statistics[units].activate(function, gate, up, Sequences.none(sequences.tokens), out)
         self.update(layer, out, sequences)
         return out
 
