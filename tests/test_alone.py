@@ -178,16 +178,15 @@ def test_an_mlp_with_more_rows_than_the_batch_is_refused(hooks: bool) -> None:
 def test_a_sequence_alone_is_the_one_of_the_batch() -> None:
     batch, loaded = tiny_batch(9, 14, 5), adapt(tiny("bert"))
     keys = [(0, 0), (1, 0), (2, 0)]
-    together, apart = Rows("cpp", keys), Rows("cpp", keys)
-    with Runner(loaded, None, together) as runner:
-        runner.run(batch)
-        for number in range(3):
-            runner.run_for(alone(batch, number, copies=1 + number % 2), apart)
-    for key, length in zip(keys, batch.length, strict=True):
-        assert set(together.kept[key]) == {0, 1, 2}
-        for layer, rows in together.kept[key].items():
-            assert len(rows) == length
-            assert float(difference(rows, apart.kept[key][layer])) < 1e-5
+    rows = Rows("cpp")
+    with Runner(loaded, None, rows) as runner:
+        together = rows.of(runner, batch, keys)
+        for number, key in enumerate(keys):
+            apart = rows.of(runner, alone(batch, number, copies=1 + number % 2), [key])[key]
+            assert set(together[key]) == set(apart) == {0, 1, 2}
+            for layer, values in together[key].items():
+                assert len(values) == batch.length[number]
+                assert float(difference(values, apart[layer])) < 1e-5
 
 
 def test_differences_are_relative_to_a_tokens_length() -> None:

@@ -81,9 +81,10 @@ def batching(
     over sequences a little longer than it, through the first layers.
     """
     found = Batching() if padding else Batching("equal", "asked for")
+    rows = Rows(kernels)
     for asked in _rounds(loaded, layers, context):
         with runner(asked.layers) as running:
-            met = _Probe(running, loaded, kernels, asked).batching(padding)
+            met = _Probe(running, loaded, rows, asked).batching(padding)
         if _ORDER.index(met.together) > _ORDER.index(found.together):
             found = met
     return found
@@ -153,8 +154,8 @@ def _first_layers(loaded: LoadedModel, config: Mapping[str, Any]) -> list[int]:
 class _Probe:
     """Runs the sequences of one round, and compares all but the longest."""
 
-    def __init__(self, runner: Runner, loaded: LoadedModel, kernels: str, asked: _Round) -> None:
-        self.runner, self.loaded, self.kernels, self.asked = runner, loaded, kernels, asked
+    def __init__(self, runner: Runner, loaded: LoadedModel, rows: Rows, asked: _Round) -> None:
+        self.runner, self.loaded, self.rows, self.asked = runner, loaded, rows, asked
         self.lengths = asked.lengths
         self.most = tolerance(loaded.dtype)
         self.rounding = self.most / 4
@@ -238,9 +239,7 @@ class _Probe:
 
     def _run(self, batch: Part) -> Kept:
         wanted = [(number, 0) for number in range(len(self.lengths) - 1) if number in batch.rows.document]
-        rows = Rows(self.kernels, wanted)
-        self.runner.run_for(batch, rows)
-        return rows.kept
+        return self.rows.of(self.runner, batch, wanted)
 
     def _random(self, seed: int, rows: int, width: int) -> NDArray[np.int64]:
         return np.random.default_rng(seed).choice(self.tokens, (rows, width))
@@ -355,9 +354,15 @@ class Plain:
 class Rows(Plain):
     """Keeps the activations of some sequences: kept[sequence][layer], [tokens, units]."""
 
-    def __init__(self, kernels: str, wanted: Collection[Key]) -> None:
+    def __init__(self, kernels: str) -> None:
         super().__init__(kernels)
-        self.kept: Kept = {key: {} for key in wanted}
+        self.kept: Kept = {}
+
+    def of(self, runner: Runner, batch: Batch, wanted: Collection[Key]) -> Kept:
+        """Those of some sequences of a batch, which is run for them."""
+        self.kept = {key: {} for key in wanted}
+        runner.run_for(batch, self)
+        return self.kept
 
     def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         for key, layers in self.kept.items():
