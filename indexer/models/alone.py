@@ -33,7 +33,7 @@ Together = Literal["padded", "equal", "single"]
 Key = tuple[int, int]
 Kept = dict[Key, dict[int, Tensor]]
 # lengths of two sequences, and layers that are asked more than the others
-SHORT, LONG = 8, 24
+SHORT, LONG = 5, 12
 FIRST_LAYERS = 2
 # what configurations call lengths beyond which a model may do otherwise
 LIMITS = frozenset(
@@ -77,7 +77,7 @@ def batching(
     padding: False where there shall be none in any case.
     Raises IndexerError where a sequence comes out in two ways though it is alone: the model is random, or
     remembers what it was given before.
-    Cost: two forward passes over 8 and 48 tokens, and four through the first layers; for each limit three
+    Cost: two forward passes over 5 and 24 tokens, and four through the first layers; for each limit three
     over sequences a little longer than it, through the first layers.
     """
     found = Batching() if padding else Batching("equal", "asked for")
