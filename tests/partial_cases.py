@@ -37,7 +37,7 @@ def some_parts(count: int, units: int = 12, tokens: int = 60, seed: int = 0) -> 
     parts = []
     for number in range(count):
         # one corpus, whatever the activations are
-        text = np.random.default_rng((1, number))
+        text = np.random.default_rng((3, number))
         activations = some_activations(tokens, units, rng, torch.float32)
         activations[:, 0] = torch.nan
         activations[:, 1] = 0.5

@@ -10,9 +10,9 @@ import torch
 from indexer_kernels import FUNCTIONS, Keep, KernelInputError, Sequences, Statistics, activate
 from indexer_kernels.activations import apply
 
+from benchmarks.counts import TORCH
 from tests.kernel_cases import (
     DTYPES,
-    TORCH,
     assert_equal,
     every_16_bit_value,
     float32_near,

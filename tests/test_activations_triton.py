@@ -9,9 +9,9 @@ from indexer_kernels import FUNCTIONS, Keep, Sequences, Statistics, activate
 from indexer_kernels.activations import apply
 from torch import Tensor
 
+from benchmarks.counts import TORCH
 from tests.kernel_cases import (
     DTYPES,
-    TORCH,
     assert_equal,
     every_16_bit_value,
     float32_near,

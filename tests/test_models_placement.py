@@ -103,7 +103,7 @@ def test_all_gpus_where_none_does(gpus: list[int], monkeypatch: pytest.MonkeyPat
     assert placed("spread") == on(0)
     gpus[:] = [50 * GB, 50 * GB]
     monkeypatch.setattr(placement, "find_spec", lambda name: None)
-    with pytest.raises(IndexerError, match=r"needs the package accelerate; install it with: .*\[multi-gpu\]"):
+    with pytest.raises(IndexerError, match="accelerate; install it with: pip install accelerate"):
         placed("spread")
 
 
