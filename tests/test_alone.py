@@ -125,6 +125,17 @@ def test_leaks_are_seen_in_bfloat16_too(name: str) -> None:
     assert found(adapt(tiny(name, torch.bfloat16))).together == "equal"
 
 
+def test_a_leak_below_rounding_is_seen_by_what_stands_in_the_padding() -> None:
+    model = fresh("bert", torch.bfloat16)
+    # each token sees a little of the next: of the padding, the last one of a sequence
+    model.encoder.layer[0].intermediate.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0] + 0.01 * inputs[0].roll(-1, 1),)
+    )
+    said = found(adapt(model))
+    assert said.together == "equal"
+    assert "what stands in the padding" in said.reason
+
+
 def test_a_limit_that_the_context_does_not_reach_changes_nothing() -> None:
     loaded = adapt(tiny("phi3_longrope"))
     assert found(loaded, context=30) == Batching()
