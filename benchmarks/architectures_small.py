@@ -120,10 +120,11 @@ def head_class(config: Any) -> Any:
     """The class that the checkpoints of this type are saved from: with a head where there is one."""
     from transformers.models.auto import modeling_auto as auto
 
-    for mapping in (
-        "MASKED_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM",
-        "SPEECH_SEQ_2_SEQ", "PRETRAINING", "",
-    ):  # fmt: skip
+    # some families have a decoder alone as a language model, which is not what people have of them
+    both = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ")
+    others = ("MASKED_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "CAUSAL_LM")
+    order = (*both, *others) if getattr(config, "is_encoder_decoder", False) else (*others, *both)
+    for mapping in (*order, "PRETRAINING", ""):
         found = getattr(auto, f"MODEL_FOR_{mapping}_MAPPING" if mapping else "MODEL_MAPPING", {})
         if type(config) in found:
             kind = found[type(config)]
