@@ -92,7 +92,7 @@ def test_processes_one_of_them_killed(corpus: list[str], expected: dict[str, Any
     config = options(tmp_path / "a.index", corpus, workers=2, threads=2)
     with (
         killed(tmp_path / "a.index.shards", lambda one: _says(one, "indexer.engines.worker")) as victims,
-        pytest.raises(IndexerError, match=r"worker [01] of 2"),
+        pytest.raises(IndexerError, match=r"worker [01] of 2: killed by signal 9, .*command continues$"),
     ):
         build(config)
     assert len(victims) == 1
@@ -112,6 +112,42 @@ def test_a_worker_says_what_is_wrong(corpus: list[str], tmp_path: Path) -> None:
     (bad / "b.txt").write_bytes(b"bad \xff text")
     with pytest.raises(IndexerError, match=r"worker 1 of 2: corpus file .*b\.txt.*UTF-8"):
         build(options(tmp_path / "a.index", [str(bad)], workers=2))
+
+
+def test_stopped_workers_say_what_is_kept(
+    corpus: list[str],
+    expected: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = options(tmp_path / "a.index", corpus, workers=2, threads=2)
+    shards = tmp_path / "a.index.shards"
+
+    def interrupted(workers: list[processes.Worker], progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted_later(workers: list[processes.Worker], progress: Any) -> None:
+        while not any(shards.glob("*.build/checkpoint.json")):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(processes, "_watch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(config)
+        assert "stopped before there was anything to keep" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+        patched.setattr(processes, "_watch", interrupted_later)
+        with pytest.raises(KeyboardInterrupt):
+            build(config)
+    said = capsys.readouterr().err
+    kept = sum(
+        max(event["tokens"] for event in read_events(folder / "build.log.jsonl") if "tokens" in event)
+        for folder in shards.iterdir()
+    )
+    assert f"stopped; {kept:,} tokens are kept in {shards}, and the same command continues there" in said
+    assert tables(build(config)) == expected
 
 
 def test_workers_that_have_nothing_to_do(corpus: list[str], tmp_path: Path) -> None:

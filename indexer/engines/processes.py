@@ -28,6 +28,7 @@ from indexer.engines.shards import (
     shard_output,
     shard_progress,
     shards_folder,
+    stopped,
 )
 from indexer.errors import IndexerError
 from indexer.index.output import check_output
@@ -55,8 +56,13 @@ class Worker:
         self.said.seek(0)
         lines = [line for line in self.said.read().decode("utf-8", "replace").splitlines() if line.strip()]
         mistakes = [line for line in lines if line.startswith(_MISTAKE)]
-        last = (mistakes or lines or [f"exit status {self.process.returncode}"])[-1]
-        return last.removeprefix(_MISTAKE)
+        status = self.process.returncode
+        if mistakes:
+            return mistakes[-1].removeprefix(_MISTAKE)
+        if status < 0:
+            # no last words of its own; the lines before tell of progress
+            return f"killed by signal {-status}, perhaps for want of memory; the same command continues"
+        return f"exit status {status}{': ' if lines else ''}{''.join(lines[-1:])}"
 
 
 def build_in_processes(config: BuildConfig) -> Path:
@@ -78,6 +84,9 @@ def build_in_processes(config: BuildConfig) -> Path:
             progress.say(idle)
         with _started(config) as workers:
             _watch(workers, progress)
+    except KeyboardInterrupt:
+        progress.say(stopped(config.output))
+        raise
     finally:
         progress.close()
     failed = [worker for worker in workers if worker.process.returncode]

@@ -23,6 +23,7 @@ from indexer.engines.shards import (
     shard_output,
     shard_progress,
     shards_folder,
+    stopped,
 )
 from indexer.engines.storage import Storage
 from indexer.errors import IndexerError
@@ -77,6 +78,10 @@ def build_on_ray(config: BuildConfig) -> Path:
         progress.say(f"{shards} shards for {workers} workers on Ray")
         try:
             _run(ray, config, shards, workers, resources, progress)
+        except KeyboardInterrupt:
+            if not storage.remote:
+                progress.say(stopped(config.output))
+            raise
         finally:
             progress.close()
     with storage.fetched([shard_output(config.output, shard, shards) for shard in range(shards)]) as parts:
@@ -128,9 +133,7 @@ def _cluster(config: BuildConfig) -> Iterator[Any]:
     try:
         import ray as package
     except ImportError:
-        raise IndexerError(
-            "--ray needs the package ray: pip install 'ray>=2.55' 'fsspec>=2025.3'"
-        ) from None
+        raise IndexerError("--ray needs the package ray: pip install 'ray>=2.55' 'fsspec>=2025.3'") from None
     # its own hints about types are narrower than what it takes
     ray: Any = package
     address = None if config.ray == LOCAL else config.ray

@@ -72,6 +72,21 @@ def shard_progress(output: Path, finished: bool = False) -> tuple[float, int]:
     return 1.0 if finished else float(found.get("share") or 0.0), int(found.get("tokens", 0))
 
 
+def stopped(output: Path) -> str:
+    """One line after Ctrl-C: what the builds of shards leave. A folder with nothing in it is removed."""
+    folder = shards_folder(output)
+    with suppress(OSError):
+        folder.rmdir()
+    parts = sorted(folder.glob("*-of-*")) if folder.is_dir() else []
+    finished = [path for path in parts if (path / MANIFEST).exists()]
+    begun = [path for path in parts if path.name.endswith(BUILD_SUFFIX)]
+    tokens = sum(int(last_progress(path).get("tokens", 0)) for path in finished)
+    tokens += sum(int(last_progress(path, "checkpoint").get("tokens", 0)) for path in begun)
+    if not tokens:
+        return f"stopped before there was anything to keep; {output} is as it was"
+    return f"stopped; {tokens:,} tokens are kept in {folder}, and the same command continues there"
+
+
 def clear_merged(folder: Path, name: str, merged: Sequence[str]) -> None:
     """Remove partial indexes of a name (a pattern) that are merged, then their folder, where it is empty.
 
