@@ -147,22 +147,24 @@ def scenes(
     here = folder / "here"
     output = ["--output", str(here / OUTPUT)]
     plain = (
-        "--layers 0 --top 3 --bottom 2 --context 48 --batch-tokens 512 --threads 1 "
-        f"--piece-bytes {piece_bytes} --checkpoint-minutes 0"
+        "--layers 0 --bottom 2 --context 48 --batch-tokens 512 --threads 1 "
+        f"--piece-bytes {piece_bytes}"
     ).split()
     build = ["build", str(server.model), *corpus, *output, *plain]
     once = [*build, "--checkpoint-minutes", "5"]
+    top = ["--top", "3"]
+    each = [*top, "--checkpoint-minutes", "0"]
     commands = {
-        BUILD: build,
-        REPLACE: [*once, "--overwrite"],
-        APPEND: ["build", str(server.model), str(more), *output, *plain, "--append"],
+        BUILD: [*build, *each],
+        REPLACE: [*once, *top, "--overwrite"],
+        APPEND: ["build", str(server.model), str(more), *output, *plain, *each, "--append"],
         MERGE: ["merge", str(here / f"{OUTPUT}.shards"), *output],
     }
     before = {
         BUILD: [],
         REPLACE: [[*once, "--top", "2"]],
-        APPEND: [once],
-        MERGE: [[*once, "--shard", f"{shard}/{SHARDS}"] for shard in range(SHARDS)],
+        APPEND: [[*once, *top]],
+        MERGE: [[*once, *top, "--shard", f"{shard}/{SHARDS}"] for shard in range(SHARDS)],
     }
     found = {}
     for number, (name, command) in enumerate(commands.items()):

@@ -107,9 +107,15 @@ def token_counts() -> NDArray[np.int64]:
     return np.array([9, 1, 0, 3, 0, 4, 0, 0])
 
 
-def write_index(output: Path, records: list[LayerRecord], *, overwrite: bool = False) -> Path:
-    """Write an index of records that point to `documents`."""
+def write_index(
+    output: Path,
+    records: list[LayerRecord],
+    *,
+    overwrite: bool = False,
+    counts: NDArray[np.int64] | None = None,
+) -> Path:
+    """Write an index of records that point to `documents`; counts: of each token, else of `token_counts`."""
     with IndexWriter(output, TOKENS, overwrite=overwrite) as writer:
         for record in records:
             writer.add_layer(record)
-        return writer.publish(SECTIONS, documents(), token_counts())
+        return writer.publish(SECTIONS, documents(), token_counts() if counts is None else counts)

@@ -23,7 +23,7 @@ from indexer.index.restore import read_layer
 from indexer.index.synthetic import Size, synthetic_records, write_synthetic
 from indexer.index.verify import verify_index
 from indexer.partials.state import record_of
-from tests.index_cases import ragged_record, write_index
+from tests.index_cases import ragged_record, token_counts, write_index
 from tests.kernel_cases import some_activations, some_sequences
 
 FLOATS = st.floats(-(2.0**120), 2.0**120, allow_nan=False)
@@ -176,11 +176,13 @@ def test_moments_that_are_not_those_of_the_sums_are_found(tmp_path: Path) -> Non
 
 
 def test_what_the_kernels_sum_obeys_the_laws(tmp_path: Path) -> None:
-    statistics, _ = kernel_state(5)
+    statistics, count = kernel_state(5)
     record = record_of(statistics, "mlp", 0, copy=True)
     record = replace(record, top=Examples.empty(9), bottom=Examples.empty(9))
     assert (record.sums[..., moments.OVERFLOWED] > 0).any()
-    verify_index(write_index(tmp_path / "i", [record]), full=True)
+    counts = np.zeros_like(token_counts())
+    counts[0] = count
+    verify_index(write_index(tmp_path / "i", [record], counts=counts), full=True)
 
 
 def test_synthetic_sums_are_kept(tmp_path: Path) -> None:

@@ -76,13 +76,6 @@ def test_negative_sizes_have_a_limit() -> None:
     assert_same(got, -torch.where(one.isnan(), 16, one.abs().clamp(max=16)))
 
 
-def test_a_product_to_one_is_a_number() -> None:
-    value = np.array([[0.5, 4, -1, np.inf, np.inf, np.nan, -0.5, 0]], np.float32)
-    other = np.array([[0.25, 0.5, 1, 0, 1, 1, -0.5, np.inf]], np.float32)
-    got = SUBSTITUTES["product_to_one"](_tensor(value, tl.float32), _tensor(other, tl.float32)).handle.data
-    np.testing.assert_array_equal(got, [[0.125, 1, 0, 0, 1, 0, 0.25, 0]])
-
-
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_conversion_into_words_rounds_to_nearest(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
