@@ -164,6 +164,7 @@ MISTAKES = [
     ([*MINIMUM[:-1], "/"], "error: --output: should name a folder to be made, not /"),
     ([*MINIMUM, "--top", "1e9"], "error: --top: should be less than or equal to 1000000, not 1000000000"),
     ([*MINIMUM, "--layers", "0", "--layers=1"], "error: --layers is given 2 times; give it once"),
+    ([*MINIMUM, "-o", "other"], "error: --output is given 2 times; give it once"),
     ([*MINIMUM, "--layers", ""], "error: --layers: string should have at least 1 character, not ''"),
     ([*MINIMUM, "--threads", "100000"], "error: --threads: should be less than or equal to 1024, not 100000"),
     ([*MINIMUM, "--tpo", "3"], "error: No such option: --tpo"),

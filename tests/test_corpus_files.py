@@ -197,6 +197,20 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: bytes | None
     with pytest.raises(IndexerError, match=message) as caught:
         read(path)
     assert "\n" not in str(caught.value)
+    if "no text" in message:
+        # told before the model is loaded
+        with pytest.raises(IndexerError, match=message):
+            Corpus([str(path)]).look()
+
+
+def test_text_that_a_look_does_not_reach_may_follow(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n' * 1000 + '{"text": "x"}\n')
+    Corpus([str(path)]).look()
+    (tmp_path / "b.txt").write_text("")
+    with pytest.raises(IndexerError, match="the corpus has no text: 1 file, 1 empty documents"):
+        Corpus([str(tmp_path / "b.txt")]).look()
+    Corpus([str(tmp_path / "b.txt")], allow_empty=True).look()
 
 
 def test_a_damaged_parquet_page(tmp_path: Path) -> None:

@@ -69,8 +69,14 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does; an option whose value may be left out gets the one it then stands for."""
-        _refuse_repeated(args)
+        _refuse_repeated(args, self._names(ctx, args))
         return list(super().parse_args(ctx, _with_address(args)))
+
+    def _names(self, ctx: Any, args: list[str]) -> dict[str, str]:
+        """Every spelling of the options of the command that is given, with its first spelling."""
+        command = self.get_command(ctx, next((argument for argument in args if argument[:1] != "-"), ""))
+        options = command.params if command else []
+        return {name: option.opts[0] for option in options for name in option.opts}
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run a command line and leave with its exit status."""
@@ -78,10 +84,11 @@ class Commands(TyperGroup):
         sys.exit(_status(lambda: super(Commands, self).main(*arguments, **options)))
 
 
-def _refuse_repeated(arguments: list[str]) -> None:
+def _refuse_repeated(arguments: list[str], names: dict[str, str]) -> None:
     """Of two values for one option the parser would take the last, without a word."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    given = [argument.split("=")[0] for argument in options if argument.startswith("--")]
+    spelled = [argument.split("=")[0] for argument in options if argument.startswith("-")]
+    given = [names.get(option, option) for option in spelled if option in names or option.startswith("--")]
     for option in given:
         if given.count(option) > 1:
             raise IndexerError(f"{option} is given {given.count(option)} times; give it once")

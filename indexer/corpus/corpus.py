@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # so many files are looked at before the work begins
 LOOKED_AT = 64
+ROWS_LOOKED_AT = 1000
 _READERS: dict[str, Callable[[Run, Reading], Iterator[tuple[int, Any]]]] = {
     "text": read_text, "hub": read_hub, **READERS,
 }  # fmt: skip
@@ -128,18 +129,20 @@ class Corpus:
         return Reading(*self._column, write_chat=self.write_chat, known_ids=self.token_ids)
 
     def look(self) -> None:
-        """Raise what is wrong with the first records, of LOOKED_AT files at most; nothing is consumed."""
+        """Raise what is wrong with the first records, of LOOKED_AT files at most; nothing is consumed.
+
+        Raises IndexerError too where all files were looked at and none has text.
+        """
         reading = self._new_reading()
         reading.write_chat = lambda messages: ""
         if reading.on_bad_text == "skip":
             # bad texts would be looked for a good one
             reading.on_bad_text = "replace"
         looked_at = [file for file in self.files if file.named or file.kind != "text"][:LOOKED_AT]
-        for file in looked_at:
-            rows = _READERS[file.kind](Run(file, 0, 1, 1, (0,)), reading)
-            next(rows, None)
-            rows.close()  # type: ignore[attr-defined]
-        if len(reading.left_out) == len(self.files):
+        unknown = sum(file.bytes != 0 for file in self.files) > sum(file.bytes != 0 for file in looked_at)
+        # a chat has no text before the tokenizer's template wrote it
+        some = [_has_text(file, reading) for file in looked_at]
+        if len(reading.left_out) == len(self.files) or not (unknown or self.allow_empty or any(some)):
             raise IndexerError(_no_text(len(self.files), reading))
 
     @property
@@ -314,6 +317,20 @@ def _records(run: Run, reading: Reading, rows: Iterator[tuple[int, Content]]) ->
             digest = hashlib.sha256(found.astype("<i4").tobytes()).digest()
             reading.covered[ordinal].add(row, 0, digest)
             yield Document(base | row, source, row, piece, iter(()), found)
+
+
+def _has_text(file: CorpusFile, reading: Reading) -> bool:
+    """Whether one of a file's first ROWS_LOOKED_AT records is not empty, or more of them follow."""
+    rows = _READERS[file.kind](Run(file, 0, 1, 1, (0,)), reading)
+    try:
+        for number, (_, found) in enumerate(rows, 1):
+            some = next(found, None) is not None if isinstance(found, Iterator) else len(found) > 0
+            if some or isinstance(found, Chat) or number == ROWS_LOOKED_AT:
+                return True
+            reading.counts.empty += 1
+        return False
+    finally:
+        rows.close()  # type: ignore[attr-defined]
 
 
 def _no_text(files: int, reading: Reading) -> str:

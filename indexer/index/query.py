@@ -44,7 +44,8 @@ _TABLE_FUNCTIONS = {
 _VIEWS = {"units", "examples", "histograms", "documents", "vocabulary"}
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _WRITES = re.compile(
-    "COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|DROP|ALTER|ATTACH|EXPORT|LOAD|VACUUM|TRANSACTION"
+    # an operator that only joins is called PIECEWISE_MERGE_JOIN
+    "COPY|INSERT|UPDATE|DELETE|MERGE_INTO|CREATE|DROP|ALTER|ATTACH|EXPORT|LOAD|VACUUM|TRANSACTION"
 )
 
 
