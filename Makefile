@@ -4,11 +4,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml constraints.txt
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test proofs lint bench clean
 
 help:
 	@echo "make demo    index a small real model over real text and show answers"
 	@echo "make test    lint, type-check and run all tests"
+	@echo "make proofs  run the tests that take long: killed builds, Ray, Slurm, compiled GPU kernels"
 	@echo "make bench   list the benchmark cases"
 	@echo "make clean   remove what was built, .venv too"
 
@@ -31,6 +32,10 @@ lint: $(INSTALLED)
 # a process per core, and threads that wait without spinning, for the processes share the cores
 test: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
+
+# those marked `slow`
+proofs: $(INSTALLED)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -55,6 +55,7 @@ def test_what_a_build_raises(
     assert (found.verdict, "no such thing" in found.note) == (verdict, True)
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(architectures_check, "SECONDS", 1)
     monkeypatch.setattr(indexer, "build", lambda **settings: sum(range(10**9)))

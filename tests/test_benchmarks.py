@@ -77,7 +77,11 @@ def test_a_mistake_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None
     assert "1 or more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [(), ("--model", "gpt2", "--dtype", "bfloat16")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("--model", "gpt2", "--dtype", "bfloat16"), marks=pytest.mark.slow)],
+    ids=" ".join,
+)
 def test_overhead(capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) -> None:
     results = run(capsys, "overhead", "--threads", "1", *options)["results"]
     sides = results["sides"]
@@ -195,6 +199,7 @@ def test_query_refuses_wrong_rows(
     assert "bottom" in refused(capsys, "query")
 
 
+@pytest.mark.slow
 def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
     results = run(capsys, "memory")["results"]
     assert results["10x"]["tokens"] > 9 * results["1x"]["tokens"]
@@ -222,6 +227,7 @@ def test_memory_refuses_a_wrong_index(
     assert ("mlp.0.parquet" if damage else "counted tokens") in refused(capsys, "memory")
 
 
+@pytest.mark.slow
 def test_workers(capsys: pytest.CaptureFixture[str]) -> None:
     results = run(capsys, "workers")["results"]
     assert results["1"]["tokens"] == results["2"]["tokens"] > 1000

@@ -17,6 +17,7 @@ from indexer.partials.merge import merge_indexes
 from indexer.partials.places import Places
 
 
+@pytest.mark.slow
 def test_merge(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["merge", "--quick", "--json", "--folder", str(tmp_path)]) == 0
     whole = json.loads(capsys.readouterr().out)

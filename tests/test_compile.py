@@ -22,6 +22,7 @@ MACHINE = Machine(
 CONSTANTS = {"FUNCTION": "plain", "GATED": False, "WHOLE": True}
 
 
+@pytest.mark.slow
 def test_kernels_keep_to_their_limits(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "kernels")}

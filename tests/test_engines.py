@@ -249,6 +249,7 @@ def test_a_worker_on_ray_has_one_gpu(tmp_path: Path) -> None:
             workers(device, GPU=3.0)
 
 
+@pytest.mark.slow
 @needs_ray
 def test_ray_with_a_worker_killed(corpus: list[str], expected: dict[str, Any], tmp_path: Path) -> None:
     config = options(tmp_path / "a.index", corpus, ray="local", shards=4)
@@ -269,6 +270,7 @@ def test_ray_with_a_worker_killed(corpus: list[str], expected: dict[str, Any], t
     assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
 
 
+@pytest.mark.slow
 @needs_ray
 def test_ray_with_object_storage(corpus: list[str], expected: dict[str, Any], tmp_path: Path) -> None:
     config = options(

@@ -42,6 +42,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), "PYTHONPATH": paths}
 
 
+@pytest.mark.slow
 def test_slurm_builds_what_one_process_builds(tmp_path: Path, cluster: dict[str, str]) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()

@@ -29,6 +29,7 @@ def script(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_a_dry_run_has_every_figure(tmp_path: Path) -> None:
     ended = script("--dry-run", "--out", str(tmp_path), "--commit", "abc")
     whole = json.loads((tmp_path / "results.json").read_text())
@@ -88,6 +89,7 @@ def steps_of(
     return dict(json.loads((folder / "results.json").read_text())["steps"])
 
 
+@pytest.mark.slow
 def test_whatever_a_step_comes_to_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = "open(FILE, 'w').write('{\"%s\": 1}')"
     ended = steps_of(tmp_path, monkeypatch, {

@@ -17,6 +17,7 @@ from indexer.index.synthetic import Size, write_synthetic
 SIZE = Size(layers=1, units=8, top=3, bottom=3, vocabulary=50, documents=20, count=100)
 
 
+@pytest.mark.slow
 def test_killed_commands_are_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["survive", "--quick", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]

@@ -209,6 +209,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_inputs(tmp_path: Path) -> None:
     """A peer holding all inputs would take 40 MB more for each four."""
     size = Size(layers=1, units=1_000, top=10, bottom=10, documents=500)

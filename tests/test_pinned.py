@@ -100,6 +100,7 @@ def test_the_state_is_the_same_wherever_windows_are() -> None:
     assert_equal(statistics, gathered(3, batches, "reference", KEEP))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_memory")
 def test_windows_move_with_what_they_hold() -> None:
     batches = some_batches(600, 3, number=4)
@@ -117,6 +118,7 @@ def test_windows_move_with_what_they_hold() -> None:
     assert_equal(statistics, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_memory")
 def test_a_checkpoint_is_taken_while_windows_are_in_the_main_memory() -> None:
     batches = some_batches(600, 3, number=4)

@@ -281,6 +281,7 @@ def test_appended_files_join_the_index(corpus: list[str], tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index", "whole.index"]
 
 
+@pytest.mark.slow
 def test_reproducible_whatever_the_batches(corpus: list[str], tmp_path: Path) -> None:
     wanted = None
     for number, changes in enumerate(

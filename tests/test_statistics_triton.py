@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,3 +221,29 @@ def test_auto_takes_triton_on_a_gpu_and_cpp_elsewhere(monkeypatch: pytest.Monkey
         dispatch.choose("triton", "cpu")
     with pytest.raises(KernelInputError, match="run on cpu, not on 'cuda'"):
         dispatch.choose("cpp", "cuda")
+
+
+def test_kernels_are_launched_as_they_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compile case compiles them without fused multiply-adds of the compiler's own."""
+    launched: dict[str, dict[str, Any]] = {}
+
+    class Noted:
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            def launch(*arguments: Any, **options: Any) -> None:
+                launched[self.name] = options
+                self.kernel[grid](*arguments, **options)
+
+            return launch
+
+    for name, module in (("gather", "statistics"), ("compete", "topk"), ("activate_rows", "activations")):
+        place = importlib.import_module(f"indexer_kernels.{module}_triton")
+        monkeypatch.setattr(place, name, Noted(name, getattr(place, name)))
+    [(gate, sequences)] = some_batches(63, 7, number=1)
+    statistics = Statistics.empty(7, KEEP, kernels="triton")
+    statistics.activate("relu", gate, None, sequences, torch.empty_like(gate))
+    assert {name: options["enable_fp_fusion"] for name, options in launched.items()} == dict.fromkeys(
+        ("gather", "compete", "activate_rows"), False
+    )

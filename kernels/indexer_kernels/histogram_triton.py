@@ -111,6 +111,8 @@ def flush(counters, recent, first_unit, units):
     """
     gl.barrier()
     unit = first_unit + 2 * gl.arange(0, UNITS // 2, gl.SliceLayout(0, WORDS))
+    # every warp has the total of all rows; the first one adds it
+    warp = gl.arange(0, WARPS, gl.SliceLayout(1, WORDS))[:, None]
     # a loop, for its addresses would be kept in registers throughout the kernel
     for part in range(PARTS):
         word = gl.reshape(counters.gather(part_places(part), axis=0), [PART_ROWS, UNITS // 2])
@@ -126,6 +128,7 @@ def flush(counters, recent, first_unit, units):
         add_words(at, word, unit[None, :], units, (between | zero)[:, None])
         # one bin has all rows that are smaller, one all that are larger; 16 bits hold either sum
         outside = (magnitude <= INFINITE_ROW) & ((magnitude < FIRST_ROW) | (magnitude >= LARGE_ROW))
-        total = gl.sum(gl.where(outside[:, None], word, 0), axis=0)
+        total = gl.sum(gl.where(outside[:, None], word, 0), axis=0)[None, :]
         place = gl.where(gl.to_tensor(part) % (PARTS // 2) == 0, 1, MAGNITUDES) + negative
-        add_words(recent + place.to(gl.int64) * units + unit, total, unit, units, True)
+        at = recent + place.to(gl.int64) * units + unit[None, :] + 0 * warp
+        add_words(at, total, unit[None, :], units, warp == 0)

@@ -181,5 +181,5 @@ def launch(
         *places, k, *window,
         SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by], PLACES=triton.next_power_of_2(k),
         WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]),
-        BLOCKS=64, num_warps=1,
+        BLOCKS=64, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
