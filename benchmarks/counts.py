@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 import numpy as np
 from indexer_kernels import Sequences, Statistics
-from indexer_kernels.dispatch import instruction_sets
-from indexer_kernels.histogram import Histogram
+from indexer_kernels._cpp import instruction_sets
+from indexer_kernels.histogram import Histogram, active, positive
 from indexer_kernels.moments import Moments
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,7 +33,6 @@ from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from indexer.corpus import Corpus
 from indexer.demo import model_folder, write_corpus
-from indexer.index.records import active, positive
 from indexer.models import LoadedModel, Runner, load
 from indexer.tokens import Batch, Batches
 

@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from indexer_kernels.histogram import BINS
 
 from benchmarks.child import ChildError, Measured, measured
 from benchmarks.measure import timed
 from benchmarks.merge_inputs import SITE, Inputs
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
+from benchmarks.synthetic import Size
 from indexer import open_index
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.read import Index
-from indexer.index.records import HISTOGRAM_BINS
 from indexer.index.restore import LayerFiles
-from indexer.index.synthetic import Size
 from indexer.units import Unit
 
 MERGE = """
@@ -40,7 +40,7 @@ merge_indexes([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]))
 """
 FEWER = 8
 SAMPLED = 24
-BINS = ("lower", "upper", "count")
+BIN_COLUMNS = ("lower", "upper", "count")
 WINDOWS = ("token_ids", "activations")
 ORDER = ("value", "document", "sequence", "position")
 
@@ -112,7 +112,7 @@ def _plain_read(inputs: Inputs) -> float:
                 for _ in files.examples():
                     pass
 
-    counts = np.zeros((inputs.size.units, HISTOGRAM_BINS), np.int64)
+    counts = np.zeros((inputs.size.units, BINS), np.int64)
     side = timed(read)
     side()
     return side() * inputs.inputs
@@ -156,7 +156,7 @@ def _check_unit(index: Index, unit: Unit, inputs: Inputs) -> None:
     for number in range(inputs.inputs):
         with open_index(inputs.content_path(inputs.content(number, unit.layer))) as part:
             record = part.record(Unit(SITE, 0, unit.unit))
-        for lower, upper, count in _columns(record.histogram, BINS):
+        for lower, upper, count in _columns(record.histogram, BIN_COLUMNS):
             bins[lower + upper] = bins.get(lower + upper, 0) + count
         for extreme, kept in rows.items():
             for row in getattr(record, extreme).to_pylist():
@@ -168,7 +168,7 @@ def _check_unit(index: Index, unit: Unit, inputs: Inputs) -> None:
             for name in (*ORDER, "window_start", *WINDOWS):
                 if row[name] != wanted[name]:
                     raise WrongResultError(f"{unit}, {extreme} {row['rank']}: {name} is {row[name]}")
-    if {lower + upper: count for lower, upper, count in _columns(found.histogram, BINS)} != bins:
+    if {lower + upper: count for lower, upper, count in _columns(found.histogram, BIN_COLUMNS)} != bins:
         raise WrongResultError(f"{unit}: its histogram is not the sum of those of the inputs")
 
 

@@ -16,10 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from indexer.index import schema
-from indexer.index.groups import RowGroups
-from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256
-from indexer.index.synthetic import (
+from benchmarks.synthetic import (
     Size,
     configuration,
     synthetic_documents,
@@ -27,6 +24,9 @@ from indexer.index.synthetic import (
     synthetic_token_counts,
     synthetic_vocabulary,
 )
+from indexer.index import schema
+from indexer.index.groups import RowGroups
+from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256
 from indexer.index.write import IndexWriter
 
 SITE = "mlp"

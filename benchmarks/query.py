@@ -21,10 +21,10 @@ from benchmarks.options import option, settings_of
 from benchmarks.query_check import check_records, check_scan, check_search
 from benchmarks.questions import SCAN, SEARCH, four_calls, in_sql
 from benchmarks.report import Report, Table, say
+from benchmarks.synthetic import Size, write_synthetic
 from indexer import open_index
 from indexer.errors import IndexerError
 from indexer.index.read import Index
-from indexer.index.synthetic import Size, write_synthetic
 
 SEED = 0
 SAMPLED = 32

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from benchmarks.questions import SCAN, SEARCH, four_calls, in_sql
 from benchmarks.report import WrongResultError
 from benchmarks.states import differing
+from benchmarks.synthetic import Size, synthetic_records
 from indexer.index import schema
 from indexer.index.read import Index, UnitRecord
 from indexer.index.records import Examples, LayerRecord
-from indexer.index.synthetic import Size, synthetic_records
 
 FIELDS = ("value", "document", "sequence", "position", "window_start")
 

@@ -68,6 +68,7 @@ def _git(*arguments: str) -> str:
 
 
 def _kernels() -> dict[str, Any]:
-    from indexer_kernels.dispatch import instruction_set, instruction_sets
+    from indexer_kernels._cpp import instruction_sets
+    from indexer_kernels.dispatch import instruction_set
 
     return {"instruction_set": instruction_set(), "available": instruction_sets()}

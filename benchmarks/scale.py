@@ -22,9 +22,9 @@ import numpy as np
 from benchmarks.merge_inputs import Inputs
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
+from benchmarks.synthetic import Size, write_synthetic
 from indexer import open_index
 from indexer.index.manifest import read_manifest
-from indexer.index.synthetic import Size, write_synthetic
 from indexer.partials.merge import merge_indexes
 from indexer.progress import in_bytes, in_time
 from indexer.work.pace import LEAST_RATIO

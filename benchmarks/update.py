@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from indexer_kernels import Keep, Sequences, Statistics, activate
-from indexer_kernels.dispatch import instruction_sets
+from indexer_kernels._cpp import instruction_sets
 from torch import Tensor
 
 from benchmarks.measure import Side, interleaved, ratios, spread

@@ -26,7 +26,7 @@ _import_triton_for_its_interpreter()
 
 
 def _instruction_sets() -> list[str]:
-    from indexer_kernels.dispatch import instruction_sets
+    from indexer_kernels._cpp import instruction_sets
 
     return instruction_sets()
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from indexer_kernels.histogram import BINS, bins_of
 from numpy.typing import NDArray
 
 from indexer.index.moments import POWERS, exact_sums
-from indexer.index.quantiles import bins_of
-from indexer.index.records import HISTOGRAM_BINS, Examples, LayerRecord
+from indexer.index.records import Examples, LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
 
@@ -40,7 +40,7 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
     every = np.concatenate(sequences)
     finite = np.isfinite(every)
     columns = [every[finite[:, unit], unit].astype(np.float64) for unit in range(units)]
-    histogram = np.zeros((units, HISTOGRAM_BINS), np.int64)
+    histogram = np.zeros((units, BINS), np.int64)
     for unit, values in enumerate(columns):
         np.add.at(histogram[unit], bins_of(values.astype(np.float32)), 1)
     return LayerRecord(

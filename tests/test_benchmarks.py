@@ -20,9 +20,9 @@ from benchmarks.child import ChildError, Measured, measured
 from benchmarks.counts import TORCH
 from benchmarks.measure import interleaved, percentile, ratios
 from benchmarks.peers import UnitHistograms
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.index.read import Index, UnitRecord
 from indexer.index.records import LayerRecord
-from indexer.index.synthetic import Size, write_synthetic
 from indexer.observer import StatisticsObserver
 
 SPREAD = {"median", "min", "max", "all"}

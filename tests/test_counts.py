@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from indexer_kernels.dispatch import instruction_sets
+from indexer_kernels._cpp import instruction_sets
 
 from benchmarks.counts import Counters
 from indexer.models import Runner, adapt

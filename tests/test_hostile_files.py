@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import indexer
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index import files, schema
-from indexer.index.synthetic import Size, write_synthetic
 from indexer.index.verify import verify_index
 from tests.hostile_cases import craft, edit_manifest, sign
 from tests.hostile_fuzz import answers

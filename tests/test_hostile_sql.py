@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import indexer
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index.read import Index
-from indexer.index.synthetic import Size, write_synthetic
 
 SECRET = "a secret of another folder"
 

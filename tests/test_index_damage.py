@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import indexer
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
-from indexer.index.synthetic import Size, write_synthetic
 from indexer.index.verify import verify_index
 
 TRIALS = int(os.environ.get("DAMAGE_TRIALS", "80"))

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from indexer_kernels import Keep, Statistics
 from indexer_kernels import moments as kernel_moments
 
+from benchmarks.synthetic import Size, synthetic_records, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index import moments
 from indexer.index.manifest import read_manifest
 from indexer.index.records import Examples, LayerRecord
 from indexer.index.restore import read_layer
-from indexer.index.synthetic import Size, synthetic_records, write_synthetic
 from indexer.index.verify import verify_index
 from indexer.partials.state import record_of
 from tests.index_cases import ragged_record, token_counts, write_index

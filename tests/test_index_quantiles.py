@@ -6,15 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from indexer_kernels import histogram as kernels
-
-from indexer.index.quantiles import QUANTILES, bin_edges, bins_of, magnitude_edges, quantiles
-from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN
+from indexer_kernels.histogram import BINS, QUANTILES, ZERO_BIN, bin_edges, bins_between, bins_of, quantiles
 
 
 def test_edges_meet_and_ascend() -> None:
     lower, upper = bin_edges()
-    assert len(lower) == len(upper) == HISTOGRAM_BINS == 389
+    assert len(lower) == len(upper) == BINS == 389
     assert np.array_equal(upper[:-1], lower[1:])
     assert (np.diff(lower) >= 0).all()
     assert np.array_equal(lower, -upper[::-1])
@@ -45,14 +42,11 @@ def test_a_value_lies_in_its_bin() -> None:
     assert (values[negative] <= upper[number][negative]).all()
 
 
-def test_bins_are_those_of_the_kernels() -> None:
-    """Reading an index does without the kernels, so the two say it each for itself."""
-    assert (HISTOGRAM_BINS, ZERO_BIN) == (kernels.BINS, kernels.ZERO_BIN)
-    assert np.array_equal(magnitude_edges(), kernels.magnitude_edges())
-    edges = magnitude_edges()[:-1]
-    values = np.concatenate([edges, np.nextafter(edges, np.float32(np.inf)), np.nextafter(edges[1:], 0)])
-    values = np.concatenate([values, -values, [1e-45, 3e38, -3e38]]).astype(np.float32)
-    assert np.array_equal(bins_of(values), kernels.bins_of(values))
+def test_edges_tell_their_bin() -> None:
+    lower, upper = bin_edges()
+    assert np.array_equal(bins_between(lower, upper), np.arange(BINS))
+    assert (bins_between(lower[:-1], upper[1:]) == -1).all()
+    assert (bins_between(np.nextafter(lower, np.float32(np.inf)), upper) == -1).all()
 
 
 @pytest.mark.parametrize("values", [1, 2, 99, 10_001])
@@ -66,7 +60,7 @@ def test_quantiles_are_within_a_sixteenth(values: int, shape: str) -> None:
         "wide": np.exp(4 * normal),
         "zero": np.zeros(values),
     }[shape].astype(np.float32)
-    histogram = np.bincount(bins_of(sample), minlength=HISTOGRAM_BINS)[None]
+    histogram = np.bincount(bins_of(sample), minlength=BINS)[None]
     columns = quantiles(histogram, sample.min()[None], sample.max()[None])
     ordered = np.sort(sample)
     for name, share in QUANTILES.items():
@@ -81,7 +75,7 @@ def test_quantiles_are_within_a_sixteenth(values: int, shape: str) -> None:
 
 
 def test_ranks_of_huge_counts_are_exact() -> None:
-    histogram = np.zeros((1, HISTOGRAM_BINS), np.int64)
+    histogram = np.zeros((1, BINS), np.int64)
     # one value more than ninety-nine hundredths of all, by one in 10^16
     histogram[0, ZERO_BIN] = 99 * 10**15 - 1
     histogram[0, ZERO_BIN + 100] = 10**15 + 1
@@ -92,5 +86,5 @@ def test_ranks_of_huge_counts_are_exact() -> None:
 
 def test_no_value_no_quantile() -> None:
     nothing = np.full(1, np.nan, np.float32)
-    columns = quantiles(np.zeros((1, HISTOGRAM_BINS), np.int64), nothing, nothing)
+    columns = quantiles(np.zeros((1, BINS), np.int64), nothing, nothing)
     assert all(np.isnan(column[0]) for column in columns.values())

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.encoding import parquet_options
 from indexer.index.manifest import sealed, sha256
 from indexer.index.read import open_index
-from indexer.index.synthetic import Size, write_synthetic
 from indexer.index.verify import expected_files, verify_index
 from tests.index_cases import ragged_record, write_index
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.report import WrongResultError
 from benchmarks.survive_scenes import APPEND, BUILD, MERGE, OUTPUT, REPLACE, Scene, Server
-from indexer.index.synthetic import Size, write_synthetic
+from benchmarks.synthetic import Size, write_synthetic
 
 SIZE = Size(layers=1, units=8, top=3, bottom=3, vocabulary=50, documents=20, count=100)
 

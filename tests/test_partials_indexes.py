@@ -12,13 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.child import measured
-from indexer.engines.shards import merge_parts
-from indexer.errors import IndexerError
-from indexer.index import output as output_module
-from indexer.index import schema
-from indexer.index.manifest import read_manifest, sha256
-from indexer.index.read import open_index
-from indexer.index.synthetic import (
+from benchmarks.synthetic import (
     Size,
     configuration,
     synthetic_documents,
@@ -26,6 +20,12 @@ from indexer.index.synthetic import (
     synthetic_token_counts,
     synthetic_vocabulary,
 )
+from indexer.engines.shards import merge_parts
+from indexer.errors import IndexerError
+from indexer.index import output as output_module
+from indexer.index import schema
+from indexer.index.manifest import read_manifest, sha256
+from indexer.index.read import open_index
 from indexer.index.verify import verify_index
 from indexer.index.write import IndexWriter
 from indexer.partials import merge as merge_module

@@ -65,7 +65,7 @@ def expected(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_instruction_set_and_threads_change_no_row(
     corpus: list[str], expected: dict[str, Any], isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from indexer_kernels.dispatch import instruction_sets
+    from indexer_kernels._cpp import instruction_sets
 
     if isa not in instruction_sets():
         pytest.skip(f"this machine has no {isa}")

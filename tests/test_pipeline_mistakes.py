@@ -13,8 +13,8 @@ import torch
 from indexer_kernels import Statistics
 from typer.testing import CliRunner
 
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.commands import app
-from indexer.index.synthetic import Size, write_synthetic
 from tests.real_model import minilm
 
 MODEL = str(minilm())

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 import indexer
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
-from indexer.index.synthetic import Size, write_synthetic
 
 SIZE = Size(layers=2, units=20, top=3, bottom=2, window=4, vocabulary=200, documents=50)
 QUESTIONS = [

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 
 import indexer
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index.read import Index
-from indexer.index.synthetic import Size, write_synthetic
 from indexer.index.unfinished import progress_of
 
 SIZE = Size(layers=3, units=40, top=5, bottom=3, vocabulary=200, documents=3_000)

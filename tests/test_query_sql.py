@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 import indexer
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index.read import Index
-from indexer.index.synthetic import Size, write_synthetic
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.synthetic import Size, synthetic_records, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.encoding import parquet_options
@@ -19,7 +20,6 @@ from indexer.index.files import GroupedFile
 from indexer.index.manifest import Manifest, read_manifest
 from indexer.index.records import Examples, LayerRecord
 from indexer.index.restore import LayerFiles, read_layer
-from indexer.index.synthetic import Size, synthetic_records, write_synthetic
 from indexer.index.write import IndexWriter
 from tests.index_cases import SECTIONS, TOKENS, documents, ragged_record, token_counts, write_index
 

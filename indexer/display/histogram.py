@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from indexer_kernels.histogram import BINS_PER_OCTAVE, ZERO_BIN, bins_of, magnitude_edges
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from indexer.display.data import number
-from indexer.index.quantiles import bins_of, magnitude_edges
-from indexer.index.records import BINS_PER_OCTAVE, ZERO_BIN
 
 # Of the bins of one sign, by magnitude: 0, 2^-10, 1.125 * 2^-10 ... 2^14, infinity.
 _EDGES: list[float] = magnitude_edges().tolist()

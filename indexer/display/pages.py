@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from indexer_kernels.histogram import QUANTILES
 from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
@@ -18,7 +19,6 @@ from rich.text import Text
 from indexer.display.data import number
 from indexer.display.histogram import chart
 from indexer.display.text import CUT, Window, concordance, marked, one_line, spell
-from indexer.index.quantiles import QUANTILES
 
 if TYPE_CHECKING:
     from indexer.index.read import Index

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from indexer_kernels.histogram import SMALLEST_EXPONENT
+
 from indexer.display.data import number
 from indexer.display.histogram import Bar, bars
 from indexer.errors import IndexerError
-from indexer.index.records import LOWEST_EXPONENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 _INCHES, _DOTS_PER_INCH = (6.4, 3.4), 200
 _NEGATIVE, _POSITIVE, _INK, _PALE = "#3b7ea1", "#d9792b", "#333333", "#8a8a8a"
 # magnitudes below it, where all bins end, are drawn on a linear piece of the axis
-_LINEAR_BELOW = 2.0**LOWEST_EXPONENT
+_LINEAR_BELOW = 2.0**SMALLEST_EXPONENT
 _FLOOR = 0.8
 _QUANTILES = {"p50": "median", "p99": "99 %", "p999": "99.9 %"}
 _STYLE: Any = {

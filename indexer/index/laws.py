@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from indexer_kernels.histogram import BINS, active, bin_edges, bins_between, bins_of, positive, quantiles
 
 from indexer.errors import IndexerError
 from indexer.index.manifest import LayerEntry
 from indexer.index.moments import OVERFLOWED, POWERS, summary, sums_of_powers
-from indexer.index.quantiles import bin_edges, bins_of, numbers_of_bins, quantiles
-from indexer.index.records import HISTOGRAM_BINS, active, positive
 from indexer.index.tables import EXTREMES
 from indexer.index.vocabulary import Vocabulary
 
@@ -92,7 +91,7 @@ class LayerLaws:
             self._require(column[name] == wanted, number, f"{name} is not the sum of the {bins}")
         seen = finite > 0
         lowest = (histogram > 0).argmax(axis=1)
-        highest = HISTOGRAM_BINS - 1 - (histogram[:, ::-1] > 0).argmax(axis=1)
+        highest = BINS - 1 - (histogram[:, ::-1] > 0).argmax(axis=1)
         for name, extreme, filled in (
             ("minimum", self._minimum, lowest),
             ("maximum", self._maximum, highest),
@@ -230,21 +229,21 @@ class LayerLaws:
         self._require(texts.to_numpy(zero_copy_only=False), unit, "a text is not that of its token ids")
 
     def _dense(self, table: pa.Table) -> np.ndarray:
-        """int64 [units, HISTOGRAM_BINS] from rows, which must be bins of the format in ascending order."""
+        """int64 [units, BINS] from rows, which must be bins of the format in ascending order."""
         columns: dict[str, Any] = {
             name: table[name].to_numpy() for name in ("unit", "lower", "upper", "count")
         }
         unit = columns["unit"]
         if len(unit) and (unit.min() < 0 or unit.max() >= self._entry.units):
             raise IndexerError(f"{self._where}: bins of a unit the layer has not")
-        number = numbers_of_bins(columns["lower"], columns["upper"])
+        number = bins_between(columns["lower"], columns["upper"])
         self._require(number >= 0, unit, "a bin has edges that are not the format's")
-        key = unit.astype(np.int64) * HISTOGRAM_BINS + number
+        key = unit.astype(np.int64) * BINS + number
         self._require(np.concatenate([[True], np.diff(key) > 0])[: len(key)], unit, "bins are not in order")
         self._require(columns["count"] > 0, unit, "an empty bin")
-        histogram = np.zeros(self._entry.units * HISTOGRAM_BINS, np.int64)
+        histogram = np.zeros(self._entry.units * BINS, np.int64)
         histogram[key] = columns["count"]
-        return histogram.reshape(self._entry.units, HISTOGRAM_BINS)
+        return histogram.reshape(self._entry.units, BINS)
 
     def _require(self, holds: np.ndarray, unit: np.ndarray, broken: str) -> None:
         if not np.all(holds):

@@ -10,17 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from indexer_kernels.histogram import BINS
 
 from indexer.errors import IndexerError
 from indexer.index.moments import LIMBS, POWERS, is_settled, summary
-
-# magnitude bins, smallest first: below 2^-10, 8 per octave over [2^-10, 2^14), at least 2^14
-OCTAVES = 24
-BINS_PER_OCTAVE = 8
-LOWEST_EXPONENT = -10
-MAGNITUDE_BINS = OCTAVES * BINS_PER_OCTAVE + 2
-ZERO_BIN = MAGNITUDE_BINS
-HISTOGRAM_BINS = 2 * MAGNITUDE_BINS + 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class LayerRecord:
     minimum: np.ndarray  # float32 [units], NaN where no finite value was seen
     maximum: np.ndarray  # float32 [units], NaN where no finite value was seen
     sums: np.ndarray  # int64 [units, POWERS, LIMBS], exact sums of powers, settled; see moments.py
-    histogram: np.ndarray  # int64 [units, HISTOGRAM_BINS], bins ascending by value
+    histogram: np.ndarray  # int64 [units, BINS], bins ascending by value
     top: Examples
     bottom: Examples
 
@@ -86,16 +79,6 @@ class LayerRecord:
     def units(self) -> int:
         """How many units the layer has."""
         return self.nan.shape[0]
-
-    @property
-    def positive(self) -> np.ndarray:
-        """int64 [units]: finite values above zero."""
-        return positive(self.histogram)
-
-    @property
-    def active(self) -> np.ndarray:
-        """int64 [units]: finite values of at least 2^-10, the least that the histogram tells apart."""
-        return active(self.histogram)
 
     @cached_property
     def summary(self) -> dict[str, np.ndarray]:
@@ -116,17 +99,6 @@ class LayerRecord:
                 _check_array(f"{where}, {extreme}.{name}", getattr(examples, name), dtype, shape)
 
 
-def positive(histogram: np.ndarray) -> np.ndarray:
-    """int64 [units]: values above zero; histogram: int64 [units, HISTOGRAM_BINS]."""
-    return histogram[:, ZERO_BIN + 1 :].sum(axis=1)
-
-
-def active(histogram: np.ndarray) -> np.ndarray:
-    """int64 [units]: values of at least 2^-10; histogram: int64 [units, HISTOGRAM_BINS]."""
-    # the first bin above zero ends there
-    return histogram[:, ZERO_BIN + 2 :].sum(axis=1)
-
-
 Layout = dict[str, tuple[type, tuple[int, ...]]]
 
 
@@ -134,7 +106,7 @@ def _layer_layout(units: int) -> Layout:
     layout: Layout = dict.fromkeys(("nan", "inf"), (np.int64, (units,)))
     layout |= dict.fromkeys(("minimum", "maximum"), (np.float32, (units,)))
     layout |= {"sums": (np.int64, (units, POWERS, LIMBS))}
-    return layout | {"histogram": (np.int64, (units, HISTOGRAM_BINS))}
+    return layout | {"histogram": (np.int64, (units, BINS))}
 
 
 def _examples_layout(units: int, places: int, window: int) -> Layout:

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from indexer_kernels.histogram import BINS, bins_between
 
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
 from indexer.index.manifest import Manifest
 from indexer.index.moments import PACKED, POWERS, unpack
-from indexer.index.quantiles import numbers_of_bins
-from indexer.index.records import HISTOGRAM_BINS, Examples, LayerRecord
+from indexer.index.records import Examples, LayerRecord
 from indexer.index.rows import PLACES, ExampleRows
 from indexer.index.vocabulary import Vocabulary, token_counts_of
 
@@ -34,7 +34,7 @@ _EXAMPLES = (
     "unit", "extreme", "rank", "value", "document", "sequence", "position", "window_start", "token_ids",
     "activations",
 )  # fmt: skip
-_BINS = ("unit", "lower", "upper", "count")
+_BIN_COLUMNS = ("unit", "lower", "upper", "count")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LayerFiles:
         """All of a block of units."""
         first, last = self._bounds(units)
         block = slice(first, last)
-        histogram = np.zeros((last - first, HISTOGRAM_BINS), np.int64)
+        histogram = np.zeros((last - first, BINS), np.int64)
         self.add_histogram(block, histogram)
         rows: dict[str, list[ExampleRows]] = {"top": [], "bottom": []}
         for extreme, part in self.examples(block):
@@ -149,15 +149,15 @@ class LayerFiles:
         return unpack(packed, overflowed)
 
     def add_histogram(self, units: slice | None, counts: np.ndarray) -> None:
-        """Add the counts of a block to int64 [units, HISTOGRAM_BINS]."""
+        """Add the counts of a block to int64 [units, BINS]."""
         first, last = self._bounds(units)
         path = schema.histograms_file(self.entry.site, self.entry.layer)
         file = self._open(path, UnitFile, schema.HISTOGRAMS)
         flat = counts.reshape(-1)
         end = -1
-        for table in _unit_rows(file, first, last, _BINS):
-            number = numbers_of_bins(table["lower"].to_numpy(), table["upper"].to_numpy())
-            key = (table["unit"].to_numpy() - first).astype(np.int64) * HISTOGRAM_BINS + number
+        for table in _unit_rows(file, first, last, _BIN_COLUMNS):
+            number = bins_between(table["lower"].to_numpy(), table["upper"].to_numpy())
+            key = (table["unit"].to_numpy() - first).astype(np.int64) * BINS + number
             # ascending, so that no bin is there twice and adding by index adds them all
             ascends = bool((np.diff(key, prepend=end) > 0).all())
             found = table["count"].to_numpy()

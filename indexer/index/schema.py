@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Final
 
 import pyarrow as pa
+from indexer_kernels.histogram import QUANTILES
 
 from indexer.index.moments import PACKED, POWERS
-from indexer.index.quantiles import QUANTILES
 
 FORMAT: Final = "neuron activation index"
 VERSION = 2

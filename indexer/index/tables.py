@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+from indexer_kernels.histogram import active, bin_edges, positive, quantiles
 
 from indexer.index import schema
 from indexer.index.moments import pack
-from indexer.index.quantiles import bin_edges, quantiles
 from indexer.index.records import Examples, LayerRecord
 from indexer.index.vocabulary import Vocabulary
 
@@ -28,8 +28,8 @@ def unit_table(record: LayerRecord, first: int = 0) -> pa.Table:
     integers = {
         "unit": np.arange(first, first + record.units, dtype=np.int32),
         "count": np.full(record.units, record.count, np.int64),
-        "positive": record.positive,
-        "active": record.active,
+        "positive": positive(record.histogram),
+        "active": active(record.histogram),
         "nan": record.nan,
         "inf": record.inf,
     }

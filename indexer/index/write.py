@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from indexer_kernels.histogram import BINS
 
 from indexer.errors import IndexerError
 from indexer.index import schema
@@ -29,7 +30,7 @@ from indexer.index.groups import RowGroups
 from indexer.index.ids import Ids
 from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, sha256
 from indexer.index.output import check_output, flush, put_in_place
-from indexer.index.records import HISTOGRAM_BINS, LayerRecord
+from indexer.index.records import LayerRecord
 from indexer.index.scratch import Scratch, put_right
 from indexer.index.tables import example_tables, histogram_tables, sums_table, unit_table, units_per_group
 from indexer.index.views import views_file
@@ -151,7 +152,7 @@ class IndexWriter:
         Raises IndexerError as `add_layer` does, and where the blocks are not those of the layer.
         """
         key = self._new_layer(site, layer, units, count)
-        rows = units * HISTOGRAM_BINS if histogram_rows is None else histogram_rows
+        rows = units * BINS if histogram_rows is None else histogram_rows
         first = 0
         with self._told(), ExitStack() as stack:
             write: Callable[[LayerRecord, int], None] | None = None

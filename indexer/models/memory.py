@@ -8,19 +8,15 @@ stays unplanned, for what its libraries take and for gaps between blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 import torch
 from indexer_kernels import Keep
 from indexer_kernels.device import WINDOW_ARRAYS, DeviceSums, DeviceTopK, Windows, splits_of
-from indexer_kernels.histogram import Histogram
-from indexer_kernels.moments import Moments
 from indexer_kernels.pinned import pinned_bytes
-from indexer_kernels.topk import TopK
 
 from indexer.errors import IndexerError
 from indexer.models.peak import forward_bytes
@@ -144,11 +140,8 @@ def state_bytes(units: Iterable[int], keep: Keep, splits: Callable[[int], int]) 
     units: of each layer. splits: how many sums a GPU keeps for a layer of so many units, see splits_of.
     """
     units, meta = list(units), torch.device("meta")
-    ends = [
-        TopK.empty(1, k, largest=largest, by=keep.by, window=keep.window)
-        for k, largest in ((keep.top, True), (keep.bottom, False))
-        if k
-    ]
+    *_, top, bottom = keep.empty_states(1)
+    ends = [end for end in (top, bottom) if end is not None]
     places = [DeviceTopK.of(end, meta).arrays for end in ends]
     windows = [arrays[name].nbytes for arrays in places for name in WINDOW_ARRAYS]
     # an end that is not kept has a threshold all the same, float32 and int64
@@ -159,7 +152,7 @@ def state_bytes(units: Iterable[int], keep: Keep, splits: Callable[[int], int]) 
         device=sum(units) * others + sum(tensor.nbytes for tensors in sums for tensor in tensors),
         windows=sum(units) * sum(windows),
         pinned=sum(pinned_bytes(count * size) for count in units for size in windows),
-        host=sum(units) * sum(map(_array_bytes, (Moments.empty(1), Histogram.empty(1), *ends))),
+        host=sum(units) * keep.bytes_per_unit(),
     )
 
 
@@ -219,8 +212,3 @@ def _weights(loaded: LoadedModel) -> dict[torch.device, int]:
         storage = weight.untyped_storage()
         sizes.setdefault(weight.device, {})[storage.data_ptr()] = storage.nbytes()
     return {device: sum(storages.values()) for device, storages in sizes.items()}
-
-
-def _array_bytes(state: Any) -> int:
-    values = (getattr(state, one.name) for one in fields(state))
-    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from indexer_kernels.histogram import BINS, bins_of
 
 from indexer.errors import IndexerError
 from indexer.index import moments
 from indexer.index.manifest import LayerEntry
 from indexer.index.output import check_output
-from indexer.index.quantiles import bins_of
-from indexer.index.records import HISTOGRAM_BINS, LayerRecord
+from indexer.index.records import LayerRecord
 from indexer.index.restore import LayerFiles, Shape, read_vocabulary
 from indexer.index.rows import rows_of
 from indexer.index.scratch import put_right
@@ -146,7 +146,7 @@ class Block:
         self.count, self.ranges = count, ranges
         units = self.units
         self.sums = np.zeros((units, moments.POWERS, moments.LIMBS), np.int64)
-        self.histogram = np.zeros((units, HISTOGRAM_BINS), np.int64)
+        self.histogram = np.zeros((units, BINS), np.int64)
         self.places = {
             "top": Places(units, shape.top, shape.width, largest=True, by=by),
             "bottom": Places(units, shape.bottom, shape.width, largest=False, by=by),
@@ -236,7 +236,7 @@ class MergedLayer:
         """Units that fit a block; whole row groups of full examples, so that none is read twice."""
         shape = self._shape
         places = shape.top + shape.bottom
-        unit_bytes = places * (8 * shape.width + 44) + 8 * (HISTOGRAM_BINS + moments.POWERS * moments.LIMBS)
+        unit_bytes = places * (8 * shape.width + 44) + 8 * (BINS + moments.POWERS * moments.LIMBS)
         group = units_per_group(self._entry.units, places)
         return max(BLOCK_BYTES // (unit_bytes * group), 1) * group
 

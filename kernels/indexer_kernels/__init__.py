@@ -1,18 +1,28 @@
 """Statistics of neuron activations as mergeable states, with compiled kernels that gather them in one read.
 
-Knows arrays; not models, files or SQL. Each state (`Moments`, `Histogram`, `TopK`) has `empty`, `update` and
-`merge`: their NumPy code is the definition, csrc/ the fast form. `Statistics` holds all of one layer and
-chooses the kernel.
+Knows arrays; not models, files or SQL. Each state (`Moments`, `Histogram`, `TopK`) is defined once, in NumPy:
+that code is the reference of the kernels, what merging uses, and what an index holds. csrc/ and the Triton
+files are its fast forms. `Statistics` holds all of one layer and chooses the kernel.
+
+Importing the package needs NumPy alone; the names that need torch load it when they are first used.
 """
 from __future__ import annotations
 
-from indexer_kernels.activations import FUNCTIONS, activate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.histogram import Histogram
+from indexer_kernels.keep import Keep
 from indexer_kernels.moments import Moments
 from indexer_kernels.sequences import Sequences
-from indexer_kernels.statistics import Keep, Statistics
 from indexer_kernels.topk import TopK
+
+if TYPE_CHECKING:
+    from indexer_kernels.activations import FUNCTIONS, activate
+    from indexer_kernels.statistics import Statistics
+
+_NEEDS_TORCH = {"FUNCTIONS": "activations", "activate": "activations", "Statistics": "statistics"}
 
 __all__ = [
     "FUNCTIONS",
@@ -25,3 +35,9 @@ __all__ = [
     "TopK",
     "activate",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_NEEDS_TORCH[name]}"), name)

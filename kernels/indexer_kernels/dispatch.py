@@ -92,10 +92,3 @@ def instruction_set() -> str:
         return str(_cpp.instruction_set())
     except ValueError as error:
         raise KernelInputError(f"NEURON_INDEXER_ISA: {error}") from error
-
-
-def instruction_sets() -> list[str]:
-    """Those that can run on this machine, best last."""
-    from indexer_kernels import _cpp
-
-    return list(_cpp.instruction_sets())

@@ -7,7 +7,6 @@ of each state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from indexer_kernels.device import MOST_PENDING, MOST_RECENT, DeviceStatistics, 
 from indexer_kernels.dispatch import choose, device_type
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.histogram import Histogram
+from indexer_kernels.keep import Keep
 from indexer_kernels.moments import Moments
 from indexer_kernels.plan import Plan
 from indexer_kernels.sequences import Sequences
@@ -27,23 +27,6 @@ from indexer_kernels.topk import TopK
 
 # The order is that of csrc/job.hpp.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What is kept of every unit: k at either end (0: none), the window around a peak, what competes."""
-
-    top: int = 20
-    bottom: int = 20
-    window: tuple[int, int] = (48, 15)
-    by: str = "sequence"
-
-    def bytes_per_unit(self) -> int:
-        """Memory of one unit's state, in bytes."""
-        place = 4 + 8 + 8 + 4 + 4 + 4 + 8 * (self.window[0] + 1 + self.window[1])
-        histogram = 389 * (8 + 2) + 4
-        moments = 2 * 8 + 2 * 4 + 4 * 17 * 8 + 4
-        return histogram + moments + (self.top + self.bottom) * place + 2 * 12
 
 
 class Statistics:
@@ -71,16 +54,10 @@ class Statistics:
 
     @classmethod
     def empty(
-        cls, units: int, keep: Keep = Keep(), *, kernels: str = "auto", threads: int | None = None
+        cls, units: int, keep: Keep | None = None, *, kernels: str = "auto", threads: int | None = None
     ) -> Statistics:
         """The statistics of no tokens over `units` units."""
-        ends = [
-            TopK.empty(units, k, largest=largest, by=keep.by, window=keep.window) if k else None
-            for k, largest in ((keep.top, True), (keep.bottom, False))
-        ]
-        return cls(
-            units, Moments.empty(units), Histogram.empty(units), *ends, kernels=kernels, threads=threads
-        )
+        return cls(units, *(keep or Keep()).empty_states(units), kernels=kernels, threads=threads)
 
     def update(self, activations: Tensor, sequences: Sequences) -> None:
         """Take in activations that exist.

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from indexer_kernels.histogram import BINS, ZERO_BIN, bin_edges, bins_of
 
 from indexer.index.moments import POWERS, exact_sums
-from indexer.index.quantiles import bin_edges, bins_of
-from indexer.index.records import HISTOGRAM_BINS, ZERO_BIN, Examples, LayerRecord
+from indexer.index.records import Examples, LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
 
@@ -146,8 +146,8 @@ def _examples(random: np.random.Generator, size: Size, places: int, sign: int) -
 def _histogram(
     random: np.random.Generator, size: Size, minimum: np.ndarray, maximum: np.ndarray
 ) -> np.ndarray:
-    """int64 [units, HISTOGRAM_BINS]: some 150 bins and those of the extremes; what is left is zeros."""
-    histogram = np.zeros((size.units, HISTOGRAM_BINS), np.int64)
+    """int64 [units, BINS]: some 150 bins and those of the extremes; what is left is zeros."""
+    histogram = np.zeros((size.units, BINS), np.int64)
     middle = slice(ZERO_BIN - 75, ZERO_BIN + 76)
     highest = max(size.count // 400, 1)
     histogram[:, middle] = random.integers(0, highest, (size.units, middle.stop - middle.start))
