@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from indexer_kernels import TopK
 
 from benchmarks.questions import SCAN, SEARCH, four_calls, in_sql
 from benchmarks.report import WrongResultError
@@ -19,7 +20,7 @@ from benchmarks.states import differing
 from benchmarks.synthetic import Size, synthetic_records
 from indexer.index import schema
 from indexer.index.read import Index, UnitRecord
-from indexer.index.records import Examples, LayerRecord
+from indexer.index.records import LayerRecord
 
 FIELDS = ("value", "document", "sequence", "position", "window_start")
 
@@ -62,9 +63,9 @@ def _check_plain_read(index: Index, record: UnitRecord) -> None:
 def _check_made(record: UnitRecord, made: LayerRecord) -> None:
     """Against the numbers that the layer was written from."""
     unit = record.unit.unit
-    counts = made.histogram[unit]
+    counts = made.histogram.counts[unit]
     pairs = [("histogram count", record.histogram["count"].to_numpy(), counts[counts > 0])]
-    sides: tuple[tuple[str, pa.Table, Examples], ...] = (
+    sides: tuple[tuple[str, pa.Table, TopK], ...] = (
         ("top", record.top, made.top),
         ("bottom", record.bottom, made.bottom),
     )

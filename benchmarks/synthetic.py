@@ -1,4 +1,4 @@
-"""A synthetic index of any size, obeying every law that `verify --full` checks; for tests and benchmarks."""
+"""A synthetic index of any size, obeying every law that `verify --full` checks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from indexer_kernels import Keep, TopK
 from indexer_kernels.histogram import BINS, ZERO_BIN, bin_edges, bins_of
+from indexer_kernels.moments import LIMBS, LOWEST, POWERS, settle_carries
 
-from indexer.index.moments import POWERS, exact_sums
-from indexer.index.records import Examples, LayerRecord
+from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
 
@@ -96,51 +97,39 @@ def synthetic_documents(size: Size) -> pa.Table:
 def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
     """The layers' records one after the other."""
     random = np.random.default_rng(seed)
-    for layer in range(size.layers):
-        top = _examples(random, size, size.top, 1)
-        bottom = _examples(random, size, size.bottom, -1)
-        maximum = top.value[:, 0] if size.top else np.full(size.units, 4, np.float32)
-        minimum = bottom.value[:, 0] if size.bottom else np.full(size.units, -4, np.float32)
-        histogram = _histogram(random, size, minimum, maximum)
-        yield LayerRecord(
-            site="mlp",
-            layer=layer,
-            count=size.count,
-            nan=np.zeros(size.units, np.int64),
-            inf=np.zeros(size.units, np.int64),
-            minimum=minimum,
-            maximum=maximum,
-            sums=_sums(histogram, minimum, maximum),
-            histogram=histogram,
-            top=top,
-            bottom=bottom,
-        )
-
-
-def _examples(random: np.random.Generator, size: Size, places: int, sign: int) -> Examples:
-    shape = (size.units, places)
-    magnitude = 4 + 4 * random.random(shape, np.float32)
-    value = -np.sort(-magnitude, axis=1) * np.float32(sign)
-    position = random.integers(0, _POSITIONS, shape, np.int32)
     before = size.window * 3 // 4
-    window_start = np.maximum(position - before, 0)
-    activations = random.random((*shape, size.window), np.float32) - np.float32(0.5)
-    peak = (position - window_start)[..., None]
-    np.put_along_axis(activations, peak, value[..., None], axis=2)
+    keep = Keep(size.top, size.bottom, (before, size.window - before - 1))
+    for layer in range(size.layers):
+        record = LayerRecord.empty("mlp", layer, size.count, size.units, keep)
+        _fill(random, size, record.top, 1)
+        _fill(random, size, record.bottom, -1)
+        moments = record.moments
+        moments.maximum[:] = record.top.value[:, 0] if size.top else 4
+        moments.minimum[:] = record.bottom.value[:, 0] if size.bottom else -4
+        counts = record.histogram.counts
+        counts[:] = _histogram(random, size, moments.minimum, moments.maximum)
+        moments.sums[:] = _sums(counts, moments.minimum, moments.maximum)
+        yield record
+
+
+def _fill(random: np.random.Generator, size: Size, state: TopK, sign: int) -> None:
+    """Take all places of one end, in rank order."""
+    shape = (size.units, state.k)
+    magnitude = 4 + 4 * random.random(shape, np.float32)
+    state.filled[:] = state.k
+    state.value[:] = -np.sort(-magnitude, axis=1) * np.float32(sign)
+    state.position[:] = random.integers(0, _POSITIONS, shape, np.int32)
+    state.window_start[:] = np.maximum(state.position - state.before, 0)
+    state.window_length[:] = size.window
+    state.activations[:] = random.random((*shape, size.window), np.float32) - np.float32(0.5)
+    peak = (state.position - state.window_start)[..., None]
+    np.put_along_axis(state.activations, peak, state.value[..., None], axis=2)
     # few tokens are frequent and most are rare, as in any text
     tokens = size.vocabulary * random.random((*shape, size.window), np.float32) ** 6
-    return Examples(
-        filled=np.full(size.units, places, np.int32),
-        value=value,
-        document=size.first_document + np.sort(random.integers(0, size.documents, shape), axis=1),
-        # one place for each sequence
-        sequence=np.broadcast_to(np.arange(places), shape) + places * random.integers(0, 30, shape),
-        position=position,
-        window_start=window_start,
-        window_length=np.full(shape, size.window, np.int32),
-        token_ids=np.minimum(tokens.astype(np.int32), size.vocabulary - 1),
-        activations=activations,
-    )
+    state.token_ids[:] = np.minimum(tokens.astype(np.int32), size.vocabulary - 1)
+    state.document[:] = size.first_document + np.sort(random.integers(0, size.documents, shape), axis=1)
+    # one place for each sequence
+    state.sequence[:] = np.broadcast_to(np.arange(state.k), shape) + state.k * random.integers(0, 30, shape)
 
 
 def _histogram(
@@ -167,3 +156,23 @@ def _sums(histogram: np.ndarray, minimum: np.ndarray, maximum: np.ndarray) -> np
     return exact_sums(
         np.stack([(histogram * value**power).sum(axis=1) for power in range(1, POWERS + 1)], axis=1)
     )
+
+
+def exact_sums(values: np.ndarray) -> np.ndarray:
+    """Settled sums equal to the given numbers, as far as they are multiples of 2^-150; int64 [..., LIMBS].
+
+    values: finite float64 below 2^127. What lies below 2^-150 is cut off.
+    """
+    fraction, exponent = np.frexp(values)
+    # 53 bits in two parts of 26 and 27: shifted by up to 15, neither leaves 64 bits
+    mantissa = np.ldexp(fraction, 53).astype(np.int64)
+    sums = np.zeros((*np.shape(values), LIMBS), np.int64)
+    for part, place in ((mantissa >> 27, exponent - 26), (mantissa & ((1 << 27) - 1), exponent - 53)):
+        bit = place - LOWEST
+        part = part >> np.clip(-bit, 0, 63)
+        bit = np.maximum(bit, 0)
+        limb = (bit >> 4)[..., None]
+        term = (part << (bit & 15))[..., None]
+        np.put_along_axis(sums, limb, np.take_along_axis(sums, limb, axis=-1) + term, axis=-1)
+    settle_carries(sums)
+    return sums

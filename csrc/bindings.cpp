@@ -17,7 +17,6 @@
 #include "exact_sum.hpp"
 #include "job.hpp"
 #include "threads.hpp"
-#include "topk.hpp"
 
 namespace py = pybind11;
 using namespace indexer;
@@ -91,11 +90,6 @@ struct HeldTopK : Held<TopK> {
     state.window_length = hold(window_length);
     state.token_ids = hold(token_ids);
     state.activations = hold(activations);
-  }
-
-  void merge(const HeldTopK& other) {
-    py::gil_scoped_release release;
-    for (std::int64_t unit = 0; unit < units; ++unit) INDEXER_ISA::merge_unit(state, other.state, unit);
   }
 };
 
@@ -195,8 +189,7 @@ PYBIND11_MODULE(_cpp, module) {
            py::arg("worst").noconvert(), py::arg("filled").noconvert(), py::arg("value").noconvert(),
            py::arg("document").noconvert(), py::arg("sequence").noconvert(), py::arg("position").noconvert(),
            py::arg("window_start").noconvert(), py::arg("window_length").noconvert(),
-           py::arg("token_ids").noconvert(), py::arg("activations").noconvert())
-      .def("merge", &HeldTopK::merge, py::arg("other"));
+           py::arg("token_ids").noconvert(), py::arg("activations").noconvert());
 
   py::class_<HeldBatch>(module, "Batch")
       .def(py::init<Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>,

@@ -293,7 +293,7 @@ class Block {
   void offer(const TopK& state, std::int64_t sequence, int unit, const Candidate& candidate) {
     const std::int64_t index = first_ + unit;
     if (!beats_worst(state, index, candidate)) return;
-    const std::int64_t place = place_won(state, index, candidate, false);
+    const std::int64_t place = place_won(state, index, candidate);
     if (place < 0) return;
     const Batch& batch = job_.batch;
     const std::int64_t start = batch.start[sequence], length = batch.length[sequence];

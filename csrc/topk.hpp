@@ -6,7 +6,6 @@
 #pragma once
 #include "isa.hpp"
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 #include "job.hpp"
@@ -53,19 +52,15 @@ inline bool beats_worst(const TopK& state, std::int64_t unit, const Candidate& c
   return ranks_before(state, candidate, place_of(state, unit * state.places + state.worst[unit]));
 }
 
-// The place of a candidate that beats the worst one, or -1 where its competitor holds a better place already. In a
-// merge (`seen`) that can be the same sequence or token; otherwise only a document comes more than once.
-inline std::int64_t place_won(const TopK& state, std::int64_t unit, const Candidate& candidate, bool seen) {
+// The place of a candidate that beats the worst one, or -1 where its document holds a better place already. Other
+// competitors come once.
+inline std::int64_t place_won(const TopK& state, std::int64_t unit, const Candidate& candidate) {
   const std::int64_t first = unit * state.places;
   const std::int32_t filled = state.filled[unit];
-  if (seen || state.by == Competitor::document) {
+  if (state.by == Competitor::document) {
     for (std::int32_t place = 0; place < filled; ++place) {
-      if (state.document[first + place] != candidate.document) continue;
-      const Candidate held = place_of(state, first + place);
-      const bool same = held.sequence == candidate.sequence &&
-                        (state.by != Competitor::token || held.position == candidate.position);
-      if (state.by == Competitor::document || same)
-        return ranks_before(state, candidate, held) ? first + place : -1;
+      if (state.document[first + place] == candidate.document)
+        return ranks_before(state, candidate, place_of(state, first + place)) ? first + place : -1;
     }
   }
   return first + (filled == state.places ? state.worst[unit] : filled);
@@ -81,22 +76,6 @@ inline void take_place(const TopK& state, std::int64_t unit, std::int64_t place,
   state.window_length[place] = window_length;
   if (place - unit * state.places == state.filled[unit]) state.filled[unit] += 1;
   if (state.filled[unit] == state.places) find_worst(state, unit);
-}
-
-// The examples of `other` compete for the places of `state`; both keep windows of the same shape.
-inline void merge_unit(const TopK& state, const TopK& other, std::int64_t unit) {
-  const std::int64_t width = state.before + 1 + state.after;
-  for (std::int32_t rank = 0; rank < other.filled[unit]; ++rank) {
-    const std::int64_t from = unit * other.places + rank;
-    const Candidate candidate = place_of(other, from);
-    if (!beats_worst(state, unit, candidate)) continue;
-    const std::int64_t place = place_won(state, unit, candidate, true);
-    if (place < 0) continue;
-    const std::size_t length = static_cast<std::size_t>(other.window_length[from]);
-    std::memcpy(state.token_ids + place * width, other.token_ids + from * width, length * sizeof(std::int32_t));
-    std::memcpy(state.activations + place * width, other.activations + from * width, length * sizeof(float));
-    take_place(state, unit, place, candidate, other.window_start[from], other.window_length[from]);
-  }
 }
 
 }  // namespace INDEXER_ISA

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from indexer_kernels.histogram import BINS, bins_of
+from indexer_kernels import Histogram, Moments, TopK
+from indexer_kernels.histogram import bins_of
+from indexer_kernels.moments import POWERS
 from numpy.typing import NDArray
 
-from indexer.index.moments import POWERS, exact_sums
-from indexer.index.records import Examples, LayerRecord
+from benchmarks.synthetic import exact_sums
+from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
 
@@ -40,19 +43,22 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
     every = np.concatenate(sequences)
     finite = np.isfinite(every)
     columns = [every[finite[:, unit], unit].astype(np.float64) for unit in range(units)]
-    histogram = np.zeros((units, BINS), np.int64)
+    histogram = Histogram.empty(units)
     for unit, values in enumerate(columns):
-        np.add.at(histogram[unit], bins_of(values.astype(np.float32)), 1)
+        np.add.at(histogram.counts[unit], bins_of(values.astype(np.float32)), 1)
     return LayerRecord(
         site="mlp",
         layer=layer,
         count=len(every),
-        nan=np.isnan(every).sum(axis=0),
-        inf=np.isinf(every).sum(axis=0),
-        minimum=np.array([min(values, default=np.nan) for values in columns], np.float32),
-        maximum=np.array([max(values, default=np.nan) for values in columns], np.float32),
-        sums=exact_sums(
-            np.array([[(values**power).sum() for power in range(1, POWERS + 1)] for values in columns])
+        moments=Moments(
+            nan=np.isnan(every).sum(axis=0),
+            inf=np.isinf(every).sum(axis=0),
+            minimum=np.array([min(values, default=np.inf) for values in columns], np.float32),
+            maximum=np.array([max(values, default=-np.inf) for values in columns], np.float32),
+            sums=exact_sums(
+                np.array([[(values**power).sum() for power in range(1, POWERS + 1)] for values in columns])
+            ),
+            pending=np.zeros(units, np.int32),
         ),
         histogram=histogram,
         top=_best(sequences, units, 3, 1, random),
@@ -60,9 +66,14 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
     )
 
 
-def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, random: Any) -> Examples:
+def without_examples(record: LayerRecord, *ends: str) -> LayerRecord:
+    """The same but for the ends named, of which no place is kept."""
+    return replace(record, **{end: TopK.empty(record.units, 0, largest=end == "top") for end in ends})
+
+
+def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, random: Any) -> TopK:
     """By sequence, with windows of up to two tokens before the peak and one after."""
-    found = Examples.empty(units, places, 4)
+    found = TopK.empty(units, places, largest=sign > 0, window=(2, 1))
     # what lies beyond the filled places and lengths must not matter
     for array in (found.value, found.activations):
         array[:] = np.nan

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from indexer_kernels import Keep, Sequences, Statistics
+from indexer_kernels import Keep, Sequences, Statistics, TopK
+from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
+
+from indexer.index.records import LayerRecord
+from indexer.partials.state import record_of, statistics_of
 
 KEEP = Keep(top=5, bottom=4, window=(6, 3))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -86,7 +91,7 @@ def assert_equal(left: Statistics, right: Statistics) -> None:
             continue
         one, other = one.ranked(), other.ranked()
         np.testing.assert_array_equal(one.filled, other.filled)
-        taken = np.arange(one.k) < one.filled[:, None]
+        taken = one.taken
         for name in ("value", "document", "sequence", "position", "window_start", "window_length"):
             np.testing.assert_array_equal(
                 getattr(one, name)[taken], getattr(other, name)[taken], err_msg=name
@@ -96,3 +101,33 @@ def assert_equal(left: Statistics, right: Statistics) -> None:
         np.testing.assert_array_equal(one.activations[inside], other.activations[inside])
         full = one.filled == one.k
         np.testing.assert_array_equal(one.threshold[full], other.threshold[full])
+
+
+def rows_of(state: TopK) -> ExampleRows:
+    """The examples of a state, in the order of its places."""
+    unit, place = np.nonzero(state.taken)
+    return ExampleRows(
+        unit=unit,
+        **{name: getattr(state, name)[state.taken] for name in PLACE_FIELDS},
+        offset=(unit * state.k + place) * (state.before + 1 + state.after),
+        token_ids=state.token_ids.reshape(-1),
+        activations=state.activations.reshape(-1),
+    )
+
+
+def merged(records: Sequence[LayerRecord]) -> LayerRecord:
+    """The states of one record after the other merged into those of no tokens."""
+    first, count = records[0], sum(record.count for record in records)
+    keep = Keep(first.top.k, first.bottom.k, (first.top.before, first.top.after), first.top.by)
+    whole = LayerRecord.empty(first.site, first.layer, count, first.units, keep)
+    for record in records:
+        whole.moments.merge(record.moments)
+        whole.histogram.counts[:] += record.histogram.counts
+        whole.top.offer(rows_of(record.top))
+        whole.bottom.offer(rows_of(record.bottom))
+    return whole
+
+
+def merged_statistics(parts: Sequence[Statistics], kernels: str) -> Statistics:
+    """Statistics that go on where all parts together stopped."""
+    return statistics_of(merged([record_of(part, "mlp", 0, copy=True) for part in parts]), kernels=kernels)

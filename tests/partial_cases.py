@@ -118,7 +118,7 @@ def write_part(
         "totals": {
             "documents": len(documents), "counted_tokens": records[0].count if records else 0,
             "seconds": 0.125 * len(numbers), "peak_memory_bytes": 1_000 + numbers[0] if numbers else 0,
-            "non_finite": int(sum(record.nan.sum() + record.inf.sum() for record in records)),
+            "non_finite": int(sum(one.moments.nan.sum() + one.moments.inf.sum() for one in records)),
             "first_non_finite": _first_non_finite(numbers),
         },
         "software": {"python": "3", "torch": "2", "kernels": "reference"},

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from indexer_kernels import TopK
 
 from benchmarks import merge
 from benchmarks.__main__ import main
 from benchmarks.child import Measured
 from indexer.index.manifest import read_manifest
 from indexer.partials.merge import merge_indexes
-from indexer.partials.places import Places
 
 
 @pytest.mark.slow
@@ -86,14 +86,14 @@ def test_merge_refuses_other_winners(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A merge that is lawful in itself, but gives a place to none but a new first example."""
-    right = Places._reaches_bar
+    right = TopK._insert
 
-    def too_high(self: Places, rows: Any, chosen: np.ndarray) -> np.ndarray:
+    def too_high(self: TopK, rows: Any, chosen: np.ndarray) -> None:
         unit = rows.unit[chosen]
-        first = rows.value[chosen] < self._held.value[unit, 0]
-        return right(self, rows, chosen) & (self.largest | first | (self._held.filled[unit] < self.k))
+        first = rows.value[chosen] < self.value[unit].min(axis=1)
+        right(self, rows, chosen[self.largest | first | (self.filled[unit] < self.k)])
 
-    monkeypatch.setattr(Places, "_reaches_bar", too_high)
+    monkeypatch.setattr(TopK, "_insert", too_high)
 
     def child(command: list[str]) -> Measured:
         output, *paths = map(Path, command[3:])

@@ -29,7 +29,7 @@ from indexer.index.verify import verify_index
 from indexer.models import Runner, adapt
 from indexer.observer import StatisticsObserver
 from indexer.tokens import Batch
-from tests.kernel_cases import DTYPES, KEEP, assert_equal, some_sequences
+from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, some_sequences
 from tests.test_activations import pre_activations
 from tests.test_statistics import Batches, gathered, pieces, some_batches
 from tests.tiny_models import VOCABULARY, fresh, saved
@@ -107,10 +107,8 @@ def test_any_split_any_order_and_merging_give_the_same_bits(by: str) -> None:
     alone = pieces(batches)
     random.Random(1).shuffle(alone)
     assert_equal(gathered(33, on_gpu(alone), "triton", keep), whole)
-    first, *others = (gathered(33, on_gpu([batch]), "triton", keep) for batch in batches)
-    for other in others:
-        first.merge(other)
-    assert_equal(first, whole)
+    parts = [gathered(33, on_gpu([batch]), "triton", keep) for batch in batches]
+    assert_equal(merged_statistics(parts, "triton"), whole)
 
 
 def test_a_flag_tells_of_the_first_value_that_is_not_finite() -> None:

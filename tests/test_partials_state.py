@@ -12,7 +12,6 @@ import pytest
 import torch
 from indexer_kernels import Keep, Sequences, Statistics
 
-from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.records import LayerRecord
 from indexer.index.restore import read_layer
@@ -21,6 +20,7 @@ from indexer.index.write import IndexWriter
 from indexer.partials.state import record_of, statistics_of
 from tests.index_cases import SECTIONS
 from tests.kernel_cases import assert_equal, some_activations, some_sequences
+from tests.test_restore import assert_same
 
 UNITS = 33
 BATCHES = 4
@@ -48,7 +48,13 @@ def gathered(parts: list[Batch], keep: Keep, kernels: str) -> Statistics:
 
 def stored(record: LayerRecord, keep: Keep, folder: Path) -> LayerRecord:
     """The record after it has been written to an index and read back."""
-    configuration = {"top": keep.top, "bottom": keep.bottom, "window": keep.window, "context": 1_000}
+    configuration = {
+        "top": keep.top,
+        "bottom": keep.bottom,
+        "by": keep.by,
+        "window": keep.window,
+        "context": 1_000,
+    }
     with IndexWriter(folder / "i", Vocabulary([str(number) for number in range(30_000)])) as writer:
         writer.add_layer(record)
         ids = writer.documents
@@ -80,10 +86,9 @@ def test_continuing_is_never_having_stopped(by: str, kernels: str, kept: str, tm
     expected = gathered(whole, keep, kernels)
     for stop in (0, 1, 3):
         record = record_of(gathered(whole[:stop], keep, kernels), "mlp", 2, copy=False)
-        record.check()
         if stop == 3:
             record = stored(record, keep, tmp_path)
-        restored = statistics_of(record, keep, kernels=kernels, threads=1)
+        restored = statistics_of(record, kernels=kernels, threads=1)
         for part in whole[stop:]:
             restored.update(*part)
         assert_equal(restored, expected)
@@ -94,7 +99,7 @@ def test_another_kernel_may_continue(before: str) -> None:
     after = {"cpp": "reference", "reference": "cpp"}[before]
     whole = batches(1, 100)
     record = record_of(gathered(whole[:2], KEEP, before), "mlp", 0, copy=False)
-    restored = statistics_of(record, KEEP, kernels=after, threads=1)
+    restored = statistics_of(record, kernels=after, threads=1)
     for part in whole[2:]:
         restored.update(*part)
     assert_equal(restored, gathered(whole, KEEP, before))
@@ -109,34 +114,4 @@ def test_a_copy_leaves_the_statistics_as_they_were(kernels: str) -> None:
     for part in whole[2:]:
         statistics.update(*part)
     assert_equal(statistics, gathered(whole, KEEP, kernels))
-    for field in dataclasses.fields(record):
-        left, right = getattr(record, field.name), getattr(before, field.name)
-        if dataclasses.is_dataclass(left):
-            for name, values in vars(left).items():
-                np.testing.assert_array_equal(values, getattr(right, name), err_msg=name)
-        else:
-            np.testing.assert_array_equal(left, right, err_msg=field.name)
-
-
-def test_restored_statistics_share_no_memory_with_their_record() -> None:
-    whole = batches(3, 100)
-    record = record_of(gathered(whole[:2], KEEP, "cpp"), "mlp", 0, copy=False)
-    before = copy.deepcopy(record)
-    statistics_of(record, KEEP, kernels="cpp", threads=1).update(*whole[2])
-    for name in ("nan", "sums", "histogram"):
-        np.testing.assert_array_equal(getattr(record, name), getattr(before, name))
-    np.testing.assert_array_equal(record.top.value, before.top.value)
-
-
-def test_what_has_no_room_is_refused() -> None:
-    record = record_of(gathered(batches(4, 100), KEEP, "cpp"), "mlp", 7, copy=False)
-    for keep, said in (
-        (dataclasses.replace(KEEP, top=4), r"mlp\.7, top: 5 examples of up to 10 tokens do not fit 4 places"),
-        (dataclasses.replace(KEEP, bottom=0), r"mlp\.7, bottom: 4 examples .* do not fit 0 places"),
-        (dataclasses.replace(KEEP, window=(6, 2)), r"mlp\.7, top: .* do not fit 5 places of 9"),
-    ):
-        with pytest.raises(IndexerError, match=said):
-            statistics_of(record, keep, kernels="cpp")
-    wider = statistics_of(record, Keep(top=9, bottom=9, window=(10, 10)), kernels="cpp")
-    held = record.top.valid
-    np.testing.assert_array_equal(wider.top.ranked().value[:, :5][held], record.top.value[held])
+    assert_same(record, before)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from indexer_kernels import Histogram, Moments, TopK
 
 from benchmarks.synthetic import Size, synthetic_records, write_synthetic
 from indexer.errors import IndexerError
@@ -18,25 +19,38 @@ from indexer.index import schema
 from indexer.index.encoding import parquet_options
 from indexer.index.files import GroupedFile
 from indexer.index.manifest import Manifest, read_manifest
-from indexer.index.records import Examples, LayerRecord
+from indexer.index.records import LayerRecord
 from indexer.index.restore import LayerFiles, read_layer
 from indexer.index.write import IndexWriter
-from tests.index_cases import SECTIONS, TOKENS, documents, ragged_record, token_counts, write_index
+from tests.index_cases import (
+    SECTIONS,
+    TOKENS,
+    documents,
+    ragged_record,
+    token_counts,
+    without_examples,
+    write_index,
+)
 
 
 def assert_same(left: LayerRecord, right: LayerRecord) -> None:
     """Every number that a record defines."""
     for field in fields(LayerRecord):
         one, other = (getattr(record, field.name) for record in (left, right))
-        if isinstance(one, Examples):
-            _assert_same_examples(one, other)
+        if isinstance(one, TopK):
+            _assert_same_examples(one.ranked(), other.ranked())
+        elif isinstance(one, Histogram):
+            np.testing.assert_array_equal(one.counts, other.counts)
+        elif isinstance(one, Moments):
+            for part in ("nan", "inf", "minimum", "maximum", "sums"):
+                np.testing.assert_array_equal(getattr(one, part), getattr(other, part), err_msg=part)
         else:
-            np.testing.assert_array_equal(one, other, err_msg=field.name)
+            assert one == other, field.name
 
 
-def _assert_same_examples(left: Examples, right: Examples) -> None:
+def _assert_same_examples(left: TopK, right: TopK) -> None:
     np.testing.assert_array_equal(left.filled, right.filled)
-    for unit, place in zip(*np.nonzero(left.valid), strict=True):
+    for unit, place in zip(*np.nonzero(left.taken), strict=True):
         for name in ("value", "document", "sequence", "position", "window_start", "window_length"):
             assert getattr(left, name)[unit, place] == getattr(right, name)[unit, place], name
         length = left.window_length[unit, place]
@@ -60,20 +74,16 @@ def test_what_was_written_is_read_back_and_written_again(tmp_path: Path) -> None
     restored = [read_layer(index, manifest, "mlp", record.layer) for record in records]
     for record, again in zip(records, restored, strict=True):
         assert_same(record, again)
-        assert (again.top.places, again.bottom.places, again.top.token_ids.shape[2]) == (3, 2, 4)
+        assert (again.top.k, again.bottom.k, again.top.token_ids.shape[2]) == (3, 2, 4)
     assert rows(write_index(tmp_path / "second", restored)) == rows(index)
 
 
 @pytest.mark.parametrize(("top", "bottom"), [(3, 0), (0, 2), (0, 0)])
 def test_layers_without_examples(top: int, bottom: int, tmp_path: Path) -> None:
     record = ragged_record()
-    none = Examples.empty(record.units)
-    record = replace(record, top=record.top if top else none, bottom=record.bottom if bottom else none)
+    record = without_examples(record, *(end for end, k in (("top", top), ("bottom", bottom)) if not k))
     index = write_index(tmp_path / "i", [record])
-    manifest = read_manifest(index)
-    assert_same(record, read_layer(index, manifest, "mlp", 0))
-    bare = read_layer(index, manifest.model_copy(update={"configuration": {}}), "mlp", 0)
-    assert (bare.top.places, bare.bottom.places) == (top, bottom)
+    assert_same(record, read_layer(index, read_manifest(index), "mlp", 0))
 
 
 def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +99,12 @@ def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def _cut(record: LayerRecord, first: int, last: int) -> LayerRecord:
     def cut(value: Any) -> Any:
-        if isinstance(value, Examples):
-            return Examples(**{name: array[first:last] for name, array in vars(value).items()})
-        return value[first:last] if isinstance(value, np.ndarray) else value
+        arrays = {
+            name: part for name, part in getattr(value, "__dict__", {}).items() if hasattr(part, "ndim")
+        }
+        return (
+            replace(value, **{name: part[first:last] for name, part in arrays.items()}) if arrays else value
+        )
 
     return LayerRecord(**{field.name: cut(getattr(record, field.name)) for field in fields(LayerRecord)})
 
@@ -118,21 +131,40 @@ def test_a_block_costs_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < part < 0.25 * sum(read)
 
 
-def test_the_shape_is_that_of_the_configuration_or_of_the_longest(tmp_path: Path) -> None:
+def test_states_are_as_the_configuration_says(tmp_path: Path) -> None:
     size = Size(layers=1, units=5, top=4, bottom=2, window=8, count=100)
     index = write_synthetic(tmp_path / "i", size)
     manifest = read_manifest(index)
-    for configuration, top, bottom, width in (
-        ({"top": 9, "bottom": 3, "window": [6, 5], "context": 100}, 9, 3, 12),
-        ({"top": 9, "bottom": 3, "window": [6, 5], "context": 3}, 9, 3, 8),
-        ({"top": 9, "bottom": 3, "window": "wide", "context": 100}, 4, 2, 8),
-        ({}, 4, 2, 8),
-    ):
+    wide = {"top": 9, "bottom": 3, "by": "sequence", "window": [6, 5], "context": 100}
+    for configuration, width in ((wide, 12), (wide | {"context": 6}, 11)):
         described = manifest.model_copy(update={"configuration": configuration})
         record = read_layer(index, described, "mlp", 0)
-        assert record.top.token_ids.shape == (5, top, width)
-        assert record.bottom.token_ids.shape == (5, bottom, width)
+        assert record.top.token_ids.shape == (5, 9, width)
+        assert record.bottom.token_ids.shape == (5, 3, width)
         assert_same(next(synthetic_records(size)), record)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "said"),
+    [
+        ({}, "does not tell what was kept"),
+        ({"by": "word"}, "does not tell what was kept"),
+        ({"window": "wide"}, "does not tell what was kept"),
+        ({"top": -1}, "does not tell what was kept"),
+        ({"top": 3}, "its rows are not those of"),
+        ({"bottom": 0}, "its rows are not those of"),
+        ({"window": [3, 3]}, "its rows are not those of"),
+    ],
+    ids=str,
+)
+def test_examples_that_were_not_kept_are_refused(
+    configuration: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    index = write_synthetic(tmp_path / "i", Size(layers=1, units=5, top=4, bottom=2, window=8, count=100))
+    manifest = read_manifest(index)
+    changed = configuration and manifest.configuration | configuration
+    with pytest.raises(IndexerError, match=said):
+        read_layer(index, manifest.model_copy(update={"configuration": changed}), "mlp", 0)
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import os
@@ -18,7 +17,7 @@ import torch
 from indexer_kernels import Keep, KernelInputError, Sequences, Statistics
 from indexer_kernels.histogram import bins_of, magnitude_edges
 
-from tests.kernel_cases import DTYPES, KEEP, assert_equal, some_activations, some_sequences
+from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, some_activations, some_sequences
 
 SHAPES = [(1, 1), (63, 7), (300, 33), (70, 130), (600, 64)]
 
@@ -101,25 +100,22 @@ def test_merge_is_the_whole(by: str, kernels: str) -> None:
     whole = gathered(33, batches, kernels, keep)
     parts = [gathered(33, [batch], kernels, keep) for batch in batches]
     for order in ((0, 1, 2), (2, 0, 1)):
-        merged = Statistics.empty(33, keep, kernels=kernels)
-        for index in order:
-            merged.merge(copy.deepcopy(parts[index]))
-        assert_equal(merged, whole)
-    right = copy.deepcopy(parts[1])
-    right.merge(parts[2])
-    left = copy.deepcopy(parts[0])
-    left.merge(right)
+        assert_equal(merged_statistics([parts[index] for index in order], kernels), whole)
+    right = merged_statistics(parts[1:], kernels)
+    assert_equal(merged_statistics([parts[0], right], kernels), whole)
+    # a state goes on after a merge
+    left = merged_statistics(parts[:2], kernels)
+    left.update(*batches[2])
     assert_equal(left, whole)
 
 
 @pytest.mark.parametrize("kernels", ["cpp", "reference"])
 def test_merging_examples_twice_changes_nothing(kernels: str) -> None:
     batches = some_batches(300, 33)
-    once, again = (gathered(33, batches, kernels) for _ in range(2))
-    expected = copy.deepcopy(once.top.ranked())
-    once.merge(again)
+    once = gathered(33, batches, kernels)
+    twice = merged_statistics([once, once], kernels).top.ranked()
     for name in ("value", "document", "sequence", "position"):
-        np.testing.assert_array_equal(getattr(once.top.ranked(), name), getattr(expected, name))
+        np.testing.assert_array_equal(getattr(twice, name), getattr(once.top.ranked(), name))
 
 
 def test_no_tokens_leave_the_empty_state(instruction_set: str) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from indexer_kernels import Moments
 from indexer_kernels.histogram import BINS, active, bin_edges, bins_between, bins_of, positive, quantiles
+from indexer_kernels.moments import OVERFLOWED, POWERS
 
 from indexer.errors import IndexerError
 from indexer.index.manifest import LayerEntry
-from indexer.index.moments import OVERFLOWED, POWERS, summary, sums_of_powers
 from indexer.index.tables import EXTREMES
 from indexer.index.vocabulary import Vocabulary
 
@@ -102,36 +103,39 @@ class LayerLaws:
             self._require(
                 ~seen | (bins_of(extreme) == filled), number, f"{name} is not in the outermost filled bin"
             )
-        for name, wanted in quantiles(histogram, self._minimum, self._maximum).items():
+        for name, quantile in quantiles(histogram, self._minimum, self._maximum).items():
             found = self._units[name].to_numpy(zero_copy_only=False).astype(np.float32)
             self._require(
-                (found == wanted) | (np.isnan(found) & np.isnan(wanted)),
+                (found == quantile) | (np.isnan(found) & np.isnan(quantile)),
                 number,
                 f"{name} is not that of the bins",
             )
 
-    def check_sums(self, sums: np.ndarray) -> None:
+    def check_sums(self, moments: Moments) -> None:
         """The moments are those of the exact sums, and each sum is one that values in these bins can have.
 
-        sums: int64 [units, POWERS, LIMBS], settled. To be called after `check_histograms`.
+        To be called after `check_histograms`.
         """
         number = np.arange(self._entry.units)
-        finite = self._histogram.sum(axis=1)
-        for name, wanted in summary(sums, finite, self._minimum, self._maximum).items():
+        for name, wanted in moments.summary(self._entry.count).items():
             found = self._units[name].to_numpy(zero_copy_only=False)
             same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
             self._require(same, number, f"{name} is not that of the sums of powers")
+        totals, lost = moments.sums_of_powers(), moments.sums[..., OVERFLOWED]
         for first in range(0, self._entry.units, _UNITS_AT_ONCE):
-            self._check_range_of_sums(sums, slice(first, first + _UNITS_AT_ONCE))
+            units = slice(first, first + _UNITS_AT_ONCE)
+            self._check_range_of_sums(totals[units], lost[units], units)
 
-    def _check_range_of_sums(self, sums: np.ndarray, units: slice) -> None:
-        """Between the sums of the lowest and of the highest value that each bin can have held."""
+    def _check_range_of_sums(self, totals: np.ndarray, overflowed: np.ndarray, units: slice) -> None:
+        """Between the sums of the lowest and of the highest value that each bin can have held.
+
+        totals: float64 [chosen, POWERS]. overflowed: int64 of that shape, partial sums that left float32.
+        """
         counts = self._histogram[units]
         number = np.arange(self._entry.units)[units]
         # the bins of a unit without a value are empty
         extremes = [np.nan_to_num(values[units])[:, None] for values in (self._minimum, self._maximum)]
         edges = [np.clip(edge, *extremes).astype(np.float64) for edge in bin_edges()]
-        total = sums_of_powers(sums[units])
         ends = [np.ones(1), np.ones(1)]
         for power in range(1, POWERS + 1):
             ends = [end * edge for end, edge in zip(ends, edges, strict=True)]
@@ -139,8 +143,7 @@ class LayerLaws:
             lowest, highest = ((counts * end(*ends)).sum(axis=1) for end in (np.minimum, np.maximum))
             # beside the share of it, what each tiny value loses to underflow
             slack = _SUM_ERROR * (counts * largest).sum(axis=1) + counts.sum(axis=1) * 2.0**-149
-            found = total[:, power - 1]
-            lost = sums[units, power - 1, OVERFLOWED]
+            found, lost = totals[:, power - 1], overflowed[:, power - 1]
             self._require(
                 (lost >= 0) & ((lost == 0) | (largest.max(axis=1) >= _SAFE)),
                 number,

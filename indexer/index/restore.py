@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,15 +15,18 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from indexer_kernels import Keep, Moments
+from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
 from indexer_kernels.histogram import BINS, bins_between
+from indexer_kernels.moments import POWERS
+from indexer_kernels.topk import COMPETITORS
 
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
 from indexer.index.manifest import Manifest
-from indexer.index.moments import PACKED, POWERS, unpack
-from indexer.index.records import Examples, LayerRecord
-from indexer.index.rows import PLACES, ExampleRows
+from indexer.index.records import LayerRecord
+from indexer.index.sums import PACKED, unpack
 from indexer.index.vocabulary import Vocabulary, token_counts_of
 
 Opened = TypeVar("Opened", bound=GroupedFile)
@@ -37,23 +39,28 @@ _EXAMPLES = (
 _BIN_COLUMNS = ("unit", "lower", "upper", "count")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """How many examples a unit has at most at either end, and how many tokens the longest window has."""
+def keep_of(configuration: Mapping[str, Any]) -> Keep | None:
+    """What a build kept, from its configuration; None where that does not tell."""
+    try:
+        context = int(configuration["context"])
+        # a window reaches no further than its sequence
+        before, after = (min(int(tokens), context - 1) for tokens in configuration["window"])
+        top, bottom, by = int(configuration["top"]), int(configuration["bottom"]), configuration["by"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    told = min(top, bottom, before, after) >= 0 and by in COMPETITORS
+    return Keep(top, bottom, (before, after), by) if told else None
 
-    top: int
-    bottom: int
-    width: int
 
-    @classmethod
-    def of(cls, configuration: Mapping[str, Any]) -> Shape | None:
-        """From the configuration of a build; None where that does not tell."""
-        try:
-            context = int(configuration["context"])
-            before, after = (min(int(tokens), context - 1) for tokens in configuration["window"])
-            return cls(int(configuration["top"]), int(configuration["bottom"]), before + 1 + after)
-        except (KeyError, TypeError, ValueError):
-            return None
+def kept(index: Path, manifest: Manifest) -> Keep:
+    """What was kept of each unit. Raises IndexerError where the manifest does not tell."""
+    keep = keep_of(manifest.configuration)
+    if keep is None:
+        raise IndexerError(
+            f"index {index}: its configuration does not tell what was kept of a unit (top, bottom, by, "
+            f"window, context); {DAMAGED}"
+        )
+    return keep
 
 
 def read_layer(
@@ -62,8 +69,6 @@ def read_layer(
     """The record of a layer, or of a block of its units.
 
     units: first and last + 1, with step 1; all of them without it.
-    Places are in rank order; there are as many, and windows as wide, as the configuration in the manifest
-    says, or where it does not, as the block's longest.
     Raises IndexerError for a layer or units the index has not, and where a file is damaged.
     Cost: reads the row groups that hold the units; memory of the record and of one row group.
     """
@@ -88,7 +93,7 @@ class LayerFiles:
             raise IndexerError(f"index {index}: it has no layer {site}.{layer}")
         self.entry = entry
         self._index = index
-        self._shape = Shape.of(manifest.configuration)
+        self._keep = kept(index, manifest)
         before = manifest.layers[: manifest.layers.index(entry)]
         self._first_row = sum(other.units for other in before)
         self._files: dict[str, GroupedFile] = {}
@@ -106,32 +111,35 @@ class LayerFiles:
     def record(self, units: slice | None = None) -> LayerRecord:
         """All of a block of units."""
         first, last = self._bounds(units)
-        block = slice(first, last)
-        histogram = np.zeros((last - first, BINS), np.int64)
-        self.add_histogram(block, histogram)
-        rows: dict[str, list[ExampleRows]] = {"top": [], "bottom": []}
-        for extreme, part in self.examples(block):
-            rows[extreme].append(part)
-        shape = self._shape or Shape(0, 0, 1)
-        return LayerRecord(
-            site=self.entry.site,
-            layer=self.entry.layer,
-            count=self.entry.count,
-            **self.statistics(block),
-            sums=self.sums(block),
-            histogram=histogram,
-            top=_dense(rows["top"], last - first, shape.top, shape.width),
-            bottom=_dense(rows["bottom"], last - first, shape.bottom, shape.width),
-        )
+        entry = self.entry
+        record = LayerRecord.empty(entry.site, entry.layer, entry.count, last - first, self._keep)
+        self.merge_into(record, slice(first, last))
+        return record
+
+    def merge_into(self, record: LayerRecord, units: slice) -> None:
+        """Merge the states of a block of units into those of a record of as many."""
+        record.moments.merge(self.moments(units))
+        self.add_histogram(units, record.histogram.counts)
+        for extreme, rows in self.examples(units):
+            getattr(record, extreme).offer(rows)
+
+    def moments(self, units: slice | None = None) -> Moments:
+        """Counts of what is not finite, range and exact sums, settled."""
+        first, last = self._bounds(units)
+        values = self.statistics(units)
+        return Moments(**values, sums=self.sums(units), pending=np.zeros(last - first, np.int32))
 
     def statistics(self, units: slice | None = None) -> dict[str, np.ndarray]:
-        """nan, inf: int64, minimum, maximum: float32 (NaN where unknown), all [units]."""
+        """nan, inf: int64, minimum, maximum: float32, all [units]; as in `Moments`."""
         first, last = self._bounds(units)
         file = self._open(schema.UNITS_FILE, GroupedFile, schema.UNITS)
         table = _numbered_rows(file, self._first_row + first, self._first_row + last, ("unit", *_STATISTICS))
         self._must_be(file, table.num_rows == last - first)
         self._must_be(file, np.array_equal(table["unit"].to_numpy(), np.arange(first, last)))
-        return {name: table[name].to_numpy().astype(_dtype(schema.UNITS, name)) for name in _STATISTICS}
+        found = {name: table[name].to_numpy().astype(_dtype(schema.UNITS, name)) for name in _STATISTICS}
+        for name, none in (("minimum", np.inf), ("maximum", -np.inf)):
+            found[name][np.isnan(found[name])] = none
+        return found
 
     def sums(self, units: slice | None = None) -> np.ndarray:
         """Exact sums of powers, settled, int64 [units, POWERS, LIMBS]."""
@@ -172,11 +180,12 @@ class LayerFiles:
         file = self._open(path, UnitFile, schema.EXAMPLES_STORED)
         # each unit's rows are in one row group, and come once
         ended = {"bottom": -1, "top": -1}
+        widest = sum(self._keep.window) + 1
         for table in _unit_rows(file, first, last, _EXAMPLES):
             ids, activations = (table[name].combine_chunks() for name in ("token_ids", "activations"))
             length = pc.list_value_length(ids).to_numpy()
             self._must_be(file, np.array_equal(length, pc.list_value_length(activations).to_numpy()))
-            rows = {name: table[name].to_numpy() for name in PLACES if name != "window_length"}
+            rows = {name: table[name].to_numpy() for name in PLACE_FIELDS if name != "window_length"}
             rows |= {"unit": table["unit"].to_numpy().astype(np.int64) - first, "window_length": length}
             rows["offset"] = np.cumsum(length, dtype=np.int64) - length
             tokens = {"token_ids": ids.flatten().to_numpy(), "activations": activations.flatten().to_numpy()}
@@ -189,6 +198,8 @@ class LayerFiles:
                 inside = ended[extreme] < part.unit[0] and part.unit[-1] < last - first
                 self._must_be(file, inside and bool((np.diff(part.unit) >= 0).all()))
                 self._must_be(file, np.array_equal(rank[chosen], _places(part.unit) + 1))
+                fits = rank[chosen].max() <= getattr(self._keep, extreme) and part.width <= widest
+                self._must_be(file, bool(fits))
                 ended[extreme] = int(part.unit[-1])
                 yield extreme, part
 
@@ -266,19 +277,3 @@ def _dtype(wanted: pa.Schema, name: str) -> np.dtype[Any]:
 def _places(unit: np.ndarray) -> np.ndarray:
     """Of each row, how many rows of the same unit are before it; unit: ascending."""
     return np.arange(len(unit)) - np.searchsorted(unit, unit)
-
-
-def _dense(parts: list[ExampleRows], units: int, k: int, width: int) -> Examples:
-    """The rows in places; at least k of them and `width` tokens for each."""
-    places = [_places(part.unit) for part in parts]
-    k = max([k, *(int(place.max(initial=-1)) + 1 for place in places)])
-    width = max([width, *(part.width for part in parts)])
-    found = Examples.empty(units, k, width)
-    flat = [getattr(found, name).reshape(units * k, width) for name in ("token_ids", "activations")]
-    for part, place in zip(parts, places, strict=True):
-        at = part.unit * k + place
-        for name in PLACES:
-            getattr(found, name).reshape(-1)[at] = getattr(part, name)
-        part.put_windows(np.arange(len(part)), at, *flat)
-        found.filled[:] += np.bincount(part.unit, minlength=units).astype(np.int32)
-    return found

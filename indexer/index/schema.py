@@ -12,8 +12,9 @@ from typing import Final
 
 import pyarrow as pa
 from indexer_kernels.histogram import QUANTILES
+from indexer_kernels.moments import POWERS
 
-from indexer.index.moments import PACKED, POWERS
+from indexer.index.sums import PACKED
 
 FORMAT: Final = "neuron activation index"
 VERSION = 2
@@ -103,7 +104,7 @@ EXAMPLES_STORED = pa.schema([field for field in EXAMPLES if field.name != "token
 HISTOGRAMS = _schema(*_UNIT, ("lower", pa.float32()), ("upper", pa.float32()), ("count", pa.int64()))
 
 # The exact sums of x, x^2, x^3 and x^4, of which the columns of `units` are rounded: what merging adds up.
-# Each is a little-endian two's complement integer in units of 2^-150; see moments.py.
+# Each is a little-endian two's complement integer in units of 2^-150; see sums.py.
 SUM_NAMES = tuple(f"sum{power}" for power in range(1, POWERS + 1))
 OVERFLOWED_NAMES = tuple(f"overflowed{power}" for power in range(1, POWERS + 1))
 SUMS = _schema(

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+from indexer_kernels import TopK
 from indexer_kernels.histogram import active, bin_edges, positive, quantiles
 
 from indexer.index import schema
-from indexer.index.moments import pack
-from indexer.index.records import Examples, LayerRecord
+from indexer.index.records import LayerRecord
+from indexer.index.sums import pack
 from indexer.index.vocabulary import Vocabulary
 
 # in the order of the rows, which is the order of the words
@@ -22,16 +23,21 @@ EXTREMES = ("bottom", "top")
 
 def unit_table(record: LayerRecord, first: int = 0) -> pa.Table:
     """Rows of units.parquet, one per unit."""
-    minimum, maximum = _no_minus_zero(record.minimum), _no_minus_zero(record.maximum)
+    moments, counts = record.moments, record.histogram.counts
+    seen = moments.minimum <= moments.maximum
+    minimum, maximum = (
+        np.where(seen, _no_minus_zero(values), np.float32(np.nan))
+        for values in (moments.minimum, moments.maximum)
+    )
     floats = {"minimum": minimum, "maximum": maximum} | record.summary
-    floats |= quantiles(record.histogram, minimum, maximum)
+    floats |= quantiles(counts, minimum, maximum)
     integers = {
         "unit": np.arange(first, first + record.units, dtype=np.int32),
         "count": np.full(record.units, record.count, np.int64),
-        "positive": positive(record.histogram),
-        "active": active(record.histogram),
-        "nan": record.nan,
-        "inf": record.inf,
+        "positive": positive(counts),
+        "active": active(counts),
+        "nan": moments.nan,
+        "inf": moments.inf,
     }
     columns = _constants(record, record.units)
     columns |= {name: pa.array(values) for name, values in integers.items()}
@@ -42,7 +48,7 @@ def unit_table(record: LayerRecord, first: int = 0) -> pa.Table:
 
 def sums_table(record: LayerRecord, first: int = 0) -> pa.Table:
     """Rows of the layer's file of sums, one per unit."""
-    packed, overflowed = pack(record.sums)
+    packed, overflowed = pack(record.moments.sums)
     columns = _constants(record, record.units)
     columns["unit"] = pa.array(np.arange(first, first + record.units, dtype=np.int32))
     for power, (name, lost) in enumerate(zip(schema.SUM_NAMES, schema.OVERFLOWED_NAMES, strict=True)):
@@ -72,7 +78,7 @@ def example_tables(
 
 def histogram_tables(record: LayerRecord, rows: int, first: int = 0) -> Iterator[pa.Table]:
     """Rows of the layer's histograms file, filled bins only: tables of whole units and some `rows` rows."""
-    filled = (record.histogram > 0).sum(axis=1)
+    filled = (record.histogram.counts > 0).sum(axis=1)
     # rows before each unit; a table ends with the unit that fills it
     before = np.concatenate([[0], np.cumsum(filled)])
     lower, upper = (pa.array(edges) for edges in bin_edges())
@@ -80,7 +86,7 @@ def histogram_tables(record: LayerRecord, rows: int, first: int = 0) -> Iterator
     while start < record.units:
         last = int(np.searchsorted(before, before[start] + rows, "left"))
         last = min(max(last, start + 1), record.units)
-        counts = record.histogram[start:last]
+        counts = record.histogram.counts[start:last]
         unit, number = np.nonzero(counts)
         columns = _constants(record, len(unit)) | {
             "unit": pa.array((unit + (first + start)).astype(np.int32)),
@@ -93,13 +99,13 @@ def histogram_tables(record: LayerRecord, rows: int, first: int = 0) -> Iterator
 
 
 def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary, first: int) -> pa.Table:
-    parts = [getattr(record, extreme) for extreme in EXTREMES]
-    places = [part.places for part in parts]
-    valid = np.concatenate([part.valid[units] for part in parts], axis=1)  # [units, places]
+    parts = [getattr(record, extreme).ranked(units) for extreme in EXTREMES]
+    places = [part.k for part in parts]
+    valid = np.concatenate([part.taken for part in parts], axis=1)  # [units, places]
     rows = int(valid.sum())
 
     def join(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name)[units] for part in parts], axis=1)[valid]
+        return np.concatenate([getattr(part, name) for part in parts], axis=1)[valid]
 
     def spread(per_place: np.ndarray) -> np.ndarray:
         return np.broadcast_to(per_place, valid.shape)[valid]
@@ -108,7 +114,7 @@ def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary, fi
     unit = np.broadcast_to(number[:, None], valid.shape)[valid]
     rank = np.concatenate([np.arange(1, count + 1, dtype=np.int32) for count in places])
     extreme = np.repeat(np.arange(len(EXTREMES), dtype=np.int8), places)
-    windows = _windows(parts, units, valid, join("window_length"))
+    windows = _windows(parts, valid, join("window_length"))
     columns = _constants(record, rows) | windows
     columns |= {
         "unit": pa.array(unit),
@@ -125,22 +131,20 @@ def _example_table(record: LayerRecord, units: slice, vocabulary: Vocabulary, fi
     return _table(columns, schema.EXAMPLES_STORED)
 
 
-def _windows(
-    parts: list[Examples], units: slice, valid: np.ndarray, length: np.ndarray
-) -> dict[str, pa.ListArray]:
+def _windows(parts: list[TopK], valid: np.ndarray, length: np.ndarray) -> dict[str, pa.ListArray]:
     """The list columns: windows of the valid places, without what lies beyond their lengths."""
     offsets = np.concatenate([[0], np.cumsum(length, dtype=np.int64)]).astype(np.int32)
     width = max(part.token_ids.shape[-1] for part in parts)
     inside = None if (length == width).all() else np.arange(width, dtype=np.int32) < length[:, None]
     columns = {}
     for name in ("token_ids", "activations"):
-        places = sum(part.places for part in parts)
+        places = sum(part.k for part in parts)
         joined = np.empty((*valid.shape[:1], places, width), getattr(parts[0], name).dtype)
         start = 0
         for part in parts:
-            values = getattr(part, name)[units]
-            joined[:, start : start + part.places, : values.shape[-1]] = values
-            start += part.places
+            values = getattr(part, name)
+            joined[:, start : start + part.k, : values.shape[-1]] = values
+            start += part.k
         rows = joined.reshape(-1, width) if valid.all() else joined[valid]
         flat = rows.reshape(-1) if inside is None else rows[inside]
         columns[name] = pa.ListArray.from_arrays(

@@ -125,7 +125,7 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary, token_c
             _table(index / schema.histograms_file(entry.site, entry.layer), schema.HISTOGRAMS)
         )
         with LayerFiles(index, manifest, entry.site, entry.layer) as files:
-            laws.check_sums(files.sums())
+            laws.check_sums(files.moments())
         examples = GroupedFile(index / schema.examples_file(entry.site, entry.layer), schema.EXAMPLES_STORED)
         try:
             for group in range(examples.metadata.num_row_groups):

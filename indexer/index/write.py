@@ -114,13 +114,11 @@ class IndexWriter:
     def add_layer(self, record: LayerRecord) -> None:
         """Write one layer, in the background; layers may come in any order.
 
-        Raises IndexerError where the record is not as documented or its layer was added before, or where
-        writing an earlier layer failed.
+        Raises IndexerError where its layer was added before, or where writing an earlier layer failed.
         """
-        record.check()
         key = self._new_layer(record.site, record.layer, record.units, record.count)
         self._note(key, record, 0)
-        rows = int((record.histogram > 0).sum())
+        rows = int((record.histogram.counts > 0).sum())
 
         def write() -> None:
             try:
@@ -157,7 +155,6 @@ class IndexWriter:
         with self._told(), ExitStack() as stack:
             write: Callable[[LayerRecord, int], None] | None = None
             for block in blocks:
-                block.check()
                 if (block.site, block.layer, block.count) != (site, layer, count):
                     raise IndexerError(
                         f"index {self.output}: a block of {block.site}.{block.layer}, count {block.count}, "
@@ -254,7 +251,7 @@ class IndexWriter:
         """Keep what goes into the files that all layers share."""
         self._units[key].append(unit_table(record, first))
         for examples in (record.top, record.bottom):
-            self._documents.add(examples.document[examples.valid])
+            self._documents.add(examples.document[examples.taken])
 
     def _layer_files(
         self, stack: ExitStack, record: LayerRecord, units: int, histogram_rows: int
@@ -264,7 +261,7 @@ class IndexWriter:
         record: any of the layer. The files are whole when the stack is unwound.
         """
         site, layer = record.site, record.layer
-        places = record.top.places + record.bottom.places
+        places = record.top.k + record.bottom.k
         at_once = units_per_group(units, places)
         bins = schema.rows_per_group(histogram_rows, schema.HISTOGRAM_ROWS)
         examples, histograms, sums = (

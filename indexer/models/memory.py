@@ -140,8 +140,7 @@ def state_bytes(units: Iterable[int], keep: Keep, splits: Callable[[int], int]) 
     units: of each layer. splits: how many sums a GPU keeps for a layer of so many units, see splits_of.
     """
     units, meta = list(units), torch.device("meta")
-    *_, top, bottom = keep.empty_states(1)
-    ends = [end for end in (top, bottom) if end is not None]
+    ends = [end for end in keep.ends(1) if end.k]
     places = [DeviceTopK.of(end, meta).arrays for end in ends]
     windows = [arrays[name].nbytes for arrays in places for name in WINDOW_ARRAYS]
     # an end that is not kept has a threshold all the same, float32 and int64

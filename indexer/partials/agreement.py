@@ -14,7 +14,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import RowFile
 from indexer.index.manifest import Manifest, check_files, read_manifest, sha256
-from indexer.index.restore import Shape
+from indexer.index.restore import keep_of
 from indexer.options import option_name
 
 # options that decide where and how a build runs, not its rows; and those that other facts stand for: the
@@ -59,7 +59,7 @@ class Input:
         corpus = manifest.corpus if isinstance(manifest.corpus, dict) else {}
         ranges = corpus.get("coverage")
         told = isinstance(ranges, list) and isinstance(corpus.get("listing"), str)
-        if not told or Shape.of(manifest.configuration) is None or "by" not in manifest.configuration:
+        if not told or keep_of(manifest.configuration) is None:
             raise IndexerError(
                 f"index {path}: it was built by an older version, which did not note the rows that it "
                 "covers; build it again to merge it"

@@ -67,7 +67,7 @@ def restored(build: Build, checkpoint: Checkpoint) -> Position:
     manifest = read_manifest(checkpoint.index)
     for layer in build.layers:
         record = read_layer(checkpoint.index, manifest, MLP, layer.layer)
-        statistics = statistics_of(record, build.keep, kernels=build.kernels, threads=build.threads)
+        statistics = statistics_of(record, kernels=build.kernels, threads=build.threads)
         observer.restore(layer.layer, statistics)
     _, counts = read_vocabulary(checkpoint.index)
     # what was read cannot be added to

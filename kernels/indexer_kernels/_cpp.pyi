@@ -10,7 +10,6 @@ class Moments:
 
 class TopK:
     def __init__(self, largest: bool, by: int, before: int, after: int, *arrays: Any) -> None: ...
-    def merge(self, other: TopK) -> None: ...
 
 class Batch:
     def __init__(

@@ -17,22 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from indexer_kernels.examples import PLACE_FIELDS
 from indexer_kernels.histogram import BINS, MAGNITUDES, Histogram
-from indexer_kernels.moments import LIMBS, OVERFLOWED, POWERS, Moments
+from indexer_kernels.moments import LIMBS, POWERS, Moments, settle_carries
 from indexer_kernels.pinned import pinned_on_device
-from indexer_kernels.topk import TopK
+from indexer_kernels.topk import WINDOW_FIELDS, TopK
 
 PROGRAM_UNITS = 64
 # What 32-bit counters and 64-bit limbs hold for certain; see csrc/exact_sum.hpp
 MOST_RECENT = 2**31 - 1
 MOST_PENDING = 2**22
 NO_DOCUMENT = -(2**63)
-COPIED = (
-    "filled", "worst", "threshold", "value", "document", "sequence", "position", "window_start",
-    "window_length", "token_ids", "activations",
-)  # fmt: skip
 # nearly all of a state's memory, and seldom written
-WINDOW_ARRAYS = ("token_ids", "activations")
+WINDOW_ARRAYS = WINDOW_FIELDS
+COPIED = ("filled", "worst", "threshold", *PLACE_FIELDS, *WINDOW_FIELDS)
 Windows = Literal["device", "host"]
 
 
@@ -77,9 +75,7 @@ class DeviceSums:
 
     def settle_carries(self) -> None:
         """Carry between limbs; every one but the highest is below 2^16 then."""
-        for limb in range(OVERFLOWED - 1):
-            self.sums[:, :, limb + 1] += self.sums[:, :, limb] >> 16
-            self.sums[:, :, limb] &= 0xFFFF
+        settle_carries(self.sums.movedim(2, -1))
         self.blocks = 0
 
     def into(self, histogram: Histogram | None, moments: Moments | None) -> None:

@@ -135,12 +135,6 @@ class Histogram:
         finite = np.isfinite(values)
         np.add.at(self.counts, (units[finite], bins_of(values[finite])), 1)
 
-    def merge(self, other: Histogram) -> None:
-        """Add the counts of `other`, which covers other tokens."""
-        self.settle()
-        other.settle()
-        self.counts += other.counts
-
     def settle(self) -> None:
         """Bring `counts` up to date."""
         if self.recent_tokens.any():
@@ -160,5 +154,5 @@ class Histogram:
         return self._native
 
 
-def _upper_bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+def _upper_bits(values: NDArray[np.float32]) -> NDArray[Any]:
     return np.ascontiguousarray(values, np.float32).view(np.uint32) >> 20

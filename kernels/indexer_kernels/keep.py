@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +21,20 @@ class Keep:
     window: tuple[int, int] = (48, 15)
     by: str = "sequence"
 
-    def empty_states(self, units: int) -> tuple[Moments, Histogram, TopK | None, TopK | None]:
-        """The states of no tokens: moments, histogram, top-k and bottom-k, None where it is not kept."""
+    def ends(self, units: int) -> tuple[TopK, TopK]:
+        """Top-k and bottom-k of no tokens; of no places where none are kept."""
         top, bottom = (
-            TopK.empty(units, k, largest=largest, by=self.by, window=self.window) if k else None
+            TopK.empty(units, k, largest=largest, by=self.by, window=self.window)
             for k, largest in ((self.top, True), (self.bottom, False))
         )
-        return Moments.empty(units), Histogram.empty(units), top, bottom
+        return top, bottom
 
     def bytes_per_unit(self) -> int:
         """Main memory of one unit's states, in bytes."""
-        values = (
-            getattr(state, one.name) for state in self.empty_states(1) if state for one in fields(state)
+        states: tuple[Any, ...] = (
+            Moments.empty(1),
+            Histogram.empty(1),
+            *(end for end in self.ends(1) if end.k),
         )
+        values = (getattr(state, one.name) for state in states for one in fields(state))
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

@@ -20,8 +20,10 @@ from indexer_kernels.blocks import committed_zeros, counted_rows, sum_blocks
 from indexer_kernels.sequences import Sequences
 
 POWERS = 4
+# limb i counts 2^(16 i - 150); the last entry counts partial sums that left float32
 LIMBS = 17
 OVERFLOWED = LIMBS - 1
+LOWEST = -150
 
 
 @dataclass
@@ -84,8 +86,6 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Take in the tokens of `other`, which are others than ours."""
-        self.settle()
-        other.settle()
         self.nan += other.nan
         self.inf += other.inf
         np.minimum(self.minimum, other.minimum, out=self.minimum)
@@ -95,9 +95,7 @@ class Moments:
 
     def settle(self) -> None:
         """Carry between limbs, so that equal sums have equal limbs: 0 to 65535 in all but the highest."""
-        for limb in range(OVERFLOWED - 1):
-            self.sums[..., limb + 1] += self.sums[..., limb] >> 16
-            self.sums[..., limb] &= 0xFFFF
+        settle_carries(self.sums)
         self.pending[:] = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,12 +117,10 @@ class Moments:
         exact = self.sums[..., :OVERFLOWED].copy()
         negative = exact[..., -1] < 0
         exact[negative] *= -1
-        for limb in range(OVERFLOWED - 1):
-            exact[..., limb + 1] += exact[..., limb] >> 16
-            exact[..., limb] &= 0xFFFF
+        settle_carries(exact)
         total = np.zeros(exact.shape[:-1])
         for limb in range(OVERFLOWED):
-            total += np.ldexp(exact[..., limb].astype(np.float64), 16 * limb - 150)
+            total += np.ldexp(exact[..., limb].astype(np.float64), 16 * limb + LOWEST)
         total[negative] *= -1
         total[self.sums[..., OVERFLOWED] > 0] = np.nan
         return total
@@ -146,6 +142,16 @@ class Moments:
             skewness = np.where(variance > 0, third / (variance * np.sqrt(variance)), np.nan)
             kurtosis = np.where(variance > 0, fourth / (variance * variance), np.nan)
         return {"mean": m1, "variance": variance, "skewness": skewness, "kurtosis": kurtosis}
+
+
+def settle_carries(sums: Any) -> None:
+    """Carry between limbs, in place, so that equal sums have equal limbs: 0 to 65535 in all but the highest.
+
+    sums: int64 [..., 16 or more], of NumPy or of torch.
+    """
+    for limb in range(OVERFLOWED - 1):
+        sums[..., limb + 1] += sums[..., limb] >> 16
+        sums[..., limb] &= 0xFFFF
 
 
 def fused_multiply_add(

@@ -57,7 +57,10 @@ class Statistics:
         cls, units: int, keep: Keep | None = None, *, kernels: str = "auto", threads: int | None = None
     ) -> Statistics:
         """The statistics of no tokens over `units` units."""
-        return cls(units, *(keep or Keep()).empty_states(units), kernels=kernels, threads=threads)
+        ends = (end if end.k else None for end in (keep or Keep()).ends(units))
+        return cls(
+            units, Moments.empty(units), Histogram.empty(units), *ends, kernels=kernels, threads=threads
+        )
 
     def update(self, activations: Tensor, sequences: Sequences) -> None:
         """Take in activations that exist.
@@ -106,27 +109,6 @@ class Statistics:
         self._count(sequences)
         return out
 
-    def merge(self, other: Statistics) -> None:
-        """Take in the tokens of `other`, others than ours. Raises KernelInputError where units differ."""
-        if other.units != self.units:
-            raise KernelInputError(
-                f"statistics of {other.units} units do not merge into those of {self.units}"
-            )
-        self.settle()
-        other.settle()
-        # places are merged in the main memory; the device gets a copy with the next batch
-        self._on_device = None
-        self.count += other.count
-        if self.moments and other.moments:
-            self.moments.merge(other.moments)
-        if self.histogram and other.histogram:
-            self.histogram.merge(other.histogram)
-        for ours, theirs in ((self.top, other.top), (self.bottom, other.bottom)):
-            if ours and theirs and self.kernels == "cpp":
-                ours.native().merge(theirs.native())
-            elif ours and theirs:
-                ours.merge(theirs)
-
     def to_device(self, device: torch.device, windows: Windows = "device") -> None:
         """Make room for the states there now, and not with the first batch; for kernels on a GPU only.
 
@@ -156,7 +138,7 @@ class Statistics:
             found = [end.documents() for end in (self._on_device.top, self._on_device.bottom) if end]
         else:
             ends = [end for end in (self.top, self.bottom) if end]
-            found = [end.document[np.arange(end.k) < end.filled[:, None]] for end in ends]
+            found = [end.document[end.taken] for end in ends]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def non_finite(self) -> int:

@@ -2,14 +2,14 @@
 
 A competitor is a sequence (with its extreme value, at the first position that reaches it), a token, or a
 document. Competitors are ranked by a total order - value, then document, sequence and position ascending;
--0.0 is 0.0 - so the k winners do not depend on the order in which they come. Non-finite values do not
-compete.
+-0.0 is 0.0 - so the k winners do not depend on the order in which they come, nor on how they are grouped: a
+state is merged by letting its examples compete again. Non-finite values do not compete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,17 @@ from numpy.typing import NDArray
 
 from indexer_kernels.blocks import committed_zeros, sequence_rows
 from indexer_kernels.errors import KernelInputError
+from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
 from indexer_kernels.sequences import Sequences
 
-COMPETITORS = ("sequence", "token", "document")
-PLACE_FIELDS = ("value", "document", "sequence", "position", "window_start", "window_length")
+# what tells the competitors of a unit apart; the order is that of csrc/job.hpp
+IDENTITY = {
+    "sequence": ("document", "sequence"),
+    "token": ("document", "sequence", "position"),
+    "document": ("document",),
+}
+COMPETITORS = tuple(IDENTITY)
+WINDOW_FIELDS = ("token_ids", "activations")
 
 
 @dataclass
@@ -58,12 +65,10 @@ class TopK:
     def empty(
         cls, units: int, k: int, *, largest: bool, by: str = "sequence", window: tuple[int, int] = (48, 15)
     ) -> TopK:
-        """No examples yet. Raises KernelInputError for k below 1 and unknown competitors."""
+        """No examples yet. Raises KernelInputError for negative sizes and unknown competitors."""
         before, after = window
-        if k < 1 or before < 0 or after < 0:
-            raise KernelInputError(
-                f"k is {k} and the window {before},{after}; k starts at 1 and the window at 0,0"
-            )
+        if min(k, before, after) < 0:
+            raise KernelInputError(f"k is {k} and the window {before},{after}; they start at 0 and 0,0")
         if by not in COMPETITORS:
             raise KernelInputError(f"competitor {by!r} is unknown; choose one of: {', '.join(COMPETITORS)}")
         places, window_shape = (units, k), (units, k, before + 1 + after)
@@ -84,54 +89,48 @@ class TopK:
     def k(self) -> int:
         return self.value.shape[1]
 
+    @property
+    def taken(self) -> NDArray[np.bool_]:
+        """bool [units, k]: True where a place holds an example."""
+        return np.arange(self.k) < self.filled[:, None]
+
     def update(self, activations: NDArray[np.float32], sequences: Sequences) -> None:
         """Let every counted token of a batch compete; activations: float32 [tokens, units]. The reference."""
-        for unit in range(self.units):
-            for index, row in self._competitors(activations[:, unit], sequences):
-                start, length = int(sequences.start[index]), int(sequences.length[index])
-                position = row - start
-                first, last = max(0, position - self.before), min(length - 1, position + self.after)
-                window = slice(start + first, start + last + 1)
-                self._offer(
-                    unit,
-                    (activations[row, unit] + np.float32(0), sequences.document[index],
-                    sequences.ordinal[index],
-                     position, first, last + 1 - first),
-                    sequences.token_ids[window],
-                    activations[window, unit] + np.float32(0),
-                )  # fmt: skip
+        for index in range(len(sequences)):
+            self.offer(self._competitors(activations, sequences, index))
 
-    def merge(self, other: TopK) -> None:
-        """Let the examples of `other` compete. Idempotent: an example is never held twice."""
-        for unit in range(self.units):
-            for place in range(other.filled[unit]):
-                length = other.window_length[unit, place]
-                self._offer(
-                    unit,
-                    tuple(getattr(other, name)[unit, place] for name in PLACE_FIELDS),
-                    other.token_ids[unit, place, :length],
-                    other.activations[unit, place, :length],
-                )
+    def offer(self, rows: ExampleRows) -> None:
+        """Let examples compete, of other tokens or of the same ones: an example is never held twice.
 
-    def ranked(self) -> TopK:
-        """A copy whose places are in rank order, best first; undefined places come last."""
-        undefined = np.arange(self.k) >= self.filled[:, None]
-        key = -self.value if self.largest else self.value
-        order = np.lexsort((self.position, self.sequence, self.document, key, undefined))
-        unit = np.arange(self.units)[:, None]
-        places = {
-            name: getattr(self, name)[unit, order] for name in (*PLACE_FIELDS, "token_ids", "activations")
-        }
-        worst = np.full(self.units, self.k - 1, np.int32)
-        return TopK(
-            self.largest,
-            self.by,
-            self.before,
-            self.after,
-            self.threshold.copy(),
-            worst,
-            self.filled.copy(),
-            **places,
+        rows: their windows are no longer than those here.
+        Cost: a comparison for each row, and some operations on its unit's k places for each that may win.
+        """
+        chosen = np.arange(len(rows)) if self.k else np.empty(0, np.int64)
+        while len(chosen):
+            # of each unit one at a time; those that miss its threshold now will miss it later
+            unit, value = rows.unit[chosen], rows.value[chosen]
+            bar = self.threshold[unit]
+            chosen = chosen[value >= bar if self.largest else value <= bar]
+            unit = rows.unit[chosen]
+            first = np.ones(len(unit), bool)
+            first[1:] = unit[1:] != unit[:-1]
+            self._insert(rows, chosen[first])
+            chosen = chosen[~first]
+
+    def ranked(self, units: slice = slice(None)) -> TopK:
+        """A copy of some units, with places in rank order, best first; undefined places come last."""
+        value, taken = self.value[units], self.taken[units]
+        key = -value if self.largest else value
+        ties = (self.position[units], self.sequence[units], self.document[units])
+        order = np.lexsort((*ties, key, ~taken))
+        unit = np.arange(len(value))[:, None]
+        return replace(
+            self,
+            threshold=self.threshold[units].copy(),
+            worst=np.full(len(value), self.k - 1, np.int32),
+            filled=self.filled[units].copy(),
+            **{name: getattr(self, name)[units][unit, order] for name in (*PLACE_FIELDS, *WINDOW_FIELDS)},
+            _native=None,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,53 +148,78 @@ class TopK:
             )  # fmt: skip
         return self._native
 
-    def _competitors(self, column: NDArray[np.float32], sequences: Sequences) -> Iterator[tuple[int, int]]:
-        """(sequence, row) of each competitor; a document's sequences compete one by one for its place."""
-        for index in range(len(sequences)):
-            rows = sequence_rows(sequences, index)
-            rows = rows[np.isfinite(column[rows])]
-            if not len(rows):
-                continue
-            if self.by == "token":
-                yield from ((index, int(row)) for row in rows)
+    def _competitors(self, activations: NDArray[np.float32], sequences: Sequences, index: int) -> ExampleRows:
+        """Those of one sequence in every unit; a document's sequences compete one by one for its place."""
+        rows = sequence_rows(sequences, index)
+        values = activations[rows].T + np.float32(0)  # [units, counted]
+        competes = np.isfinite(values)
+        if self.by != "token" and len(rows):
+            if self.largest:
+                peak = np.where(competes, values, -np.inf).argmax(axis=1)
             else:
-                peak = np.argmax(column[rows]) if self.largest else np.argmin(column[rows])
-                yield index, int(rows[peak])
+                peak = np.where(competes, values, np.inf).argmin(axis=1)
+            competes &= np.arange(len(rows)) == peak[:, None]
+        unit, number = np.nonzero(competes)
+        start, length = sequences.start[index], sequences.length[index]
+        position = rows[number] - start
+        first = np.maximum(position - self.before, 0)
+        window_length = np.minimum(position + self.after + 1, length) - first
+        offset = np.cumsum(window_length) - window_length
+        # the row in the batch of each token of the windows
+        token = np.arange(window_length.sum()) + np.repeat(start + first - offset, window_length)
+        return ExampleRows(
+            unit=unit,
+            value=values[unit, number],
+            document=np.full(len(unit), sequences.document[index]),
+            sequence=np.full(len(unit), sequences.ordinal[index]),
+            position=position.astype(np.int32),
+            window_start=first.astype(np.int32),
+            window_length=window_length.astype(np.int32),
+            offset=offset,
+            token_ids=sequences.token_ids[token],
+            activations=activations[token, np.repeat(unit, window_length)] + np.float32(0),
+        )
 
-    def _key(self, place: tuple[Any, ...]) -> tuple[float, int, int, int]:
-        """Ascending in rank."""
-        value, document, sequence, position = place[:4]
-        return (-float(value) if self.largest else float(value)), int(document), int(sequence), int(position)
+    def _insert(self, rows: ExampleRows, chosen: NDArray[np.int64]) -> None:
+        """Give rows of different units the places they win; chosen: int64, numbers of rows."""
+        unit = rows.unit[chosen]
+        example = {name: getattr(rows, name)[chosen] for name in PLACE_FIELDS}
+        filled = self.filled[unit]
+        same = np.arange(self.k) < filled[:, None]  # [chosen, k]
+        for name in IDENTITY[self.by]:
+            same &= getattr(self, name)[unit] == example[name][:, None]
+        held = same.any(axis=1)
+        # the place to win: that of the same competitor, or the first that is free, or the worst
+        full = filled == self.k
+        place = np.where(held, same.argmax(axis=1), np.where(full, self.worst[unit], filled))
+        holder = {name: getattr(self, name)[unit, place] for name in PLACE_FIELDS}
+        wins = ~(held | full) | self._ranks_before(example, holder)
+        unit, place = unit[wins], place[wins]
+        for name, values in example.items():
+            getattr(self, name)[unit, place] = values[wins]
+        flat = (getattr(self, name).reshape(self.units * self.k, -1) for name in WINDOW_FIELDS)
+        rows.put_windows(chosen[wins], unit * self.k + place, *flat)
+        self.filled[unit] = np.maximum(self.filled[unit], place + 1)
+        self._find_worst(unit[self.filled[unit] == self.k])
 
-    def _offer(
-        self, unit: int, example: tuple[Any, ...], tokens: NDArray[np.int32], window: NDArray[np.float32]
-    ) -> None:
-        """Give the example a place if it ranks before the worst, one place per competitor."""
-        held = [
-            tuple(getattr(self, name)[unit, place] for name in PLACE_FIELDS)
-            for place in range(self.filled[unit])
-        ]
-        identity = {"document": 1, "sequence": 2, "token": 3}[self.by]
-        same = [
-            place
-            for place, other in enumerate(held)
-            if self._key(other)[1 : 1 + identity] == self._key(example)[1 : 1 + identity]
-        ]
-        if same or len(held) == self.k:
-            place = same[0] if same else max(range(self.k), key=lambda place: self._key(held[place]))
-            if self._key(example) >= self._key(held[place]):
-                return
-        else:
-            place = len(held)
-            self.filled[unit] += 1
-        for name, number in zip(PLACE_FIELDS, example, strict=True):
-            getattr(self, name)[unit, place] = number
-        self.token_ids[unit, place, : len(tokens)] = tokens
-        self.activations[unit, place, : len(window)] = window
-        if self.filled[unit] == self.k:
-            keys = [
-                self._key(tuple(getattr(self, name)[unit, place] for name in PLACE_FIELDS))
-                for place in range(self.k)
-            ]
-            self.worst[unit] = max(range(self.k), key=keys.__getitem__)
-            self.threshold[unit] = self.value[unit, self.worst[unit]]
+    def _find_worst(self, unit: NDArray[np.int64]) -> None:
+        """Set `worst` and `threshold` of some units whose places are all taken."""
+        value = self.value[unit]
+        bar = value.min(axis=1) if self.largest else value.max(axis=1)
+        worst = value == bar[:, None]  # [chosen, k]
+        for name in ("document", "sequence", "position"):
+            if (worst.sum(axis=1) == 1).all():
+                break
+            key = getattr(self, name)[unit]
+            worst &= key == np.where(worst, key, np.iinfo(key.dtype).min).max(axis=1)[:, None]
+        self.worst[unit] = worst.argmax(axis=1)
+        self.threshold[unit] = bar
+
+    def _ranks_before(self, one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> Any:
+        """Whether the one ranks before the other under the total order, bool [examples]."""
+        before = np.zeros(len(one["value"]), bool)
+        # from the last key to the first: a key decides where it differs
+        for name in ("position", "sequence", "document"):
+            before = (one[name] < other[name]) | ((one[name] == other[name]) & before)
+        better = one["value"] > other["value"] if self.largest else one["value"] < other["value"]
+        return better | ((one["value"] == other["value"]) & before)
