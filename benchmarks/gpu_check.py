@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.gpu_kernels import some_units
 from benchmarks.report import WrongResultError
 from benchmarks.states import first_difference
+from indexer.building.observer import StatisticsObserver
 from indexer.models import LoadedModel, Runner
-from indexer.observer import StatisticsObserver
 from indexer.tokens import Batch
 
 SAMPLED = 4

@@ -44,9 +44,9 @@ from benchmarks.gpu_models import (
 from benchmarks.measure import Side, interleaved, measured_parts, ratios
 from benchmarks.peers import TopSequences
 from benchmarks.report import say
+from indexer.building.observer import StatisticsObserver
 from indexer.models import LoadedModel, Runner
 from indexer.models.forward import call_model, embedding_rows
-from indexer.observer import StatisticsObserver
 from indexer.tokens import Batch
 
 Figures = dict[str, Any]

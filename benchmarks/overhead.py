@@ -33,10 +33,11 @@ from benchmarks.peers import TopSequences, UnitHistograms
 from benchmarks.plain_check import check_bare, check_histograms, check_top
 from benchmarks.report import Report, Table, say
 from benchmarks.subject import MODELS, Subject, prepare
+from indexer.building.run import build
+from indexer.index.manifest import read_manifest
 from indexer.models.forward import call_model
 from indexer.models.fused import forward_of
 from indexer.models.matmul import OnednnForward, is_plain_linear, uses_onednn
-from indexer.pipeline import Build
 from indexer.tokens import Batch
 
 BARE, BARE_ONEDNN = "bare", "bare, oneDNN"
@@ -68,7 +69,7 @@ class Sides:
     threads: int
     layer: int
     loops: list[float] = field(default_factory=list)
-    last: Build | None = None
+    totals: dict[str, Any] = field(default_factory=dict)
     top: list[TopSequences] = field(default_factory=list)
     histograms: list[UnitHistograms] = field(default_factory=list)
 
@@ -92,12 +93,12 @@ class Sides:
     def build(self) -> float:
         """The whole build; its seconds, and in `loops` those of its pass over the corpus."""
         loaded = self.subject.loaded
-        with patch("indexer.pipeline.load", return_value=loaded), redirect_stderr(io.StringIO()):
+        with patch("indexer.building.plan.load", return_value=loaded), redirect_stderr(io.StringIO()):
             begin = time.perf_counter()
-            self.last = Build(self.subject.config)
-            self.last.run()
+            output = build(self.subject.config)
             seconds = time.perf_counter() - begin
-        self.loops.append(self.last.model_seconds)
+        self.totals = read_manifest(output).totals
+        self.loops.append(self.totals["model_seconds"])
         return seconds
 
     def peer_top(self) -> None:
@@ -192,7 +193,7 @@ def _measured(sides: Sides, options: Options) -> dict[str, list[float]]:
 
 def _checks(sides: Sides) -> list[str]:
     """What was verified; raises WrongResultError."""
-    checks = check_index(sides.subject, sides.last)
+    checks = check_index(sides.subject, sides.totals, sides.threads)
     loaded = sides.subject.loaded
     if uses_onednn("auto", loaded.dtype, loaded.device):
         checks.append(check_bare(sides.bare(), sides.bare_onednn()))
@@ -204,8 +205,7 @@ def _checks(sides: Sides) -> list[str]:
 
 
 def _report(options: Options, sides: Sides, seconds: dict[str, list[float]], checks: list[str]) -> Report:
-    subject, build = sides.subject, sides.last
-    assert build is not None
+    subject, built = sides.subject, sides.totals
     tokens, totals = subject.totals.counted_tokens, subject.totals
     rows = {
         name: {
@@ -218,7 +218,6 @@ def _report(options: Options, sides: Sides, seconds: dict[str, list[float]], che
     if BARE_ONEDNN in seconds:
         for name in (LOOP, BUILD):
             rows[name]["against_bare_onednn"] = ratios(seconds[name], seconds[BARE_ONEDNN])
-    assert build.observer is not None
     writing = [whole - loop for whole, loop in zip(seconds[BUILD], seconds[LOOP], strict=True)]
     results = {
         "sides": rows,
@@ -229,8 +228,8 @@ def _report(options: Options, sides: Sides, seconds: dict[str, list[float]], che
         "units": subject.units,
         "writing_seconds": spread(writing),
         "writing_share": spread([part / whole for part, whole in zip(writing, seconds[BUILD], strict=True)]),
-        "waited_share": build.waited / build.model_seconds,
-        "kernel_share": build.observer.seconds / build.model_seconds,
+        "waited_share": built["waited_seconds"] / built["model_seconds"],
+        "kernel_share": built["kernel_seconds"] / built["model_seconds"],
     }
     settings = settings_of(options) | {"threads": sides.threads}
     return Report(settings, checks, results, [_table(options, results)], _notes(results, sides))

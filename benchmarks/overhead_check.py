@@ -6,6 +6,8 @@ and without tolerance; and so are the peers' algorithms, on the same activations
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,10 @@ from benchmarks.report import WrongResultError
 from benchmarks.states import PLACES, WINDOWS, must_be_same
 from benchmarks.subject import Subject
 from indexer import open_index
+from indexer.building.observer import StatisticsObserver
+from indexer.building.plan import CHUNK_TOKENS
 from indexer.index.read import Index
 from indexer.models import Runner
-from indexer.observer import StatisticsObserver
-from indexer.pipeline import CHUNK_TOKENS, Build
 
 SAMPLED = 3
 
@@ -58,12 +60,15 @@ class Recorder(StatisticsObserver):
             self.shown[layer].append((activations[:, columns].clone(), sequences))
 
 
-def check_index(subject: Subject, build: Build | None) -> list[str]:
-    """The index of the last build, against its batches and the reference; raises WrongResultError."""
-    assert build is not None
-    if build.totals != subject.totals:
-        raise WrongResultError(f"the build ran {build.totals}, but the batches hold {subject.totals}")
-    recorder = _recorded(subject, build)
+def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> list[str]:
+    """The index of the last build, against its batches and the reference; raises WrongResultError.
+
+    totals: of its manifest.
+    """
+    ran = {name: totals[name] for name in asdict(subject.totals)}
+    if ran != asdict(subject.totals):
+        raise WrongResultError(f"the build ran {ran}, but the batches hold {subject.totals}")
+    recorder = _recorded(subject, threads)
     with open_index(subject.config.output) as index:
         for layer, shown in recorder.shown.items():
             reference = Statistics.empty(SAMPLED, recorder.keep, kernels="reference")
@@ -81,12 +86,12 @@ def check_index(subject: Subject, build: Build | None) -> list[str]:
     ]
 
 
-def _recorded(subject: Subject, build: Build) -> Recorder:
+def _recorded(subject: Subject, threads: int) -> Recorder:
     """The batches once more, some units of the first, middle and last layer written down."""
     layers, random = subject.loaded.layers, np.random.default_rng(0)
     chosen = {layers[place].layer: layers[place].units for place in (0, len(layers) // 2, -1)}
     units = {layer: np.sort(random.choice(count, SAMPLED, replace=False)) for layer, count in chosen.items()}
-    recorder = Recorder(subject, units, build.threads)
+    recorder = Recorder(subject, units, threads)
     with Runner(subject.loaded, None, recorder, chunk_tokens=CHUNK_TOKENS) as runner:
         for batch in subject.batches:
             runner.run(batch)

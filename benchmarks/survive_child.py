@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from indexer import models, pipeline
+from indexer import models
+from indexer.building import plan
 from indexer.commands import app
 from indexer.engines import append
 from indexer.index import output, scratch, write
@@ -48,7 +49,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "remove the hidden folder": (scratch.Scratch, "close"),
     "rename a folder": (os, "rename"),
     "exchange two folders": (output, "_exchange"),
-    "put the index in place": (write, "put_in_place"),
+    "put an index in place": (write, "put_in_place"),
+    "put the built index in place": (folder, "put_in_place"),
     "remove a tree": (shutil, "rmtree"),
     "remove the build's folder": (folder.WorkFolder, "remove"),
     "make a checkpoint": (folder.WorkFolder, "save"),
@@ -62,7 +64,7 @@ def main() -> None:
     """Do the jobs until stdin ends. The first argument is the model's folder."""
     torch.set_num_threads(1)
     loaded = models.load(sys.argv[1], dtype="auto", device="cpu")
-    pipeline.load = lambda *asked, **options: loaded
+    plan.load = lambda *asked, **options: loaded
     # Arrow looks for pandas at the first array of NumPy's, for half a second where it is there
     pa.array(np.zeros(1))
     shim: Any = ctypes.CDLL(None)

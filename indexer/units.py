@@ -12,7 +12,6 @@ from indexer.errors import IndexerError
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # `sae:NAME` is a site whose name the user chose; it becomes part of a file name.
 _SITE = re.compile(r"[a-z][a-z0-9_]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
-_MOST_LAYERS = 1_000_000
 
 
 @dataclass(frozen=True, order=True)
@@ -50,12 +49,14 @@ def check_site(site: str) -> None:
         raise IndexerError(f'site "{site}": expected a name in small letters, for example mlp')
 
 
-def parse_layers(text: str, layers: int) -> tuple[int, ...]:
-    """Read a choice of layers, numbers and ranges `0-5,7`, of a model that has `layers` of them.
+def parse_layers(text: str, layers: Sequence[int]) -> tuple[int, ...]:
+    """Read a choice of layers, numbers and ranges `0-5,7`, of a model that has those of `layers`.
 
-    Returns the chosen layers in ascending order, each once. Both ends of a range belong to it.
+    Returns the chosen layers in ascending order, each once. Both ends of a range belong to it; numbers in
+    between that the model does not have are no part of it.
     Raises IndexerError naming the part that cannot be read or lies outside the model.
     """
+    there = set(layers)
     chosen: set[int] = set()
     for part in text.split(","):
         ends = [end.strip() for end in part.split("-")]
@@ -69,11 +70,12 @@ def parse_layers(text: str, layers: int) -> tuple[int, ...]:
             raise IndexerError(
                 f'layers "{text}": the range "{part.strip()}" runs backwards; write {last}-{first}'
             )
-        if last >= min(layers, _MOST_LAYERS):
+        found = {number for number in there if first <= number <= last}
+        if not found or last > max(there):
             raise IndexerError(
-                f'layers "{text}": layer {last} is out of range; the model has layers 0-{layers - 1}'
+                f'layers "{text}": layer {last} is out of range; the model has layers {format_layers(layers)}'
             )
-        chosen.update(range(first, last + 1))
+        chosen |= found
     return tuple(sorted(chosen))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -130,4 +131,4 @@ def merged(records: Sequence[LayerRecord]) -> LayerRecord:
 
 def merged_statistics(parts: Sequence[Statistics], kernels: str) -> Statistics:
     """Statistics that go on where all parts together stopped."""
-    return statistics_of(merged([record_of(part, "mlp", 0, copy=True) for part in parts]), kernels=kernels)
+    return statistics_of(merged([copy.deepcopy(record_of(part, "mlp", 0)) for part in parts]), kernels=kernels)

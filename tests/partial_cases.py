@@ -63,7 +63,7 @@ def record(parts: Sequence[tuple[Any, Sequences]], keep: Keep = KEEP, layer: int
     statistics = Statistics.empty(units, keep, kernels="reference", threads=1)
     for part in parts:
         statistics.update(*part)
-    return record_of(statistics, "mlp", layer, copy=False)
+    return record_of(statistics, "mlp", layer)
 
 
 def token_counts(parts: Sequence[tuple[Any, Sequences]]) -> NDArray[np.int64]:

@@ -212,7 +212,7 @@ def test_differences_are_relative_to_a_tokens_length() -> None:
 
 def test_a_build_is_stopped_by_what_it_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, file = saved(tmp_path / "model", "fnet"), corpus(tmp_path)
-    monkeypatch.setattr("indexer.pipeline.batching", lambda *args, **options: Batching())
+    monkeypatch.setattr("indexer.building.plan.batching", lambda *args, **options: Batching())
     message = r"document \d+, sequence 0: its \d+ tokens differ by .* in layer \d, .* with --padding never$"
     with pytest.raises(IndexerError, match=message):
         build(model, file, tmp_path / "index")

@@ -21,9 +21,9 @@ from benchmarks.counts import TORCH
 from benchmarks.measure import interleaved, percentile, ratios
 from benchmarks.peers import UnitHistograms
 from benchmarks.synthetic import Size, write_synthetic
+from indexer.building.observer import StatisticsObserver
 from indexer.index.read import Index, UnitRecord
 from indexer.index.records import LayerRecord
-from indexer.observer import StatisticsObserver
 
 SPREAD = {"median", "min", "max", "all"}
 
@@ -99,7 +99,7 @@ def test_overhead(capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) 
 def test_overhead_refuses_a_wrong_index(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = StatisticsObserver.take_record
+    right = StatisticsObserver.record
 
     def wrong(self: StatisticsObserver, layer: int) -> LayerRecord:
         record = right(self, layer)
@@ -107,7 +107,7 @@ def test_overhead_refuses_a_wrong_index(
             record.top.position[:, 1] += 1
         return record
 
-    monkeypatch.setattr(StatisticsObserver, "take_record", wrong)
+    monkeypatch.setattr(StatisticsObserver, "record", wrong)
     assert "mlp.3." in refused(capsys, "overhead", "--threads", "1", "--no-peers")
 
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
 import indexer
+from indexer.building.run import build
 from indexer.config import BuildConfig
 from indexer.index.read import Index
-from indexer.pipeline import Build
 from tests.real_model import minilm, standard_library
 
 K, BEFORE, AFTER, CONTEXT = 6, 10, 4, 48
@@ -55,22 +55,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def built(files: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, list[Sequence]]:
     """An index, and the activations that it was made of as the kernels wrote them."""
     output = tmp_path_factory.mktemp("index") / "a.index"
-    build = Build(
-        BuildConfig(
-            model=str(minilm()), corpus=tuple(files), output=output, top=K, bottom=K, context=CONTEXT,
-            window=(BEFORE, AFTER), batch_tokens=512, threads=2,
-        )
+    config = BuildConfig(
+        model=str(minilm()), corpus=tuple(files), output=output, top=K, bottom=K, context=CONTEXT,
+        window=(BEFORE, AFTER), batch_tokens=512, threads=2,
     )  # fmt: skip
     seen: dict[tuple[int, int], Sequence] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("indexer.pipeline.StatisticsObserver", recording(seen))
-        build.run()
+        patch.setattr("indexer.building.gathered.StatisticsObserver", recording(seen))
+        build(config)
     return indexer.open_index(output), list(seen.values())
 
 
 def recording(seen: dict[tuple[int, int], Sequence]) -> type:
     """The observer of the build, which also writes down what it is shown."""
-    from indexer.observer import StatisticsObserver
+    from indexer.building.observer import StatisticsObserver
 
     class Recording(StatisticsObserver):
         def activate(self, layer, function, gate, up, sequences, out):  # type: ignore[no-untyped-def]

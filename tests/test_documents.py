@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.building.documents import Documents
 from indexer.corpus import Corpus
-from indexer.documents import Documents
 from indexer.tokens import Batches
 from tests.tiny_tokenizers import library_text, tiny_tokenizer
 
@@ -20,7 +20,7 @@ KEPT = 97
 def test_what_examples_point_to_is_known_however_far_reading_is_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.documents.PRUNE_AT", 500)
+    monkeypatch.setattr("indexer.building.documents.PRUNE_AT", 500)
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
     corpus = Corpus([str(path)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.pipeline import build
+from indexer.building.run import build
 from tests.real_model import minilm, standard_library
 from tests.test_pipeline import tables
 from tests.test_resume import options

@@ -57,7 +57,7 @@ def golden_index(output: Path, by: str, kernels: str) -> Path:
                     for start, length in zip(sequences.start, sequences.length, strict=True):
                         inside[start : start + length] = True
                     counts += np.bincount(sequences.token_ids[inside & sequences.counted], minlength=TOKENS)
-            writer.add_layer(record_of(statistics, "mlp", layer, copy=True))
+            writer.add_layer(record_of(statistics, "mlp", layer))
         ids = sorted(documents)
         table = pa.table(
             {

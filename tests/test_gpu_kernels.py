@@ -25,9 +25,9 @@ import indexer
 from benchmarks.gpu_check import checked_columns
 from benchmarks.gpu_kernels import some_units
 from benchmarks.states import first_difference
+from indexer.building.observer import StatisticsObserver
 from indexer.index.verify import verify_index
 from indexer.models import Runner, adapt
-from indexer.observer import StatisticsObserver
 from indexer.tokens import Batch
 from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, some_sequences
 from tests.test_activations import pre_activations

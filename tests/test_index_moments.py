@@ -169,7 +169,7 @@ def test_moments_that_are_not_those_of_the_sums_are_found(tmp_path: Path) -> Non
 
 def test_what_the_kernels_sum_obeys_the_laws(tmp_path: Path) -> None:
     statistics, count = kernel_state(5)
-    record = record_of(statistics, "mlp", 0, copy=True)
+    record = record_of(statistics, "mlp", 0)
     record = without_examples(record, "top", "bottom")
     assert (record.moments.sums[..., moments.OVERFLOWED] > 0).any()
     counts = np.zeros_like(token_counts())

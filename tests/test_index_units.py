@@ -52,8 +52,16 @@ def test_what_is_not_a_name_gets_one_line(name: str, said: str) -> None:
     ],
 )
 def test_layers(text: str, layers: list[int]) -> None:
-    assert list(parse_layers(text, 12)) == layers
-    assert list(parse_layers(format_layers(layers), 12)) == layers
+    assert list(parse_layers(text, range(12))) == layers
+    assert list(parse_layers(format_layers(layers), range(12))) == layers
+
+
+def test_layers_of_a_model_that_lacks_some() -> None:
+    assert parse_layers("4", [0, 2, 4]) == (4,)
+    assert parse_layers("1-4", [0, 2, 4]) == (2, 4)
+    for text, number in (("3", 3), ("2-5", 5)):
+        with pytest.raises(IndexerError, match=f"layer {number} is out of range; the model has layers 0,2,4"):
+            parse_layers(text, [0, 2, 4])
 
 
 def test_layers_are_written_as_ranges() -> None:
@@ -75,6 +83,6 @@ def test_layers_are_written_as_ranges() -> None:
 )
 def test_layers_that_cannot_be_get_one_line(text: str, said: str) -> None:
     with pytest.raises(IndexerError) as error:
-        parse_layers(text, 12)
+        parse_layers(text, range(12))
     assert said in str(error.value)
     assert "\n" not in str(error.value)

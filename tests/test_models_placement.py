@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from indexer.building.run import build
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, adapt, load, loading, placement
 from indexer.models.fused import Workspace
 from indexer.models.placement import Placement, device_type, weight_bytes
 from indexer.models.weights import read_headers, weight_files
-from indexer.pipeline import build
 from tests.test_models_runner import run
 from tests.test_pipeline import tables
 from tests.tiny_batches import tiny_batch
@@ -172,7 +172,7 @@ def test_a_spread_model_gives_the_same_index(tmp_path: Path, monkeypatch: pytest
 
     # through transformers and accelerate, whose map is for one device here
     monkeypatch.setattr(loading, "placement", placed)
-    monkeypatch.setattr("indexer.pipeline.load", lambda *a, **k: _parted(load(*a, **k)))
+    monkeypatch.setattr("indexer.building.plan.load", lambda *a, **k: _parted(load(*a, **k)))
     assert indexed("parted.index") == whole
     weights = sum(weight.nbytes for weight in load(str(model), device="cpu").model.parameters())
     assert asked[0] == (str(model), "auto", weights, torch.float32)

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from indexer.building.observer import StatisticsObserver
+from indexer.building.spotcheck import SpotCheck
 from indexer.models import Runner, adapt
-from indexer.observer import StatisticsObserver
-from indexer.spotcheck import SpotCheck
 from tests.tiny_batches import TinyBatch, tiny_batch
 from tests.tiny_models import LAYERS, UNITS, fresh
 

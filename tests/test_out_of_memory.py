@@ -12,9 +12,9 @@ import torch
 from indexer_kernels import Keep, Sequences
 from torch import Tensor, nn
 
+from indexer.building.observer import StatisticsObserver
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Runner, adapt
-from indexer.observer import StatisticsObserver
 from tests.tiny_batches import Keeper, TinyBatch, tiny_batch
 from tests.tiny_models import LAYERS, tiny
 

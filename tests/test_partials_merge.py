@@ -167,4 +167,4 @@ def test_statistics_that_hold_a_merge_continue() -> None:
     restored: Statistics = statistics_of(half, kernels="cpp", threads=1)
     for part in parts[2:]:
         restored.update(*part)
-    assert_same(record_of(restored, "mlp", 0, copy=False), record(parts))
+    assert_same(record_of(restored, "mlp", 0), record(parts))

@@ -85,7 +85,7 @@ def test_continuing_is_never_having_stopped(by: str, kernels: str, kept: str, tm
     whole = batches(tokens=30 if kernels == "reference" else 300)
     expected = gathered(whole, keep, kernels)
     for stop in (0, 1, 3):
-        record = record_of(gathered(whole[:stop], keep, kernels), "mlp", 2, copy=False)
+        record = record_of(gathered(whole[:stop], keep, kernels), "mlp", 2)
         if stop == 3:
             record = stored(record, keep, tmp_path)
         restored = statistics_of(record, kernels=kernels, threads=1)
@@ -98,7 +98,7 @@ def test_continuing_is_never_having_stopped(by: str, kernels: str, kept: str, tm
 def test_another_kernel_may_continue(before: str) -> None:
     after = {"cpp": "reference", "reference": "cpp"}[before]
     whole = batches(1, 100)
-    record = record_of(gathered(whole[:2], KEEP, before), "mlp", 0, copy=False)
+    record = record_of(gathered(whole[:2], KEEP, before), "mlp", 0)
     restored = statistics_of(record, kernels=after, threads=1)
     for part in whole[2:]:
         restored.update(*part)
@@ -109,7 +109,7 @@ def test_another_kernel_may_continue(before: str) -> None:
 def test_a_copy_leaves_the_statistics_as_they_were(kernels: str) -> None:
     whole = batches(2, 100)
     statistics = gathered(whole[:2], KEEP, kernels)
-    record = record_of(statistics, "mlp", 0, copy=True)
+    record = copy.deepcopy(record_of(statistics, "mlp", 0))
     before = copy.deepcopy(record)
     for part in whole[2:]:
         statistics.update(*part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_windows_move_with_what_they_hold() -> None:
 def test_a_checkpoint_is_taken_while_windows_are_in_the_main_memory() -> None:
     batches = some_batches(600, 3, number=4)
     statistics = with_windows_in_host(3, batches[:2])
-    record = record_of(statistics, "mlp", 0, copy=True)
+    record = copy.deepcopy(record_of(statistics, "mlp", 0))
     for activations, sequences in batches[2:]:
         statistics.update(activations, sequences)
     restored = statistics_of(record, kernels="triton")

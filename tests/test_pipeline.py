@@ -16,11 +16,13 @@ import torch
 from indexer_kernels import Keep
 
 import indexer
-from indexer import account
+from indexer.building import gathered, plan, run
+from indexer.building.observer import StatisticsObserver
+from indexer.building.run import build
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.unfinished import progress_of
-from indexer.pipeline import Build, _kept, build
+from indexer.tokens import Batches
 from tests.real_model import minilm, standard_library
 
 TABLES = {
@@ -70,33 +72,26 @@ def test_instruction_set_and_threads_change_no_row(
     if isa not in instruction_sets():
         pytest.skip(f"this machine has no {isa}")
     monkeypatch.setenv("NEURON_INDEXER_ISA", isa)
-    run = Build(options(tmp_path / "a.index", corpus))
+
+    def on_two_threads(*arguments: Any, **options: Any) -> StatisticsObserver:
+        return StatisticsObserver(*arguments, **{**options, "threads": 2})
+
     # the model's own products stay on one thread, so that the activations are the same bits
-    run.threads = 1
-    original = run._run_model
-
-    def on_two_threads(*arguments: Any) -> Any:
-        for statistics in run.observer.statistics.values():
-            statistics.threads = 2
-        return original(*arguments)
-
-    run._run_model = on_two_threads  # type: ignore[method-assign]
-    assert tables(run.run()) == expected
+    monkeypatch.setattr(gathered, "StatisticsObserver", on_two_threads)
+    assert tables(build(options(tmp_path / "a.index", corpus, threads=1))) == expected
 
 
 def test_order_of_batches_changes_no_row(
     corpus: list[str], expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from indexer import pipeline
-
-    class Reversed(pipeline.Batches):
+    class Reversed(Batches):
         def __iter__(self) -> Any:
             batches = []
             while (batch := next(self, None)) is not None:
                 batches.append(batch)
             return iter(batches[::-1])
 
-    monkeypatch.setattr(pipeline, "Batches", Reversed)
+    monkeypatch.setattr(run, "Batches", Reversed)
     assert tables(build(options(tmp_path / "a.index", corpus, threads=1))) == expected
 
 
@@ -135,16 +130,14 @@ def test_bfloat16_and_special_tokens(corpus: list[str], tmp_path: Path) -> None:
 def test_non_finite_activations_are_counted_and_placed(
     corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from indexer import pipeline
-
-    original = pipeline.load
+    original = plan.load
 
     def poisoned(*arguments: Any, **names: Any) -> Any:
         loaded = original(*arguments, **names)
         loaded.model.encoder.layer[1].intermediate.dense.bias[7] = float("nan")
         return loaded
 
-    monkeypatch.setattr(pipeline, "load", poisoned)
+    monkeypatch.setattr(plan, "load", poisoned)
     output = build(options(tmp_path / "a.index", corpus))
     with indexer.open_index(output) as index:
         row = index.unit("mlp.1.7").to_pylist()[0]
@@ -197,12 +190,11 @@ def test_ctrl_c_stops_cleanly(corpus: list[str], tmp_path: Path) -> None:
 
 
 def test_a_window_is_no_wider_than_the_context(corpus: list[str], tmp_path: Path) -> None:
-    run = Build(options(tmp_path / "a.index", corpus, window=(1000, 1000), context=32, max_tokens=200))
-    with indexer.open_index(run.run()) as index:
+    config = options(tmp_path / "a.index", corpus, window=(1000, 1000), context=32, max_tokens=200)
+    with indexer.open_index(build(config)) as index:
         rows = index.sql("SELECT token_ids, activations FROM examples").to_pylist()
     assert max(len(row["token_ids"]) for row in rows) == 32
-    said = list(account.plan(run, Keep(top=4, bottom=3, window=(31, 31))))
-    assert said == list(account.plan(run, _kept(run.config)))
+    assert plan._kept(config) == Keep(top=4, bottom=3, window=(31, 31))
 
 
 def test_views_serve_a_plain_duckdb(

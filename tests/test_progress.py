@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from indexer import progress
+from indexer.building.run import build
 from indexer.engines.shards import shard_progress
 from indexer.index.schema import LOG
 from indexer.index.unfinished import read_events
-from indexer.pipeline import Build
 from indexer.progress import Course, Progress
 from tests.real_model import standard_library
 from tests.test_resume import options, stopped_after
@@ -109,9 +109,9 @@ def test_the_log_of_a_build_tells_the_share_of_its_tokens(
 ) -> None:
     monkeypatch.setattr("indexer.work.pace.EVENT_SECONDS", 0.0)
     # what a checkpoint after every batch tells of the writing is left out, and so its part in the share
-    monkeypatch.setattr("indexer.pipeline.WRITING_SPEED", 1e15)
+    monkeypatch.setattr("indexer.building.gathered.WRITING_SPEED", 1e15)
     config = options(tmp_path / "a.index", corpus, checkpoint_minutes=5)
-    Build(config).run()
+    build(config)
     events = list(read_events(config.output / LOG))
     names = [event["event"] for event in events]
     assert names[0] == "started"

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
+from indexer.building import checkpoints
+from indexer.building.gathered import Gathered
+from indexer.building.identity import differences
+from indexer.building.run import build
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.unfinished import progress_of, read_events
 from indexer.index.verify import verify_index
-from indexer.pipeline import Build, build
-from indexer.work import checkpoints
-from indexer.work.folder import WorkFolder, differences
+from indexer.work import folder
+from indexer.work.folder import WorkFolder
 from tests.real_model import minilm, standard_library
 from tests.test_pipeline import tables
 from tests.tiny_models import saved, words
@@ -60,9 +63,9 @@ def stopped_after(config: BuildConfig, batches: int, monkeypatch: pytest.MonkeyP
     seen = 0
     original = checkpoints.save
 
-    def counting(run: Build) -> float:
+    def counting(*arguments: Any, **options: Any) -> float:
         nonlocal seen
-        seconds = original(run)
+        seconds = original(*arguments, **options)
         seen += 1
         if seen == batches:
             raise KilledError
@@ -279,6 +282,49 @@ def test_appended_files_join_the_index(corpus: list[str], tmp_path: Path) -> Non
     with pytest.raises(IndexerError, match="built in another way: --top was 3 and is 5"):
         run(options(tmp_path / "a.index", [str(folder / "4.txt")], append=True, **{**plain, "top": 5}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index", "whole.index"]
+
+
+def test_a_build_killed_when_its_index_is_whole_runs_nothing_again(
+    corpus: list[str], expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options(tmp_path / "a.index", corpus, checkpoint_minutes=5)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KilledError
+
+    for place, name in ((folder, "put_in_place"), (WorkFolder, "remove")):
+        for overwrite in (False, True):
+            asked = config.model_copy(update={"overwrite": overwrite})
+            with monkeypatch.context() as patched:
+                patched.setattr(place, name, killed)
+                with pytest.raises(KilledError):
+                    build(asked)
+            with monkeypatch.context() as patched:
+                patched.setattr(Gathered, "run", killed)
+                assert tables(build(asked)) == expected
+            assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
+            shutil.rmtree(config.output)
+
+
+def test_an_append_that_cannot_be_merged_is_refused_before_it_runs(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from indexer.engines import append
+    from indexer.engines import build as run
+
+    first, second, third = [[str(Path(corpus[0]) / f"{number}.txt")] for number in range(3)]
+    plain = {"numerics": "reproducible", "checkpoint_minutes": 5}
+    run(options(tmp_path / "a.index", first, **plain))
+    with pytest.raises(IndexerError, match="built in another way: the model's dtype was float32 and is bfl"):
+        run(options(tmp_path / "a.index", second, append=True, dtype="bfloat16", **plain))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
+    # stopped when what is to be added is built, and not yet merged: whatever is added next, that comes first
+    with monkeypatch.context() as patched:
+        patched.setattr(append, "_merge", lambda *indexes: None)
+        run(options(tmp_path / "a.index", second, append=True, **plain))
+    run(options(tmp_path / "a.index", third, append=True, **plain))
+    whole = run(options(tmp_path / "whole.index", [*first, *second, *third], **plain))
+    assert tables(tmp_path / "a.index") == tables(whole)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from indexer_kernels import Keep, KernelInputError, Sequences, Statistics, dispatch
 from indexer_kernels.histogram import magnitude_edges
 
-from indexer.observer import StatisticsObserver
+from indexer.building.observer import StatisticsObserver
 from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, some_activations
 from tests.test_statistics import Batches, gathered, pieces, reference, some_batches
 
@@ -194,7 +194,7 @@ def test_observer_sees_what_the_device_holds() -> None:
             observer.update(4, *batch)
         observer.finish()
         seen = (observer.documents(), observer.non_finite, observer.first_non_finite)
-        observers.append((seen, observer.take_record(4)))
+        observers.append((seen, observer.record(4)))
     (ours, record), (theirs, expected) = observers
     assert ours == theirs
     np.testing.assert_array_equal(record.histogram.counts, expected.histogram.counts)

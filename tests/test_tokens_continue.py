@@ -345,8 +345,13 @@ def test_fixed_shapes_follow_from_length_alone(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "b.txt").write_text("more text")
     corpus = Corpus([str(tmp_path)])
-    stamps = json.loads(json.dumps(corpus.stamps()))
-    assert corpus.changed_since(stamps) is None
+    documents = corpus.documents()
+    assert "".join(next(documents).pieces) == "some text"
+    # what was changed when it had been read is told, also where that was before anybody asked
     (tmp_path / "a.txt").write_text("other text")
+    stamps = json.loads(json.dumps(corpus.stamps()))
     assert "a.txt has changed" in str(corpus.changed_since(stamps))
+    (tmp_path / "b.txt").write_text("not read yet, so that it may")
+    assert Corpus([str(tmp_path / "b.txt")], first_ordinal=1).changed_since(stamps) is None

@@ -112,6 +112,7 @@ class Corpus:
         )
         self._reading = self._new_reading()
         self._file: CorpusFile | None = None
+        self._stamps: dict[int, tuple[int, ...]] = {}
 
     @classmethod
     def of(cls, config: BuildConfig, **options: Any) -> Corpus:
@@ -178,14 +179,21 @@ class Corpus:
             digest.update(b"\n")
         return digest.hexdigest()
 
-    def stamps(self) -> list[list[int] | None]:
-        """Size and time of change (nanoseconds) of every file as it is now; None for hub data sets."""
-        return [_stamp(file) for file in self.files]
+    def stamps(self) -> list[list[int]]:
+        """Ordinal, size and time of change (nanoseconds) of every local file, as it was when it was opened.
 
-    def changed_since(self, stamps: Sequence[Sequence[int] | None]) -> str | None:
-        """Which file is another than it was when `stamps` were taken, in words; None where none is."""
-        for file, before, now in zip(self.files, stamps, self.stamps(), strict=True):
-            if before != now:
+        Of all files that were opened so far, in earlier processes of the build too.
+        """
+        return [[ordinal, *stamp] for ordinal, stamp in list(self._stamps.items())]
+
+    def changed_since(self, stamps: Iterable[Sequence[int]]) -> str | None:
+        """Which file is another than it was when it was opened, in words; None where none is.
+
+        stamps: those of an earlier process, which this one continues.
+        """
+        self._stamps = {ordinal: tuple(stamp) for ordinal, *stamp in stamps}
+        for file in self.files:
+            if file.ordinal in self._stamps and _stamp(file) != self._stamps[file.ordinal]:
                 return f"corpus file {file.source} has changed"
         return None
 
@@ -223,6 +231,8 @@ class Corpus:
             if file.ordinal == row_of_file:
                 run = replace(run, skip=skip)
             reading.index, reading.bytes_before = run.first, reading.counts.bytes_read
+            if file.kind != "hub" and file.ordinal not in self._stamps:
+                self._stamps[file.ordinal] = _stamp(file)
             if file.kind == "text":
                 for row, parts in read_text(run, reading):
                     yield from _streamed(run, reading, row, parts)
@@ -265,14 +275,12 @@ def _restored(reading: Reading, state: dict[str, Any]) -> tuple[int, int]:
     return state["file"], state["row"]
 
 
-def _stamp(file: CorpusFile) -> list[int] | None:
-    if file.kind == "hub":
-        return None
+def _stamp(file: CorpusFile) -> tuple[int, ...]:
     try:
         found = os.stat(file.path)
     except OSError:
-        return [-1, 0]
-    return [found.st_size, found.st_mtime_ns]
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _streamed(run: Run, reading: Reading, row: int, parts: Iterable[str]) -> Iterator[Document]:

@@ -48,7 +48,7 @@ def build(config: BuildConfig) -> Path:
         from indexer.engines.shards import build_shard
 
         return build_shard(config)
-    from indexer.pipeline import build as build_here
+    from indexer.building.run import build as build_here
 
     return build_here(config)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from indexer.building.identity import differences, options_of
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
 from indexer.engines.shards import clear_merged, make_folder, shards_folder
 from indexer.errors import IndexerError
 from indexer.index.manifest import Manifest, read_manifest
+from indexer.index.schema import MANIFEST
 from indexer.index.scratch import put_right
 from indexer.progress import Progress
-from indexer.work.folder import differences
-from indexer.work.identity import options_of
 
 PARTIAL = "appended.index"
 
@@ -23,18 +24,15 @@ def build_appended(config: BuildConfig) -> Path:
     The result is that of one build over the earlier corpus and this one. Raises IndexerError where there is
     no finished index, where it was built in another way, and where it ended at --max-tokens.
     """
-    from indexer.partials.agreement import merged_into
-
     output = config.output
     put_right(output.resolve())
-    if not (output / "manifest.json").is_file():
+    partial = shards_folder(output) / PARTIAL
+    _merge(output, partial)
+    if not (output / MANIFEST).is_file():
         raise IndexerError(f"--append: {output} is not a finished index; build it without --append first")
     found = read_manifest(output)
     _check(output, found, config)
     before = [(str(source), size) for source, size in found.corpus["sources"]]  # type: ignore[call-overload]
-    partial = shards_folder(output) / PARTIAL
-    # merged by an earlier call, which may have been stopped before it could tidy up
-    clear_merged(partial.parent, PARTIAL, merged_into(output))
     new = [(file.source, file.bytes) for file in Corpus.of(config).files]
     if before[-len(new) :] == new:
         Progress().say(f"{output} has this corpus already")
@@ -43,13 +41,28 @@ def build_appended(config: BuildConfig) -> Path:
     if repeated:
         raise IndexerError(f"--append: {repeated[0]} is in {output} already; name the new files alone")
     make_folder(partial.parent)
-    from indexer.partials.merge import merge_indexes
-    from indexer.pipeline import Build
+    from indexer.building.run import build
 
-    Build(config.model_copy(update={"output": partial, "append": False}), before).run()
-    merge_indexes([output, partial], output, overwrite=True)
-    clear_merged(partial.parent, PARTIAL, merged_into(output))
+    try:
+        build(config.model_copy(update={"output": partial, "append": False}), before, joins=output)
+    finally:
+        # where nothing was begun
+        with suppress(OSError):
+            partial.parent.rmdir()
+    _merge(output, partial)
     return output
+
+
+def _merge(output: Path, partial: Path) -> None:
+    """Merge what was built to be added, by this call or by one that was stopped; then it is cleared away."""
+    from indexer.partials.agreement import is_merged, merged_into
+
+    both = all((index / MANIFEST).is_file() for index in (output, partial))
+    if both and not is_merged([output, partial], output):
+        from indexer.partials.merge import merge_indexes
+
+        merge_indexes([output, partial], output, overwrite=True)
+    clear_merged(partial.parent, PARTIAL, merged_into(output))
 
 
 def _check(output: Path, found: Manifest, config: BuildConfig) -> None:

@@ -52,8 +52,8 @@ def is_finished(config: BuildConfig) -> bool:
     """
     if config.overwrite or not (config.output / MANIFEST).is_file():
         return False
+    from indexer.building.run import build
     from indexer.partials.agreement import merged_into
-    from indexer.pipeline import build
 
     # says that it is finished, or in what it differs
     build(config)
@@ -109,7 +109,7 @@ def build_shard(config: BuildConfig) -> Path:
     """Build the shard that `config` names; returns the folder of its partial index."""
     assert config.shard is not None
     make_folder(shards_folder(config.output))
-    from indexer.pipeline import build
+    from indexer.building.run import build
 
     return build(config.model_copy(update={"output": shard_output(config.output, *config.shard)}))
 

@@ -56,12 +56,10 @@ class IndexWriter:
         vocabulary: Vocabulary,
         *,
         overwrite: bool = False,
-        staging: Path | None = None,
         kept: str = "Nothing was kept; make room there and run it again, or choose another --output",
     ) -> None:
         """Check that `output` can be written; nothing is created before the `with` block is entered.
 
-        staging: the folder to write into, on the same disk, where its owner clears away what a crash leaves.
         kept: what is left where the disk fails, and the way out, for the line that tells of it.
         Raises IndexerError if it exists and `overwrite` is off, if it exists and is not an index, or if its
         folder is missing or not writable.
@@ -69,7 +67,6 @@ class IndexWriter:
         self.output = Path(output)
         self.vocabulary = vocabulary
         self.overwrite = overwrite
-        self._staging = staging
         self._kept = kept
         check_output(self.output, overwrite)
         # beside what a symbolic link points to: only there can a folder be renamed to it
@@ -221,13 +218,12 @@ class IndexWriter:
         return self.output
 
     def _make_folder(self) -> None:
-        if self._staging is None:
-            put_right(self._target)
-            self._scratch = Scratch(self._target)
-            self._staging = self._scratch.index
-        for part in (self._staging, *(self._staging / name for name in schema.FOLDERS)):
+        put_right(self._target)
+        self._scratch = Scratch(self._target)
+        folder = self._scratch.index
+        for part in (folder, *(folder / name for name in schema.FOLDERS)):
             part.mkdir()
-            self._folder = self._staging
+            self._folder = folder
 
     def _remove_folder(self) -> None:
         # an error that led here matters more than what cannot be removed

@@ -6,18 +6,13 @@ for whatever comes after.
 
 from __future__ import annotations
 
-import copy as copies
-
 from indexer_kernels import Statistics, TopK
 
 from indexer.index.records import LayerRecord
 
 
-def record_of(statistics: Statistics, site: str, layer: int, *, copy: bool) -> LayerRecord:
-    """The states of one layer as they are now.
-
-    copy: whether the statistics will be used on; without it the record takes over their arrays.
-    """
+def record_of(statistics: Statistics, site: str, layer: int) -> LayerRecord:
+    """The states of one layer as they are now; they stay those of the statistics."""
     statistics.settle()
     moments, histogram = statistics.moments, statistics.histogram
     assert moments is not None
@@ -26,8 +21,7 @@ def record_of(statistics: Statistics, site: str, layer: int, *, copy: bool) -> L
         TopK.empty(statistics.units, 0, largest=largest) if end is None else end
         for end, largest in ((statistics.top, True), (statistics.bottom, False))
     )
-    record = LayerRecord(site, layer, statistics.count, moments, histogram, top, bottom)
-    return copies.deepcopy(record) if copy else record
+    return LayerRecord(site, layer, statistics.count, moments, histogram, top, bottom)
 
 
 def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | None = None) -> Statistics:

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from indexer.building.identity import differences, reconciled
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest, sha256, size_problem
-from indexer.index.output import put_aside
-from indexer.index.schema import LOG
+from indexer.index.output import check_output, put_aside, put_in_place
+from indexer.index.schema import LOG, MANIFEST
 from indexer.index.scratch import locked, put_back
 from indexer.index.unfinished import BUILD_SUFFIX, ENDED, IDENTITY
 from indexer.work.durable import digest, flush_folder, remove, told, write_durably, write_flushed
@@ -33,7 +34,6 @@ CURRENT = "checkpoint.json"
 INDEX = "index"
 POSITION, ARRAYS = "position.json", "position.npz"
 _LOCK = "lock"
-_STAGING = "publishing"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Checkpoint:
 class WorkFolder:
     """One build's folder; a context manager, within which no other process works in it.
 
-    Left without a checkpoint, the folder is removed.
+    Left without a checkpoint, the folder is removed. published: whether the index is in its place.
     """
 
     def __init__(self, output: Path) -> None:
@@ -56,6 +56,7 @@ class WorkFolder:
         self._target = Path(os.path.realpath(output))
         self.path = self._target.with_name(self._target.name + BUILD_SUFFIX)
         self._lock: IO[bytes] | None = None
+        self.published = False
 
     def __enter__(self) -> WorkFolder:
         return self
@@ -95,11 +96,6 @@ class WorkFolder:
             if self.exists:
                 self.log.write(event, **facts)
 
-    @property
-    def staging(self) -> Path:
-        """Where the index is written before it is put in place."""
-        return self.path / _STAGING
-
     def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> Checkpoint | None:
         """Make the folder, or continue in it; returns the last checkpoint, None where there is none.
 
@@ -110,7 +106,7 @@ class WorkFolder:
         with told(self.path, self.kept):
             self._take_lock()
             found = self._identity()
-            differing = differences(found or identity, _reconciled(identity, found or identity))
+            differing = differences(found or identity, reconciled(identity, found or identity))
             if differing and not overwrite:
                 raise IndexerError(
                     f"{self.path}: an unfinished build of {self.output} that differs: {differing}. Give the "
@@ -142,6 +138,21 @@ class WorkFolder:
                 if other != folder:
                     remove(other)
 
+    def publish(self, *, overwrite: bool) -> None:
+        """Put the index of the checkpoint in its place, and remove the folder.
+
+        Raises IndexerError where the disk fails, and where something else lies in that place; the checkpoint
+        holds then.
+        """
+        if not self.published:
+            current = self._json(CURRENT)
+            assert current is not None
+            check_output(self.output, overwrite)
+            with told(self.path, self.kept):
+                put_in_place(self.path / current["checkpoint"] / INDEX, self._target)
+            self.published = True
+        self.remove()
+
     def remove(self) -> None:
         """Remove the folder, where it is there: the index is in place. What cannot be removed stays."""
         with suppress(OSError):
@@ -158,7 +169,7 @@ class WorkFolder:
             "checkpoint": folder.name,
             POSITION: digest(text),
             ARRAYS: digest(arrays),
-            "manifest": sha256(folder / INDEX / "manifest.json"),
+            "manifest": sha256(folder / INDEX / MANIFEST),
         }
         write_durably(self.path / CURRENT, json.dumps(current, indent=2).encode())
 
@@ -166,26 +177,29 @@ class WorkFolder:
         """The checkpoint that holds, all its digests checked; what lies beside it is cleared away."""
         current = self._json(CURRENT)
         name = "" if current is None else str(current.get("checkpoint"))
-        if put_back(self.staging, self._target):
-            remove(put_aside(self.staging))
-        remove(self.staging)
         for other in self._checkpoints():
             if other.name != name:
                 remove(other)
         if current is None:
             return None
         folder = self.path / name
+        index = folder / INDEX
         try:
+            if put_back(index, self._target):
+                remove(put_aside(index))
+            # a process may have been killed between putting the index in its place and removing this folder
+            if _has_digest(self._target, current["manifest"]):
+                self.published, index = True, self._target
             text, arrays = ((folder / part).read_bytes() for part in (POSITION, ARRAYS))
             whole = digest(text) == current[POSITION] and digest(arrays) == current[ARRAYS]
-            whole = whole and sha256(folder / INDEX / "manifest.json") == current["manifest"]
+            whole = whole and _has_digest(index, current["manifest"])
             position = unpacked(text, arrays) if whole else {}
         except (OSError, ValueError, KeyError) as error:
             raise self._damaged(f"{name}: {error}") from error
         if not whole:
             raise self._damaged(f"{name}: its digests differ")
-        self._check_index(folder / INDEX)
-        return Checkpoint(folder / INDEX, position)
+        self._check_index(index)
+        return Checkpoint(index, position)
 
     def _check_index(self, index: Path) -> None:
         for file in read_manifest(index).files:
@@ -249,22 +263,7 @@ class WorkFolder:
         self._lock = lock
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two identities, for people; empty where nothing does."""
-    told = []
-    for name in sorted({*before, *now}):
-        was, is_now = before.get(name), now.get(name)
-        if was != is_now:
-            told.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
-    return ", ".join(told)
-
-
-def _reconciled(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """`now`, but for what may change in the middle of a build: how bad text is met, where none was."""
-    free = ["--on-bad-text"] if before.get("--on-bad-text") == "error" else []
-    return {**now, **{name: before[name] for name in free}}
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+def _has_digest(index: Path, manifest: str) -> bool:
+    """Whether there is an index with the manifest of this SHA-256."""
+    path = index / MANIFEST
+    return path.is_file() and sha256(path) == manifest

@@ -8,9 +8,9 @@ from typing import Any
 from indexer_kernels import Keep, Sequences, Statistics
 from torch import Tensor
 
+from indexer.building.nonfinite import MLP, NonFinite, Watch, earlier, first_in
 from indexer.index.records import LayerRecord
 from indexer.models import Runner
-from indexer.nonfinite import MLP, NonFinite, Watch, earlier, first_in
 from indexer.partials.state import record_of
 
 
@@ -91,10 +91,9 @@ class StatisticsObserver:
         self.statistics[layer] = statistics
         self._non_finite[layer] = statistics.non_finite()
 
-    def take_record(self, layer: int) -> LayerRecord:
-        """The finished numbers of one layer, whose state is given up for them."""
-        statistics = self.statistics.pop(layer)
-        return record_of(statistics, MLP, layer, copy=False)
+    def record(self, layer: int) -> LayerRecord:
+        """The numbers of one layer as they are now; some arrays are the state's own."""
+        return record_of(self.statistics[layer], MLP, layer)
 
     def _look_for_non_finite(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         if self.kernels == "triton":

@@ -18,11 +18,11 @@ from indexer_kernels import Sequences
 from indexer_kernels.staging import OnItsWay, to_host
 from torch import Tensor
 
+from indexer.building.nonfinite import IN_FLIGHT
+from indexer.building.observer import StatisticsObserver
 from indexer.errors import IndexerError
 from indexer.models import Runner
 from indexer.models.alone import Key, Plain, Together, alone, difference, rows_of, tolerance
-from indexer.nonfinite import IN_FLIGHT
-from indexer.observer import StatisticsObserver
 
 # whose rows are put aside; what is off in one layer is off in those behind it
 LAYERS = 4

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from indexer.index.manifest import Manifest
 from indexer.options import option_name
-
-if TYPE_CHECKING:
-    from indexer.pipeline import Build
 
 # where and how a build runs, which moves no row
 _FREE = {
@@ -20,6 +17,8 @@ _FREE = {
     # told by digests, and by what they lead to
     *("model", "revision", "corpus", "layers", "dtype", "device", "attention", "kernels", "padding"),
 }
+
+LISTING = "the digest of the corpus's list of files and sizes"
 
 
 def options_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,23 +29,10 @@ def options_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {option_name(name): value for name, value in configuration.items() if name not in _FREE}
 
 
-def identity(build: Build) -> dict[str, Any]:
-    """All that decides rows, as JSON values by the names that people know them by."""
-    return _named(
-        build.config.model_dump(mode="json"),
-        {**build.loaded.provenance, "batches": build.batching.together},
-        tokenizer_digest(build.loaded.tokenizer),
-        [layer.layer for layer in build.layers],
-        build.loaded.device.type,
-        build.kernels,
-        build.corpus.listing(build.before),
-    )
-
-
 def identity_of(manifest: Manifest) -> dict[str, Any]:
     """The identity of the build that made an index."""
     corpus = manifest.corpus if isinstance(manifest.corpus, dict) else {}
-    return _named(
+    return identity(
         manifest.configuration,
         manifest.model,
         str(manifest.tokenizer.get("digest")),
@@ -64,7 +50,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(does.encode()).hexdigest()
 
 
-def _named(
+def identity(
     configuration: Mapping[str, Any],
     model: Mapping[str, Any],
     tokenizer: str,
@@ -73,6 +59,10 @@ def _named(
     kernels: str,
     listing: Any,
 ) -> dict[str, Any]:
+    """All that decides rows, as JSON values by the names that people know them by.
+
+    configuration, model: as in the manifest. tokenizer: see tokenizer_digest. listing: see Corpus.listing.
+    """
     return {
         **options_of(configuration),
         "the model's digest": model.get("digest"),
@@ -83,5 +73,26 @@ def _named(
         "--layers": layers,
         "--device": device,
         "--kernels": kernels,
-        "the digest of the corpus's list of files and sizes": listing,
+        LISTING: listing,
     }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, for people; empty where nothing does."""
+    told = []
+    for name in sorted({*before, *now}):
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            told.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
+    return ", ".join(told)
+
+
+def reconciled(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """`now`, but for what may change in the middle of a build: how bad text is met, where none was."""
+    free = ["--on-bad-text"] if before.get("--on-bad-text") == "error" else []
+    return {**now, **{name: before[name] for name in free}}
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

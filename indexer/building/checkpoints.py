@@ -1,0 +1,93 @@
+"""What a build has gathered, to and from its folder.
+
+A checkpoint is an index of all that was read so far, written as any index is, and beside it where reading
+stands. So it holds nothing that the format does not, and can itself be asked questions. The finished index is
+the last checkpoint, put in its place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from indexer.building import report
+from indexer.building.gathered import Gathered
+from indexer.building.nonfinite import MLP
+from indexer.building.plan import Plan
+from indexer.errors import IndexerError
+from indexer.index.manifest import read_manifest
+from indexer.index.restore import read_layer, read_vocabulary
+from indexer.index.write import IndexWriter
+from indexer.partials.state import statistics_of
+from indexer.tokens import Batches, Position
+from indexer.work.folder import Checkpoint, WorkFolder
+
+
+def save(
+    plan: Plan,
+    gathered: Gathered,
+    batches: Batches,
+    folder: WorkFolder,
+    *,
+    finished: bool = False,
+    written: Callable[[float], None] = lambda share: None,
+) -> float:
+    """Make a checkpoint of all batches that were run; returns the seconds that it took.
+
+    To be called between batches. finished: whether there are no more. written: told the share that is.
+    Raises IndexerError where the disk fails; the last checkpoint then holds.
+    """
+    begin = time.perf_counter()
+    gathered.finish()
+    position = {
+        **gathered.facts(),
+        "reading": batches.position().state,
+        "stamps": plan.corpus.stamps(),
+        "finished": finished,
+    }
+
+    def write(path: Path) -> None:
+        with IndexWriter(path, gathered.vocabulary, kept=folder.kept) as writer:
+            for layer in plan.numbers:
+                written(writer.layers_written / (len(plan.numbers) + 1))
+                writer.add_layer(gathered.observer.record(layer))
+            documents = gathered.documents.table(plan.corpus, writer.documents)
+            if finished:
+                seconds = round(gathered.clock.seconds, 1)
+                folder.note("finished", tokens=gathered.observer.count, seconds=seconds)
+            log = folder.log.path.read_text(encoding="ascii")
+            writer.publish(
+                report.manifest(plan, gathered, batches), documents, gathered.token_counts, log
+            )
+
+    folder.save(write, position)
+    seconds = time.perf_counter() - begin
+    # the finished index is written in the same way
+    gathered.course.writing_seconds = seconds
+    folder.note(
+        "checkpoint", tokens=gathered.observer.count, share=gathered.course.share, took=round(seconds, 3)
+    )
+    return seconds
+
+
+def restored(plan: Plan, gathered: Gathered, checkpoint: Checkpoint, folder: WorkFolder) -> Position:
+    """Give a build what a checkpoint holds; returns where to go on reading.
+
+    Raises IndexerError where a file that was read is another one now.
+    """
+    facts = checkpoint.position
+    changed = plan.corpus.changed_since(facts["stamps"])
+    if changed:
+        raise IndexerError(
+            f"{folder.path}: {changed}, since this build read it; restore the file to continue, or give "
+            "--overwrite after removing the folder to begin anew"
+        )
+    manifest = read_manifest(checkpoint.index)
+    for layer in plan.numbers:
+        record = read_layer(checkpoint.index, manifest, MLP, layer)
+        statistics = statistics_of(record, kernels=plan.kernels, threads=plan.threads)
+        gathered.observer.restore(layer, statistics)
+    _, counts = read_vocabulary(checkpoint.index)
+    gathered.restore(facts, counts)
+    return Position(facts["reading"])

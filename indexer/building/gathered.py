@@ -1,0 +1,112 @@
+"""What a build has gathered so far, and as what of it a checkpoint keeps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from indexer_kernels import KernelInputError
+
+from indexer.building.documents import Documents
+from indexer.building.nonfinite import NonFinite
+from indexer.building.observer import StatisticsObserver
+from indexer.building.plan import Plan
+from indexer.building.spotcheck import SpotCheck
+from indexer.errors import IndexerError
+from indexer.index.vocabulary import Vocabulary
+from indexer.progress import WRITING_SPEED, Course, in_bytes
+from indexer.tokens import Batch
+
+
+@dataclass
+class Clock:
+    """Seconds that a build has taken, those of earlier processes included.
+
+    model: of its passes over the corpus. waited: of these, for text.
+    """
+
+    model: float = 0.0
+    waited: float = 0.0
+    before: float = 0.0
+    begin: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of everything, by now."""
+        return self.before + time.perf_counter() - self.begin
+
+
+class Gathered:
+    """The statistics of all layers, and what a build knows beside them.
+
+    token_counts: int64 [vocabulary], how often each token was counted. course: how far the build is.
+    batch_tokens: of a batch; those of the first process, whatever memory is free now.
+    tokens_before: counted tokens that earlier processes took in.
+    """
+
+    def __init__(self, plan: Plan, begin: float) -> None:
+        """Nothing yet; begin: when this process began, as perf_counter tells it."""
+        self.vocabulary = Vocabulary.from_tokenizer(plan.loaded.tokenizer)
+        self.token_counts = np.zeros(len(self.vocabulary), np.int64)
+        self.observer = StatisticsObserver(plan.units, plan.keep, kernels=plan.kernels, threads=plan.threads)
+        self.documents = Documents(self.observer.documents)
+        self.spotcheck = SpotCheck(plan.kernels, plan.batching.together)
+        self.course = Course(sum(plan.units.values()) * plan.keep.bytes_per_unit() / WRITING_SPEED)
+        self.clock = Clock(begin=begin)
+        self.batch_tokens = plan.memory.batch_tokens
+        self.tokens_before = 0
+
+    def put_on_device(self, plan: Plan) -> None:
+        """Make room for the states on the GPU, each beside its layer."""
+        try:
+            for layer in plan.layers:
+                self.observer.statistics[layer.layer].to_device(layer.device, plan.memory.windows)
+        except KernelInputError as error:
+            raise IndexerError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise IndexerError(
+                f"out of memory on {plan.loaded.device} with {in_bytes(plan.memory.device_state)} of "
+                "statistics: another program took what was free; try again, or choose fewer --layers"
+            ) from error
+
+    def run(self, runner: Any, batch: Batch) -> None:
+        """Run one batch and take it in."""
+        self.spotcheck.run(runner, batch, self.observer)
+        counted = batch.token_ids[batch.counted]
+        self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
+
+    def finish(self) -> None:
+        """Wait for what is queued, so that all of it is of every batch that was run."""
+        self.spotcheck.finish()
+        self.observer.finish()
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside its index: JSON values and arrays."""
+        met = self.observer.first_non_finite
+        return {
+            "documents": self.documents.state(),
+            "first_non_finite": None if met is None else asdict(met),
+            "kernel_seconds": self.observer.seconds,
+            "checked": self.spotcheck.checked,
+            "largest_difference": self.spotcheck.largest,
+            "course": [self.course.share, self.course.writing_seconds],
+            "clock": [self.clock.model, self.clock.waited, self.clock.seconds],
+            "batch_tokens": self.batch_tokens,
+        }
+
+    def restore(self, facts: dict[str, Any], token_counts: np.ndarray) -> None:
+        """Go on from the facts of a checkpoint, whose statistics the observer has already."""
+        # what was read cannot be added to
+        self.token_counts = token_counts.copy()
+        met = facts["first_non_finite"]
+        self.observer.first_non_finite = None if met is None else NonFinite(**met)
+        self.observer.seconds = facts["kernel_seconds"]
+        self.documents.restore(facts["documents"])
+        self.spotcheck.checked, self.spotcheck.largest = facts["checked"], facts["largest_difference"]
+        self.course.share, self.course.writing_seconds = facts["course"]
+        self.clock.model, self.clock.waited, self.clock.before = facts["clock"]
+        self.batch_tokens = facts["batch_tokens"]
+        self.tokens_before = self.observer.count

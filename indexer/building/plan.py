@@ -1,0 +1,230 @@
+"""What a build settles before its first batch: the corpus, the model, what of it is indexed, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from indexer_kernels import Keep, KernelInputError
+from indexer_kernels.dispatch import choose
+
+from indexer.building.identity import (
+    LISTING,
+    differences,
+    identity,
+    identity_of,
+    options_of,
+    tokenizer_digest,
+)
+from indexer.config import BuildConfig
+from indexer.corpus import Corpus
+from indexer.corpus.pieces import share_of
+from indexer.errors import IndexerError
+from indexer.index.manifest import read_manifest
+from indexer.index.output import check_output
+from indexer.index.schema import MANIFEST
+from indexer.models import LoadedModel, MlpLayer, Observer, Runner, load
+from indexer.models.alone import Batching, Plain, batching
+from indexer.models.matmul import uses_onednn
+from indexer.models.memory import MemoryPlan, plan_memory
+from indexer.models.placement import device_type
+from indexer.tokens.chat import chat_writer
+from indexer.units import parse_layers
+
+# Rows that an MLP takes at a time on a CPU, so that its activations stay in cache until they are projected.
+CHUNK_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a build that its first batch needs, and that does not change afterwards.
+
+    before: (source, bytes) of the files that come before this corpus in an index that this one will join.
+    pieces: of the corpus, those that this build reads. layers: those that are indexed, in order.
+    keep: what is kept of every unit. threads: of the model and the kernels.
+    memory: what goes where, and how large a batch is. batching: which sequences lie together in one, and why.
+    """
+
+    config: BuildConfig
+    before: Sequence[tuple[str, int | None]]
+    corpus: Corpus
+    pieces: Sequence[Any]
+    loaded: LoadedModel
+    layers: list[MlpLayer]
+    keep: Keep
+    kernels: str
+    threads: int
+    memory: MemoryPlan
+    batching: Batching
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the layers that are indexed."""
+        return [layer.layer for layer in self.layers]
+
+    @property
+    def units(self) -> dict[int, int]:
+        """How many each layer has, by its number."""
+        return {layer.layer: layer.units for layer in self.layers}
+
+    @property
+    def shapes(self) -> str:
+        """Those of the batches, see tokens.Layout."""
+        if self.batching.together != "padded":
+            return self.batching.together
+        return "fixed" if self.config.numerics == "reproducible" else "tight"
+
+    @property
+    def matmul(self) -> str:
+        """What computes the products of matrices: compiled, onednn or torch."""
+        if self.config.compile:
+            return "compiled"
+        return "onednn" if uses_onednn("auto", self.loaded.dtype, self.loaded.device) else "torch"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides rows, as JSON values by the names that people know them by."""
+        return identity(
+            self.config.model_dump(mode="json"),
+            {**self.loaded.provenance, "batches": self.batching.together},
+            tokenizer_digest(self.loaded.tokenizer),
+            self.numbers,
+            self.loaded.device.type,
+            self.kernels,
+            self.corpus.listing(self.before),
+        )
+
+    def path(self, layer: MlpLayer) -> str:
+        """How a layer is read: fused, or by hook."""
+        return "hook" if self.config.hooks else layer.path
+
+    def runner(self, observer: Observer) -> Runner:
+        """A runner of the model as this build runs it."""
+        return _runner(self.config, self.loaded, self.numbers, observer)
+
+
+def threads_of(config: BuildConfig) -> int:
+    """How many threads the model and the kernels take."""
+    return config.threads or psutil.cpu_count(logical=False) or 1
+
+
+def planned(config: BuildConfig, before: Sequence[tuple[str, int | None]] = ()) -> Plan:
+    """Settle all of it. What can be refused at once comes before the model, which takes seconds to load.
+
+    Raises IndexerError for anything wrong with the request, the output, the model or the sources.
+    """
+    check_request(config)
+    kernels = _chosen_kernels(config)
+    corpus = Corpus.of(config, first_ordinal=len(before), allow_empty=config.shard is not None)
+    pieces = corpus.pieces(config.piece_bytes)
+    loaded = load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        revision=config.revision,
+        output_projection=config.output_projection,
+        attention=config.attention,
+    )
+    _check_context(config, loaded)
+    corpus.write_chat = chat_writer(loaded.tokenizer)
+    layers = _chosen_layers(config, loaded)
+    keep = _kept(config)
+    return Plan(
+        config=config,
+        before=tuple(before),
+        corpus=corpus,
+        pieces=pieces if config.shard is None else share_of(pieces, *config.shard),
+        loaded=loaded,
+        layers=layers,
+        keep=keep,
+        kernels=kernels,
+        threads=threads_of(config),
+        memory=plan_memory(loaded, layers, keep, context=config.context, batch_tokens=config.batch_tokens),
+        batching=_batching(config, loaded, layers, kernels),
+    )
+
+
+def check_request(config: BuildConfig) -> None:
+    """Raise IndexerError where the output can neither be made nor is the index that is asked for."""
+    output, overwrite = config.output, config.overwrite
+    if overwrite or not (output / MANIFEST).is_file():
+        check_output(output, overwrite)
+        return
+    found = read_manifest(output)
+    check_same(config, options_of(found.configuration), options_of(config.model_dump(mode="json")))
+
+
+def check_same(config: BuildConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise IndexerError where what is at the output differs from what is asked for."""
+    differing = differences(before, now)
+    if differing:
+        raise IndexerError(
+            f"output {config.output}: already exists, and differs: {differing}. Choose another "
+            "--output, or replace it with --overwrite"
+        )
+
+
+def check_joins(plan: Plan, index: Path) -> None:
+    """Raise IndexerError where what is to be built cannot be merged into an index."""
+    before, now = identity_of(read_manifest(index)), plan.identity
+    same = now.keys() - {"--shard", "--device", "--kernels", LISTING}
+    differing = differences({name: before[name] for name in same}, {name: now[name] for name in same})
+    if differing:
+        raise IndexerError(f"--append: {index} was built in another way: {differing}; give the same options")
+
+
+def _runner(
+    config: BuildConfig, loaded: LoadedModel, layers: Sequence[int] | None, observer: Observer
+) -> Runner:
+    # parts of a batch of a fixed shape would have shapes that are not
+    whole = loaded.device.type != "cpu" or config.numerics == "reproducible"
+    return Runner(
+        loaded, layers, observer,
+        chunk_tokens=0 if whole else CHUNK_TOKENS, force_hooks=config.hooks, compiled=config.compile,
+    )  # fmt: skip
+
+
+def _batching(
+    config: BuildConfig, loaded: LoadedModel, layers: Sequence[MlpLayer], kernels: str
+) -> Batching:
+    """Which sequences of this model may lie together in a batch of this build."""
+    found = batching(
+        lambda some: _runner(config, loaded, some, Plain(kernels)),
+        loaded,
+        [layer.layer for layer in layers],
+        context=config.context,
+        kernels=kernels,
+        padding=config.padding == "auto",
+    )
+    # of one length is a shape that follows from a sequence's own, but how many there are is not
+    single = found.together == "equal" and config.numerics == "reproducible"
+    return replace(found, together="single") if single else found
+
+
+def _chosen_kernels(config: BuildConfig) -> str:
+    try:
+        return choose(config.kernels, device_type(config.device))
+    except KernelInputError as error:
+        raise IndexerError(str(error)) from error
+
+
+def _kept(config: BuildConfig) -> Keep:
+    # a window reaches no further than its sequence, so that no place is made for more
+    before, after = (min(tokens, config.context - 1) for tokens in config.window)
+    return Keep(top=config.top, bottom=config.bottom, window=(before, after), by=config.by)
+
+
+def _chosen_layers(config: BuildConfig, loaded: LoadedModel) -> list[MlpLayer]:
+    there = [layer.layer for layer in loaded.layers]
+    return loaded.select(None if config.layers is None else parse_layers(config.layers, there))
+
+
+def _check_context(config: BuildConfig, loaded: LoadedModel) -> None:
+    if loaded.context is not None and config.context > loaded.context:
+        raise IndexerError(
+            f"--context {config.context}: the model {config.model} takes at most {loaded.context} tokens; "
+            f"use --context {loaded.context} or less"
+        )
