@@ -131,4 +131,5 @@ def merged(records: Sequence[LayerRecord]) -> LayerRecord:
 
 def merged_statistics(parts: Sequence[Statistics], kernels: str) -> Statistics:
     """Statistics that go on where all parts together stopped."""
-    return statistics_of(merged([copy.deepcopy(record_of(part, "mlp", 0)) for part in parts]), kernels=kernels)
+    records = [copy.deepcopy(record_of(part, "mlp", 0)) for part in parts]
+    return statistics_of(merged(records), kernels=kernels)
