@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 from indexer_kernels import Keep, Sequences, Statistics
 from torch import Tensor
 
@@ -79,11 +80,11 @@ class StatisticsObserver:
         """Values so far that were NaN or infinite, over all units; on a GPU as of the last `finish`."""
         return sum(self._non_finite.values())
 
-    def documents(self) -> set[int]:
-        """Ids of the documents that examples point to at present."""
-        found: set[int] = set()
+    def documents(self) -> np.ndarray:
+        """Ids of the documents that examples point to at present: int64, ascending."""
+        found = np.empty(0, np.int64)
         for statistics in self.statistics.values():
-            found.update(statistics.documents().tolist())
+            found = np.union1d(found, statistics.documents())
         return found
 
     def restore(self, layer: int, statistics: Statistics) -> None:

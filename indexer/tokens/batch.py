@@ -222,9 +222,12 @@ class Packer:
                 self._piece, self._wanted = encoded.piece, self._smallest
                 tokens = sequences = 0
             self.tokens += len(encoded.token_ids)
-            window = self._limited(self._cut(encoded))
+            whole = self._cut(encoded)
+            window = self._limited(whole)
             self._held.append(window)
-            self._read.update(encoded.finished)
+            # what max_tokens cuts off is not read to its end
+            cut_off = set(whole.document[len(window.length) :].tolist())
+            self._read.update(entry for entry in encoded.finished if entry[0] not in cut_off)
             tokens += int(window.length.sum()) + self._encoder.wrapping * len(window.length)
             sequences += len(window.length)
             if self.full:
