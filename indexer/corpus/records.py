@@ -13,16 +13,21 @@ from collections.abc import Callable, Iterator
 from itertools import chain, count
 from typing import Any
 
+import numpy as np
+
 from indexer.corpus.json_stream import values
 from indexer.corpus.pieces import Run
 from indexer.corpus.policy import BadByteError, Reading, Utf8
 from indexer.corpus.sources import CorpusFile
-from indexer.corpus.streams import BLOCK_BYTES, opened
+from indexer.corpus.streams import BLOCK_BYTES, opened, unreadable
+from indexer.corpus.utf16 import is_utf16
 from indexer.corpus.values import Content, columns, content, find
 from indexer.errors import IndexerError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 DEFAULT_COLUMN = "text"
+# so many are looked through for the ends of lines at a time
+COUNTED_BYTES = 1 << 20
 
 
 def read_jsonl(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
@@ -31,15 +36,19 @@ def read_jsonl(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
     Lines before the run are counted; of them only the first record is parsed, which tells whether the file
     has the column.
     """
-    offset = 0
-    first = True
     file, size = run.file, run.file.bytes or 0
     begin, end = run.bound(run.first, size), run.bound(run.last, size)
     bound = run.bound(run.first + 1, size)
-    with opened(file, reading, run.whole) as stream:
-        for row, raw in enumerate(stream):
+    before = _before(run, reading, begin)
+    if before is None:
+        reading.counts.bytes_read += end - begin
+        return
+    rows_before, offset = before
+    first = offset == 0
+    with opened(file, reading, run.whole, offset) as stream:
+        for row, raw in enumerate(stream, rows_before):
             start, offset = offset, offset + reading.width(raw)
-            blank = not raw.removeprefix(BYTE_ORDER_MARK if row == 0 else b"").strip()
+            blank = _is_blank(row, raw)
             if first and not blank:
                 first = False
                 if not file.named and _lacks_column(file, reading, row, raw, run.first == 0):
@@ -61,6 +70,39 @@ def read_jsonl(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
             found = _line(file, reading, row, start, raw)
             if found is not None:
                 yield row, found
+
+
+def _before(run: Run, reading: Reading, begin: int) -> tuple[int, int] | None:
+    """How many lines begin before byte `begin` of a file, and where the next one does.
+
+    Nothing of UTF-16, whose lines are found by reading them. None where the file is left out.
+    """
+    file = run.file
+    if not begin:
+        return 0, 0
+    try:
+        with open(file.path, "rb") as stream:
+            if is_utf16(stream.peek(4)[:4]):
+                return 0, 0
+            if not file.named:
+                filled = ((row, raw) for row, raw in enumerate(stream) if not _is_blank(row, raw))
+                row, raw = next(filled, (0, b""))
+                if raw and _lacks_column(file, reading, row, raw, False):
+                    return None
+                stream.seek(0)
+            # the byte before the run ends a line, or lies in one that belongs to the run before
+            rows, left = 1, begin - 1
+            while left and (block := stream.read(min(left, COUNTED_BYTES))):
+                rows += int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))
+                left -= len(block)
+            stream.readline()
+            return rows, stream.tell()
+    except OSError as error:
+        raise unreadable(file, error) from None
+
+
+def _is_blank(row: int, raw: bytes) -> bool:
+    return not raw.removeprefix(BYTE_ORDER_MARK if row == 0 else b"").strip()
 
 
 def _line(file: CorpusFile, reading: Reading, row: int, start: int, raw: bytes) -> Content | None:

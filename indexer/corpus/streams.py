@@ -24,12 +24,13 @@ class HashedFile(io.RawIOBase):
     """A file on disk, or on the hub, that counts and hashes what is read of it.
 
     The SHA-256 is that of the bytes on disk, compressed as they are; it stands for the whole file only
-    once `complete` is True.
+    once `complete` is True. start: the byte to begin at. hashed: whether a digest is wanted.
     """
 
-    def __init__(self, path: str, reading: Reading) -> None:
+    def __init__(self, path: str, reading: Reading, start: int = 0, hashed: bool = True) -> None:
         self._file: BinaryIO = _opened(path)
-        self._hash = hashlib.sha256()
+        self._file.seek(start)
+        self._hash = hashlib.sha256() if hashed else None
         self._reading = reading
         self.size = 0
         self.complete = False
@@ -42,7 +43,8 @@ class HashedFile(io.RawIOBase):
         """Fill a buffer, and take what was read into account; returns how many bytes, 0 at the end."""
         count = self._file.readinto(buffer)  # type: ignore[attr-defined]
         if count:
-            self._hash.update(memoryview(buffer)[:count])
+            if self._hash is not None:
+                self._hash.update(memoryview(buffer)[:count])
             self.size += count
             self._reading.counts.bytes_read += count
         else:
@@ -50,12 +52,12 @@ class HashedFile(io.RawIOBase):
         return count or 0
 
     def tell(self) -> int:
-        """How many bytes were read."""
+        """How many bytes were read, those before `start` not among them."""
         return self.size
 
     def sha256(self) -> str | None:
         """The digest in hexadecimal, None before the end of the file."""
-        return self._hash.hexdigest() if self.complete else None
+        return self._hash.hexdigest() if self.complete and self._hash is not None else None
 
     def close(self) -> None:
         """Close the file."""
@@ -64,15 +66,19 @@ class HashedFile(io.RawIOBase):
 
 
 @contextmanager
-def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[io.BufferedReader]:
+def opened(
+    file: CorpusFile, reading: Reading, whole: bool = True, start: int = 0
+) -> Iterator[io.BufferedReader]:
     """The decompressed bytes of a file, in UTF-8; its digest is noted in `reading` once all is read.
 
     A file that begins with the byte order mark of UTF-16 is converted, see indexer.corpus.utf16.
-    whole: whether all of it is wanted, so that a file that is left early is done with.
+    whole: whether it is wanted to its end, so that a file that is left early is done with.
+    start: the byte to begin at, of a file that is neither packed nor UTF-16; the bytes before it are no
+        matter of this reading.
     Raises IndexerError, also from within the block, where the file cannot be read or decompressed.
     """
     try:
-        raw = HashedFile(file.path, reading)
+        raw = HashedFile(file.path, reading, start, hashed=whole and start == 0)
     except OSError as error:
         raise unreadable(file, error) from None
     with raw:
@@ -96,7 +102,7 @@ def opened(file: CorpusFile, reading: Reading, whole: bool = True) -> Iterator[i
             reading.note_digest(file, raw.size if sha256 else None, sha256)
         # a file that was left early, being binary or bad, is done with all the same
         if whole:
-            reading.counts.bytes_read += max(0, (file.bytes or 0) - raw.size)
+            reading.counts.bytes_read += max(0, (file.bytes or 0) - start - raw.size)
 
 
 @contextmanager
