@@ -29,7 +29,7 @@ import torch
 from indexer import models
 from indexer.building import plan
 from indexer.commands import app
-from indexer.engines import append
+from indexer.engines import append, shards
 from indexer.index import output, scratch, write
 from indexer.partials import merge
 from indexer.work import durable, folder
@@ -54,7 +54,11 @@ POINTS: dict[str, tuple[Any, str]] = {
     "remove a tree": (shutil, "rmtree"),
     "remove the build's folder": (folder.WorkFolder, "remove"),
     "make a checkpoint": (folder.WorkFolder, "save"),
-    "make the folder of shards": (append, "make_folder"),
+    "take the build's folder": (folder, "taken"),
+    "empty the build's folder": (folder, "empty"),
+    "give the build's folder back": (folder, "given_back"),
+    "take the folder of shards": (shards, "taken"),
+    "give the folder of shards back": (shards, "given_back"),
     "remove what is merged": (append, "clear_merged"),
     "merge": (merge, "merged_sections"),
 }

@@ -26,6 +26,7 @@ from indexer.engines import build, processes, ray_engine
 from indexer.engines.storage import Storage
 from indexer.errors import IndexerError
 from indexer.index.unfinished import progress_of, read_events
+from indexer.work.share import GPU_BUILDS
 from tests.real_model import minilm, standard_library
 from tests.test_pipeline import tables
 
@@ -124,10 +125,10 @@ def test_stopped_workers_say_what_is_kept(
     config = options(tmp_path / "a.index", corpus, workers=2, threads=2)
     shards = tmp_path / "a.index.shards"
 
-    def interrupted(workers: list[processes.Worker], progress: Any) -> None:
+    def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    def interrupted_later(workers: list[processes.Worker], progress: Any) -> None:
+    def interrupted_later(*arguments: Any) -> None:
         while not any(shards.glob("*.build/checkpoint.json")):
             time.sleep(0.05)
         raise KeyboardInterrupt
@@ -221,6 +222,10 @@ def test_each_worker_sees_its_own_gpu(
         pass
     assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in started] == seen
     assert all(environment["PATH"] == os.environ["PATH"] for environment in started)
+    # and how many others see it, too
+    names = [environment.get(GPU_BUILDS) for environment in started]
+    whole = device == "spread" or gpus == 0
+    assert names == [str(seen.count(name)) if not whole else names[0] for name in seen]
 
 
 def test_more_workers_than_gpus_to_spread_over(
@@ -298,4 +303,4 @@ def test_storage_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "manifest.json").write_text(json.dumps({}))
     with pytest.raises(IndexerError, match=r"manifest\.json"):
-        Storage(f"file://{tmp_path}/store").put(tmp_path / "index", "a.index")
+        Storage(f"file://{tmp_path}/store").put(tmp_path / "index")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from indexer_kernels import Keep, Statistics
@@ -200,7 +201,7 @@ def main_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets the bytes of main memory that are free."""
 
     def has(free: int) -> None:
-        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
 
     has(10 * GB)
     return has

@@ -199,13 +199,13 @@ def test_the_log_tells_what_happened(
     config = options(tmp_path / "a.index", corpus)
     stopped_after(config, 3, monkeypatch)
     log = tmp_path / "a.index.build" / "build.log.jsonl"
-    events = [event["event"] for event in read_events(log)]
+    events = [event["event"] for event in read_events(log)][::-1]
     assert events == ["started", "checkpoint", "checkpoint", "checkpoint"]
     # a line that a crash cut off
     with open(log, "ab") as file:
         file.write(b'{"time": "20')
     stopped_after(config, 1, monkeypatch)
-    assert [event["event"] for event in read_events(log)] == [*events, "resumed", "checkpoint"]
+    assert [event["event"] for event in read_events(log)][::-1] == [*events, "resumed", "checkpoint"]
 
 
 def test_differences_are_told_in_full() -> None:

@@ -43,19 +43,25 @@ def build(
             plan = planned(config, before)
             if joins is not None:
                 check_joins(plan, joins)
-            if _is_finished(plan):
-                progress.say(f"{config.output} is finished already: the same model, corpus and options")
-                folder.remove()
-            else:
+            if not _is_finished(plan, progress):
                 _build(plan, Gathered(plan, begin), folder, progress)
         return config.output
     except KeyboardInterrupt:
         progress.say(report.interrupted(folder))
-        folder.note("interrupted")
         raise
-    except IndexerError as error:
-        folder.note("failed", message=str(error))
-        raise
+    finally:
+        progress.close()
+
+
+def is_finished(config: BuildConfig) -> bool:
+    """Whether the very index that is asked for is there, which is said then; nothing is built.
+
+    Raises IndexerError where the output is another index, and for anything wrong with the request.
+    """
+    progress = Progress()
+    try:
+        with _torch_threads(threads_of(config)):
+            return _is_finished(planned(config), progress)
     finally:
         progress.close()
 
@@ -70,12 +76,18 @@ def _torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _is_finished(plan: Plan) -> bool:
+def _is_finished(plan: Plan, progress: Progress) -> bool:
     """Whether the output is the very index that is asked for; raises IndexerError where it is another."""
     config = plan.config
-    if config.overwrite or not (config.output / MANIFEST).is_file():
+    # what --overwrite replaces is the index of all shards; one of its own that is finished is kept
+    if not (config.output / MANIFEST).is_file() or (config.overwrite and config.shard is None):
         return False
-    check_same(config, identity_of(read_manifest(config.output)), plan.identity)
+    before = identity_of(read_manifest(config.output))
+    if config.overwrite and before != plan.identity:
+        return False
+    check_same(config, before, plan.identity)
+    progress.say(f"{config.output} is finished already: the same model, corpus and options")
+    WorkFolder(config.output).remove()
     return True
 
 

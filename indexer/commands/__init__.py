@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so that help is there at on
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,7 @@ from indexer import __version__
 from indexer.commands import build_choices as choices
 from indexer.commands.program import NAME, Commands, tell, without_pandas
 from indexer.errors import IndexerError
+from indexer.work.signals import end_as_by_ctrl_c
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,10 +63,7 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # plugins of pydantic are searched for in all packages, which takes longer than most questions
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # told to end by a scheduler or by a terminal that closes, a build cleans up as after Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
+    end_as_by_ctrl_c()
     app(prog_name=NAME)
 
 

@@ -55,8 +55,8 @@ def build(config: BuildConfig) -> Path:
 
 def _look_at_corpus(config: BuildConfig) -> None:
     """Raise mistakes in sources and columns before a model is loaded, which takes seconds."""
-    # an index that is there already may need no corpus; the machines of a cluster have their own disks
-    if config.ray is None and (config.append or config.overwrite or not (config.output / MANIFEST).exists()):
+    # an index that is there already may need no corpus
+    if config.append or config.overwrite or not (config.output / MANIFEST).exists():
         from indexer.corpus import Corpus
 
         Corpus.of(config, allow_empty=config.shard is not None).look()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from indexer.building.identity import differences, options_of
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
-from indexer.engines.shards import clear_merged, make_folder, shards_folder
+from indexer.engines.shards import clear_merged, held_shards, merge_parts
 from indexer.errors import IndexerError
 from indexer.index.manifest import Manifest, read_manifest
 from indexer.index.schema import MANIFEST
@@ -26,30 +25,25 @@ def build_appended(config: BuildConfig) -> Path:
     """
     output = config.output
     put_right(output.resolve())
-    partial = shards_folder(output) / PARTIAL
-    _merge(output, partial)
     if not (output / MANIFEST).is_file():
         raise IndexerError(f"--append: {output} is not a finished index; build it without --append first")
-    found = read_manifest(output)
-    _check(output, found, config)
-    before = [(str(source), size) for source, size in found.corpus["sources"]]  # type: ignore[call-overload]
-    new = [(file.source, file.bytes) for file in Corpus.of(config).files]
-    if before[-len(new) :] == new:
-        Progress().say(f"{output} has this corpus already")
-        return output
-    repeated = sorted({source for source, _ in new} & {source for source, _ in before})
-    if repeated:
-        raise IndexerError(f"--append: {repeated[0]} is in {output} already; name the new files alone")
-    make_folder(partial.parent)
-    from indexer.building.run import build
+    with held_shards(output) as folder:
+        partial = folder / PARTIAL
+        _merge(output, partial)
+        found = read_manifest(output)
+        _check(output, found, config)
+        before = [(str(source), size) for source, size in found.corpus["sources"]]  # type: ignore[call-overload]
+        new = [(file.source, file.bytes) for file in Corpus.of(config).files]
+        if before[-len(new) :] == new:
+            Progress().say(f"{output} has this corpus already")
+            return output
+        repeated = sorted({source for source, _ in new} & {source for source, _ in before})
+        if repeated:
+            raise IndexerError(f"--append: {repeated[0]} is in {output} already; name the new files alone")
+        from indexer.building.run import build
 
-    try:
         build(config.model_copy(update={"output": partial, "append": False}), before, joins=output)
-    finally:
-        # where nothing was begun
-        with suppress(OSError):
-            partial.parent.rmdir()
-    _merge(output, partial)
+        _merge(output, partial)
     return output
 
 
@@ -59,9 +53,7 @@ def _merge(output: Path, partial: Path) -> None:
 
     both = all((index / MANIFEST).is_file() for index in (output, partial))
     if both and not is_merged([output, partial], output):
-        from indexer.partials.merge import merge_indexes
-
-        merge_indexes([output, partial], output, overwrite=True)
+        merge_parts([output, partial], output, overwrite=True)
     clear_merged(partial.parent, PARTIAL, merged_into(output))
 
 

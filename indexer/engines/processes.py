@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +20,20 @@ import psutil
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
 from indexer.engines.shards import (
+    Standing,
     count_of_shards,
+    held_shards,
     is_finished,
-    make_folder,
-    merge_parts,
+    merge_shards,
     shard_output,
-    shard_progress,
-    shards_folder,
     stopped,
 )
 from indexer.errors import IndexerError
 from indexer.index.output import check_output
 from indexer.index.scratch import put_right
 from indexer.progress import Progress
-from indexer.work.durable import remove
+from indexer.work.share import GPU_BUILDS, MEMORY
+from indexer.work.signals import StopRequest
 
 POLL_SECONDS = 0.5
 # GPUs by number or name, as CUDA reads them when a process first asks
@@ -74,27 +73,25 @@ def build_in_processes(config: BuildConfig) -> Path:
     if is_finished(config):
         return config.output
     check_output(config.output, config.overwrite)
-    count_of_shards(config)
-    idle = idle_workers(config)
-    folder = shards_folder(config.output)
-    make_folder(folder)
     progress = Progress()
     try:
-        if idle is not None:
-            progress.say(idle)
-        with _started(config) as workers:
-            _watch(workers, progress)
+        with held_shards(config.output):
+            count_of_shards(config)
+            idle = idle_workers(config)
+            if idle is not None:
+                progress.say(idle)
+            with StopRequest() as stop, _started(config) as workers:
+                _watch(workers, progress, stop)
+            progress.close()
+            failed = [worker for worker in workers if worker.process.returncode]
+            if failed:
+                raise IndexerError(f"worker {failed[0].shard} of {len(workers)}: {failed[0].message()}")
+            return merge_shards([worker.output for worker in workers], config)
     except KeyboardInterrupt:
         progress.say(stopped(config.output))
         raise
     finally:
         progress.close()
-    failed = [worker for worker in workers if worker.process.returncode]
-    if failed:
-        raise IndexerError(f"worker {failed[0].shard} of {len(workers)}: {failed[0].message()}")
-    output = merge_parts([worker.output for worker in workers], config.output, overwrite=config.overwrite)
-    remove(folder)
-    return output
 
 
 def idle_workers(config: BuildConfig) -> str | None:
@@ -122,17 +119,27 @@ def _started(config: BuildConfig) -> Iterator[list[Worker]]:
             workers.append(_start(config, shard, environments[shard]))
         yield workers
     except BaseException:
-        for worker in workers:
-            if worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGTERM)
-        for worker in workers:
-            worker.process.wait()
+        _end([worker.process for worker in workers])
         raise
     finally:
         for worker in workers:
             # a message may still be asked for, and the operating system takes the file away afterwards
             if worker.process.returncode == 0:
                 worker.said.close()
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Have them keep their work and end; where Ctrl-C comes once more, end at once."""
+    try:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+            process.wait()
+        raise
 
 
 def _start(config: BuildConfig, shard: int, environment: Mapping[str, str]) -> Worker:
@@ -165,10 +172,12 @@ def shard_config(config: BuildConfig, shard: int, shards: int) -> BuildConfig:
 def worker_environment(config: BuildConfig, shard: int, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of one worker, who sees its own GPUs alone: one, or with device spread its share.
 
+    It also says which part of the memory is the worker's, see indexer.work.share.
     environment: of this process; GPUs that it does not see are left to others.
     Raises IndexerError where there are not as many GPUs as workers that want several.
     """
     count, workers = 0 if config.device == "cpu" else _gpus(), config.workers
+    shared = {**environment, MEMORY: str(psutil.virtual_memory().available // workers)}
     listed = environment.get(VISIBLE)
     gpus = [str(number) for number in range(count)] if listed is None else listed.split(",")[:count]
     if config.device == "spread":
@@ -178,12 +187,12 @@ def worker_environment(config: BuildConfig, shard: int, environment: Mapping[str
                 f"this machine has {count}; use fewer workers, or --device cpu"
             )
         gpus = gpus[shard * count // workers : (shard + 1) * count // workers]
-    elif config.device in ("auto", "cuda") and gpus:
-        gpus = [gpus[shard % count]]
-    else:
-        # none, or one that was named, which all share
-        return dict(environment)
-    return {**environment, VISIBLE: ",".join(gpus)}
+        return {**shared, VISIBLE: ",".join(gpus)}
+    if config.device in ("auto", "cuda") and gpus:
+        on_it = len(range(shard % count, workers, count))
+        return {**shared, VISIBLE: gpus[shard % count], GPU_BUILDS: str(on_it)}
+    # none, or one that was named, which all share
+    return {**shared, GPU_BUILDS: str(workers)}
 
 
 def _gpus() -> int:
@@ -200,12 +209,16 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _watch(workers: list[Worker], progress: Progress) -> None:
-    """Show how far they are until all have ended."""
+def _watch(workers: list[Worker], progress: Progress, stop: StopRequest) -> None:
+    """Show how far they are until all have ended. Raises KeyboardInterrupt where a stop is requested."""
     progress.say(f"{len(workers)} workers, each with a shard of the corpus")
-    progress.start_sum([shard_progress(worker.output) for worker in workers])
+    standing = Standing([worker.output for worker in workers])
+    progress.start_sum(standing.parts)
     # what merges their parts is loaded while they work
     importlib.import_module("indexer.partials.merge")
     while any(worker.process.poll() is None for worker in workers):
         time.sleep(POLL_SECONDS)
-        progress.show_sum([shard_progress(worker.output) for worker in workers])
+        if stop.requested:
+            raise KeyboardInterrupt
+        standing.look(range(len(workers)))
+        progress.show_sum(standing.parts)

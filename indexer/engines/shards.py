@@ -1,19 +1,22 @@
-"""Where the partial indexes of a build in shards lie, and how they become one."""
+"""Where the partial indexes of a build in shards lie, how far they are, and how they become one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import sha256
 from indexer.index.schema import MANIFEST
-from indexer.index.scratch import put_right
+from indexer.index.scratch import given_back, put_right, taken
 from indexer.index.unfinished import BUILD_SUFFIX, SHARDS_SUFFIX, last_progress
 from indexer.progress import Progress
 from indexer.work.durable import remove, told
+from indexer.work.signals import StopRequest
+
+SHARDS = "*-of-*.index"
 
 
 def shards_folder(output: Path) -> Path:
@@ -25,6 +28,24 @@ def shard_output(output: Path, shard: int, shards: int) -> Path:
     """Where the partial index of one shard goes."""
     width = len(str(shards))
     return shards_folder(output) / f"{shard:0{width}}-of-{shards}.index"
+
+
+@contextmanager
+def held_shards(output: Path) -> Iterator[Path]:
+    """The folder of the partial indexes of `output`, which no other engine works in within the block.
+
+    Afterwards it is removed where nothing is in it. Raises IndexerError where another process builds there,
+    and where the disk fails.
+    """
+    folder = shards_folder(output)
+    with told(folder, "Nothing was begun; make room, then run the same command again"):
+        lock = taken(folder)
+    if lock is None:
+        raise IndexerError(f"{folder}: another process is building {output}; wait for it or stop it")
+    try:
+        yield folder
+    finally:
+        given_back(folder, lock)
 
 
 def count_of_shards(config: BuildConfig) -> int | None:
@@ -52,66 +73,97 @@ def is_finished(config: BuildConfig) -> bool:
     """
     if config.overwrite or not (config.output / MANIFEST).is_file():
         return False
-    from indexer.building.run import build
+    from indexer.building.run import is_finished as is_built
     from indexer.partials.agreement import merged_into
 
-    # says that it is finished, or in what it differs
-    build(config)
-    clear_merged(shards_folder(config.output), "*-of-*.index", merged_into(config.output))
+    if not is_built(config):
+        return False
+    if shards_folder(config.output).is_dir():
+        # where another process builds there, it clears them away
+        with suppress(IndexerError), held_shards(config.output) as folder:
+            clear_merged(folder, SHARDS, merged_into(config.output))
     return True
 
 
-def shard_progress(output: Path, finished: bool = False) -> tuple[float, int]:
-    """The share of its work that the build of one shard has done, 0 to 1, and its tokens.
+class Standing:
+    """How far the builds of some shards are. One that is done is not looked at again.
 
-    output: where its partial index goes. finished: whether it is known to be done, on another disk perhaps.
+    parts: of each shard the share of its work that is done, 0 to 1, and its tokens.
     """
+
+    def __init__(self, outputs: Sequence[Path]) -> None:
+        """outputs: where the partial indexes go."""
+        self._outputs = outputs
+        self.parts = [(0.0, 0)] * len(outputs)
+        self.look(range(len(outputs)))
+
+    def look(self, shards: Iterable[int]) -> None:
+        """See how far some of them are, by their numbers."""
+        for shard in shards:
+            if self.parts[shard][0] < 1.0:
+                # a build that is just being put in place has no folder to be asked
+                self.parts[shard] = max(self.parts[shard], shard_progress(self._outputs[shard]))
+
+    def done(self, shard: int, tokens: int) -> None:
+        """One is known to be done, on another disk perhaps."""
+        self.parts[shard] = (1.0, tokens)
+
+
+def shard_progress(output: Path) -> tuple[float, int]:
+    """The share of its work that the build of one shard has done, 0 to 1, and its tokens."""
+    found = last_progress(output.with_name(output.name + BUILD_SUFFIX))
     if (output / MANIFEST).exists():
         return 1.0, int(last_progress(output).get("tokens", 0))
-    found = last_progress(output.with_name(output.name + BUILD_SUFFIX))
-    return 1.0 if finished else float(found.get("share") or 0.0), int(found.get("tokens", 0))
+    return float(found.get("share") or 0.0), int(found.get("tokens", 0))
+
+
+def kept_tokens(output: Path) -> int:
+    """The tokens of the shard that goes to `output` which nobody has to run again."""
+    if (output / MANIFEST).exists():
+        return int(last_progress(output).get("tokens", 0))
+    return int(last_progress(output.with_name(output.name + BUILD_SUFFIX), "checkpoint").get("tokens", 0))
 
 
 def stopped(output: Path) -> str:
-    """One line after Ctrl-C: what the builds of shards leave. A folder with nothing in it is removed."""
+    """One line after Ctrl-C: what the builds of shards leave."""
     folder = shards_folder(output)
-    with suppress(OSError):
-        folder.rmdir()
-    parts = sorted(folder.glob("*-of-*")) if folder.is_dir() else []
-    finished = [path for path in parts if (path / MANIFEST).exists()]
-    begun = [path for path in parts if path.name.endswith(BUILD_SUFFIX)]
-    tokens = sum(int(last_progress(path).get("tokens", 0)) for path in finished)
-    tokens += sum(int(last_progress(path, "checkpoint").get("tokens", 0)) for path in begun)
+    names = {path.name.removesuffix(BUILD_SUFFIX) for path in folder.glob("*-of-*")}
+    tokens = sum(kept_tokens(folder / name) for name in names)
     if not tokens:
         return f"stopped before there was anything to keep; {output} is as it was"
     return f"stopped; {tokens:,} tokens are kept in {folder}, and the same command continues there"
 
 
 def clear_merged(folder: Path, name: str, merged: Sequence[str]) -> None:
-    """Remove partial indexes of a name (a pattern) that are merged, then their folder, where it is empty.
+    """Remove the partial indexes of a name (a pattern) in a folder that are merged.
 
     merged: SHA-256 of the manifests of those that are. What was in the middle of being removed goes too.
     """
     for path in [path for path in folder.glob(name) if path.is_dir() and not path.is_symlink()]:
         if not (path / MANIFEST).exists() or sha256(path / MANIFEST) in merged:
             remove(path)
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for partial indexes, where there is none. Raises IndexerError where the disk fails."""
-    with told(folder, "Nothing was begun; make room, then run the same command again"):
-        folder.mkdir(exist_ok=True)
 
 
 def build_shard(config: BuildConfig) -> Path:
     """Build the shard that `config` names; returns the folder of its partial index."""
     assert config.shard is not None
-    make_folder(shards_folder(config.output))
+    output = shard_output(config.output, *config.shard)
+    with told(output.parent, "Nothing was begun; make room, then run the same command again"):
+        output.parent.mkdir(exist_ok=True)
     from indexer.building.run import build
 
-    return build(config.model_copy(update={"output": shard_output(config.output, *config.shard)}))
+    return build(config.model_copy(update={"output": output}))
+
+
+def merge_shards(parts: Sequence[Path], config: BuildConfig) -> Path:
+    """Merge the shards of a build, and remove those that lie beside its output; returns the index."""
+    from indexer.partials.agreement import merged_into
+
+    output = merge_parts(parts, config.output, overwrite=config.overwrite)
+    # all is done, so that there is nothing left to stop
+    with StopRequest():
+        clear_merged(shards_folder(output), SHARDS, merged_into(output))
+    return output
 
 
 def merge_parts(parts: Sequence[Path], output: Path, *, overwrite: bool = False) -> Path:

@@ -35,19 +35,36 @@ class Storage:
         """The URL of an index."""
         return f"{str(self.url).rstrip('/')}/{name}"
 
-    def has(self, name: str) -> bool:
-        """Whether an index is there, whole: its manifest is put last."""
-        with self._told():
-            return bool(self._files.exists(f"{self._root}/{name}/{MANIFEST}"))
+    @contextmanager
+    def kept(self, index: Path) -> Iterator[None]:
+        """Put what the block builds at `index` there, under its name.
 
-    def put(self, index: Path, name: str) -> None:
-        """Copy an index there; the manifest last, so that an index in part is none."""
+        Within the block the manifest of the index that is there already is at `index`, so that a build can
+        tell whether it is the one that is asked for; where it is left as it is, nothing is put.
+        """
+        name = index.name
+        with self._told():
+            there = bool(self._files.exists(f"{self._root}/{name}/{MANIFEST}"))
+            if there:
+                self._fetch(name, MANIFEST, index)
+        before = sha256(index / MANIFEST) if there else None
+        try:
+            yield
+        except IndexerError as error:
+            raise IndexerError(str(error).replace(str(index), self.place(name))) from error
+        if sha256(index / MANIFEST) != before:
+            self.put(index)
+
+    def put(self, index: Path) -> None:
+        """Copy an index there; the manifest goes first and comes last, so that an index in part is none."""
+        place = f"{self._root}/{index.name}"
         files = [*(file.path for file in read_manifest(index).files), MANIFEST]
         with self._told():
+            if self._files.exists(f"{place}/{MANIFEST}"):
+                self._files.rm_file(f"{place}/{MANIFEST}")
             for file in files:
-                target = f"{self._root}/{name}/{file}"
-                self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                self._files.put_file(str(index / file), target)
+                self._files.makedirs(f"{place}/{file}".rsplit("/", 1)[0], exist_ok=True)
+                self._files.put_file(str(index / file), f"{place}/{file}")
 
     @contextmanager
     def fetched(self, indexes: Sequence[Path]) -> Iterator[list[Path]]:

@@ -21,7 +21,8 @@ from typing import IO
 
 from indexer.index.output import flush, put_aside
 
-_LOCK, _INDEX = "lock", "index"
+LOCK = "lock"
+_INDEX = "index"
 
 
 class Scratch:
@@ -30,30 +31,17 @@ class Scratch:
     def __init__(self, target: Path) -> None:
         """Make the folder beside `target`. Raises OSError where the disk fails; then there is none."""
         self._target = target
-        while not self._made(target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")):
-            pass
+        lock = None
+        # another process may take it for one that was left, and clear it away
+        while lock is None:
+            self._folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+            lock = taken(self._folder)
+        self._lock = lock
         self.index = self._folder / _INDEX
 
     def close(self) -> None:
         """Remove the folder and all in it; what cannot be removed does no harm."""
-        _clear(self._folder, self._target)
-        self._lock.close()
-
-    def _made(self, folder: Path) -> bool:
-        """Whether the folder was made and is ours: another process may take it for one that was left."""
-        folder.mkdir()
-        try:
-            lock = open(folder / _LOCK, "xb")  # noqa: SIM115 - open as long as the folder is there
-        except (FileNotFoundError, FileExistsError):
-            return False
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if locked(lock) is False or not os.fstat(lock.fileno()).st_nlink:
-            lock.close()
-            return False
-        self._folder, self._lock = folder, lock
-        return True
+        _clear(self._folder, self._target, self._lock)
 
 
 def put_right(target: Path) -> None:
@@ -66,9 +54,9 @@ def put_right(target: Path) -> None:
     with suppress(OSError):
         for folder in [path for path in target.parent.iterdir() if name.fullmatch(path.name)]:
             if folder.is_dir() and not folder.is_symlink():
-                with suppress(OSError), open(folder / _LOCK, "ab") as lock:
+                with suppress(OSError), open(folder / LOCK, "ab") as lock:
                     if locked(lock):
-                        _clear(folder, target)
+                        _clear(folder, target, lock)
 
 
 def put_back(index: Path, target: Path) -> bool:
@@ -81,6 +69,52 @@ def put_back(index: Path, target: Path) -> bool:
         os.rename(aside, target)
         flush(target.parent)
     return os.path.lexists(target) or not aside.exists()
+
+
+def taken(folder: Path) -> IO[bytes] | None:
+    """Make a folder, or enter one that is there, and hold its lock for as long as the file is open.
+
+    Returns None where another process holds it. Raises OSError; a folder with nothing in it is gone then.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = open(folder / LOCK, "ab")  # noqa: SIM115 - open for as long as the folder is held
+        except FileNotFoundError:
+            # removed in between, by the process that held it
+            continue
+        except OSError:
+            with suppress(OSError):
+                folder.rmdir()
+            raise
+        try:
+            if locked(lock) is False:
+                lock.close()
+                return None
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK)):
+                return lock
+        except FileNotFoundError:
+            # the lock of a folder that was removed keeps nobody out of the one that comes after it
+            pass
+        lock.close()
+
+
+def empty(folder: Path) -> None:
+    """Remove all in a folder but its lock. Raises OSError."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def given_back(folder: Path, lock: IO[bytes]) -> None:
+    """Let go of a folder that this process holds, and remove it where nothing is in it."""
+    with suppress(OSError):
+        # for as long as this lock is held, nobody else holds what is at this path
+        (folder / LOCK).unlink()
+        folder.rmdir()
+    lock.close()
 
 
 def locked(file: IO[bytes]) -> bool | None:
@@ -100,7 +134,8 @@ def locked(file: IO[bytes]) -> bool | None:
     return True
 
 
-def _clear(folder: Path, target: Path) -> None:
+def _clear(folder: Path, target: Path, lock: IO[bytes]) -> None:
     with suppress(OSError):
         if put_back(folder / _INDEX, target):
-            shutil.rmtree(folder, ignore_errors=True)
+            empty(folder)
+    given_back(folder, lock)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from indexer.errors import IndexerError
 from indexer.index.schema import LOG, MANIFEST
@@ -18,6 +19,7 @@ _PROGRESS = ("tokens", "share", "tokens_per_second", "seconds_left")
 # events after which nobody works on the build
 ENDED = ("interrupted", "failed")
 _QUIET_SECONDS = 120
+_BLOCK_BYTES = 1 << 13
 _AGAIN = "the same build commands finish the shards (with --workers or --ray they merge them, too)"
 
 
@@ -50,37 +52,46 @@ def in_short(progress: dict[str, Any]) -> str:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a build's log in order; a line cut off by a crash is left out."""
+    """The events of a build's log, the latest first; a line cut off by a crash is left out.
+
+    Only what is asked for is read: a log grows as long as its build runs.
+    """
     try:
-        lines = path.read_bytes().splitlines()
+        with open(path, "rb") as file:
+            for line in _lines_backwards(file):
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict):
+                    yield event
     except FileNotFoundError:
         return
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            yield event
+
+
+def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:
+    end, rest = file.seek(0, os.SEEK_END), b""
+    while end:
+        begin = max(0, end - _BLOCK_BYTES)
+        file.seek(begin)
+        rest, *lines = (file.read(end - begin) + rest).split(b"\n")
+        yield from reversed(lines)
+        end = begin
+    yield rest
 
 
 def last_progress(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """The latest event of a build's log that tells how far it is, of one kind or any; empty without one."""
-    found: dict[str, Any] = {}
-    for event in read_events(folder / LOG):
-        if "tokens" in event and event.get("event") == (kind or event.get("event")):
-            found = event
-    return found
+    events = (event for event in read_events(folder / LOG) if "tokens" in event)
+    return next((event for event in events if kind in (None, event.get("event"))), {})
 
 
 def _build(folder: Path) -> dict[str, Any]:
-    events = list(read_events(folder / LOG))
-    last = events[-1] if events else {}
-    saved = next((event["time"] for event in reversed(events) if event.get("event") == "checkpoint"), None)
+    last = next(read_events(folder / LOG), {})
     return {
         "state": _state(last),
         **{name: value for name, value in last_progress(folder).items() if name in _PROGRESS},
-        "last_checkpoint": saved,
+        "last_checkpoint": last_progress(folder, "checkpoint").get("time"),
         "last_event": f"{last.get('time')} {last.get('event')}" if last else None,
         "continues_in": str(folder),
     }

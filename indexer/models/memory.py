@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 from indexer_kernels import Keep
 from indexer_kernels.device import WINDOW_ARRAYS, DeviceSums, DeviceTopK, Windows, splits_of
@@ -23,6 +22,7 @@ from indexer.models.peak import forward_bytes
 from indexer.models.placement import free_memory
 from indexer.models.plan import MlpLayer
 from indexer.progress import in_bytes
+from indexer.work.share import free_main_memory, is_shared
 
 if TYPE_CHECKING:
     from indexer.models.loading import LoadedModel
@@ -194,12 +194,13 @@ def _batch_tokens(asked: int | None, room: _Room, windows: Windows, context: int
 
 def _check_host(layers: Sequence[MlpLayer], state: int) -> int:
     """Bytes of main memory that are free; raises IndexerError where the states take more."""
-    free = psutil.virtual_memory().available
+    free = free_main_memory()
     if state > free:
+        where, fewer = (" for each build on this machine", "--workers, ") if is_shared() else ("", "")
         raise IndexerError(
             f"the statistics of {sum(layer.units for layer in layers):,} units take {in_bytes(state)}, and "
-            f"{in_bytes(free)} of memory are free; choose fewer --layers, a smaller --top and --bottom, or a "
-            "shorter --window"
+            f"{in_bytes(free)} of memory are free{where}; choose fewer {fewer}--layers, a smaller --top and "
+            "--bottom, or a shorter --window"
         )
     return free
 

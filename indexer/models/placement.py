@@ -15,6 +15,7 @@ import torch
 from indexer.errors import IndexerError
 from indexer.models.weights import Stored
 from indexer.progress import in_bytes
+from indexer.work.share import part_of_gpu
 
 # a tenth of the weights is the least that batches and statistics want beside them
 ROOM_SHARE = 10
@@ -91,9 +92,13 @@ def weight_bytes(stored: Mapping[str, Stored], dtype: torch.dtype) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of a GPU that can still be taken: what it has free, and what torch holds unused."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    """Bytes of a GPU that can still be taken: what it has free, and what torch holds unused.
+
+    Where other builds share the GPU, its own part of that.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    return min(free, part_of_gpu(total) - held) + held - torch.cuda.memory_allocated(device)
 
 
 def _spread(name: str, free: dict[int, int]) -> Placement:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 from indexer.building.identity import differences, reconciled
@@ -24,7 +24,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest, sha256, size_problem
 from indexer.index.output import check_output, put_aside, put_in_place
 from indexer.index.schema import LOG, MANIFEST
-from indexer.index.scratch import locked, put_back
+from indexer.index.scratch import empty, given_back, put_back, taken
 from indexer.index.unfinished import BUILD_SUFFIX, ENDED, IDENTITY
 from indexer.work.durable import digest, flush_folder, remove, told, write_durably, write_flushed
 from indexer.work.events import EventLog
@@ -33,7 +33,6 @@ from indexer.work.plain import packed, unpacked
 CURRENT = "checkpoint.json"
 INDEX = "index"
 POSITION, ARRAYS = "position.json", "position.npz"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,25 @@ class WorkFolder:
         self.path = self._target.with_name(self._target.name + BUILD_SUFFIX)
         self._lock: IO[bytes] | None = None
         self.published = False
+        self._begun = False
 
     def __enter__(self) -> WorkFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.note("interrupted")
+        elif isinstance(error, IndexerError):
+            self.note("failed", message=str(error))
         if self._lock is not None:
             if not (self.path / CURRENT).exists():
                 # nothing was done that could be continued
-                self.remove()
-            self._lock.close()
-            self._lock = None
-
-    @property
-    def exists(self) -> bool:
-        """Whether a build was begun and not finished."""
-        return (self.path / IDENTITY).exists()
+                with suppress(OSError):
+                    self._clear()
+            given_back(self.path, self._lock)
+        self._lock, self._begun = None, False
 
     @property
     def log(self) -> EventLog:
@@ -87,13 +89,13 @@ class WorkFolder:
         return "Nothing was kept; make room, then run the same command again, or choose another --output"
 
     def note(self, event: str, **facts: Any) -> None:
-        """A line in the log, if the build has begun.
+        """A line in the log, from when the build has begun until it is removed.
 
         Raises IndexerError where the disk fails; not for news of the end, which another error has brought.
         """
         failing: AbstractContextManager[object] = told(self.path, self.kept)
         with suppress(OSError) if event in ENDED else failing:
-            if self.exists:
+            if self._begun:
                 self.log.write(event, **facts)
 
     def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> Checkpoint | None:
@@ -104,7 +106,11 @@ class WorkFolder:
         that; where another process works in it; and where its checkpoint is damaged.
         """
         with told(self.path, self.kept):
-            self._take_lock()
+            self._lock = taken(self.path)
+            if self._lock is None:
+                raise IndexerError(
+                    f"{self.path}: another process is building {self.output}; wait for it or stop it"
+                )
             found = self._identity()
             differing = differences(found or identity, reconciled(identity, found or identity))
             if differing and not overwrite:
@@ -116,6 +122,7 @@ class WorkFolder:
                 self._clear()
             if found != identity:
                 write_durably(self.path / IDENTITY, json.dumps(dict(identity), indent=2).encode())
+            self._begun = True
             return self._checkpoint()
 
     def save(self, write_index: Callable[[Path], object], position: dict[str, Any]) -> None:
@@ -154,10 +161,17 @@ class WorkFolder:
         self.remove()
 
     def remove(self) -> None:
-        """Remove the folder, where it is there: the index is in place. What cannot be removed stays."""
+        """Remove the folder, where it is there: the index is in place. What cannot be removed stays.
+
+        So does the folder of another process, which may have begun the next build meanwhile.
+        """
         with suppress(OSError):
-            self._disbelieve()
-        remove(self.path)
+            lock = self._lock or (taken(self.path) if self.path.is_dir() else None)
+            if lock is not None:
+                with suppress(OSError):
+                    self._clear()
+                given_back(self.path, lock)
+        self._lock, self._begun = None, False
 
     def _write(self, folder: Path, write_index: Callable[[Path], object], position: dict[str, Any]) -> None:
         write_index(folder / INDEX)
@@ -234,33 +248,12 @@ class WorkFolder:
 
     def _clear(self) -> None:
         self._disbelieve()
-        for entry in self.path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != _LOCK:
-                entry.unlink()
+        empty(self.path)
 
     def _disbelieve(self) -> None:
         # what is believed goes first, so that a crash in between leaves nothing half believed
         for name in (CURRENT, IDENTITY):
             (self.path / name).unlink(missing_ok=True)
-
-    def _take_lock(self) -> None:
-        """Make the folder and hold its lock, as long as the file is open, by this process alone."""
-        self.path.mkdir(exist_ok=True)
-        try:
-            lock = open(self.path / _LOCK, "wb")  # noqa: SIM115
-        except OSError:
-            with suppress(OSError):
-                # only where there is nothing in it
-                self.path.rmdir()
-            raise
-        if locked(lock) is False:
-            lock.close()
-            raise IndexerError(
-                f"{self.path}: another process is building {self.output}; wait for it or stop it"
-            )
-        self._lock = lock
 
 
 def _has_digest(index: Path, manifest: str) -> bool:

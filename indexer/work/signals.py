@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# a person who is not heard waits longer before the second Ctrl-C
+_ONE_REQUEST_SECONDS = 1.0
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let SIGTERM, of a scheduler, and SIGHUP, of a terminal that closes, raise KeyboardInterrupt, too.
+
+    One that this program was started to ignore, as by nohup, stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 class StopRequest:
-    """Within the block, a signal that would raise KeyboardInterrupt sets `requested`; a second one raises it.
+    """Within the block, a signal that would raise KeyboardInterrupt sets `requested`; Ctrl-C again raises it.
 
     What a batch has entered in part could not be kept, and what is about to be published need not be dropped.
+    A wish to stop may arrive several times: from the terminal, from the scheduler, and passed on by whoever
+    started this process. So only a second Ctrl-C, a second after the first signal or later, is another wish.
     Does nothing outside the main thread.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._heard = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -36,6 +52,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._heard = True, now
+        elif number == signal.SIGINT and now - self._heard >= _ONE_REQUEST_SECONDS:
             raise KeyboardInterrupt
-        self.requested = True
