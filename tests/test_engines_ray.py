@@ -20,6 +20,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.schema import LOG, MANIFEST
 from indexer.progress import Progress
+from indexer.work.share import MEMORY
 from tests.test_engines_stopped import corpus, model, options
 from tests.test_pipeline import tables
 
@@ -132,6 +133,8 @@ def test_workers_that_never_start_are_given_up(tmp_path: Path) -> None:
 
 def stored(model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> int:
     monkeypatch.setattr(ray_engine, "_part_of_node", lambda: 1 << 40)
+    # set by the worker in what is a process of its own elsewhere
+    monkeypatch.setenv(MEMORY, "0")
     config = options(
         model, corpus, tmp_path / "a.index", ray="local", storage=f"file://{tmp_path}/store", **changes
     )
