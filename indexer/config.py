@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,6 +84,17 @@ Bytes = Annotated[int, Field(ge=1), _whole(BYTES, "1000000, 64MB or 64MiB")]
 Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], BeforeValidator(_shard)]
 
 
+class Reach(Enum):
+    """How far the value of an option reaches. Without a mark it decides the rows of the whole index.
+
+    RUN: it says where and how a build runs, or what it leads to has a digest in the index; it may change when
+    a build is continued. PART: a build keeps it to its end, but the parts of one index may differ in it.
+    """
+
+    RUN = "run"
+    PART = "part"
+
+
 class BuildConfig(BaseModel):
     """Everything that decides what a build computes and where it puts it; stored whole in the manifest.
 
@@ -91,10 +103,10 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Source
-    corpus: Annotated[tuple[Source, ...], BeforeValidator(_sources)]
-    output: Annotated[Path, AfterValidator(_output)]
-    layers: Annotated[str | None, BeforeValidator(_layers)] = Field(
+    model: Annotated[Source, Reach.RUN]
+    corpus: Annotated[tuple[Source, ...], BeforeValidator(_sources), Reach.RUN]
+    output: Annotated[Path, AfterValidator(_output), Reach.RUN]
+    layers: Annotated[str | None, BeforeValidator(_layers), Reach.RUN] = Field(
         None, min_length=1, description="layers to index, as 0-5,7 or [0, 5]; all of them where not given"
     )
     top: Places = 20
@@ -103,16 +115,17 @@ class BuildConfig(BaseModel):
     context: Annotated[int, Field(ge=3), _as_written] = 256
     window: Annotated[tuple[Places, Places], BeforeValidator(_window)] = (48, 15)
     max_tokens: Count | None = None
-    batch_tokens: Count | None = Field(
+    batch_tokens: Annotated[Count | None, Reach.PART] = Field(
         None, description="tokens of a batch; 4096 on the CPU, on a GPU chosen from its free memory"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    attention: Literal[
-        "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Reach.RUN] = "auto"
+    device: Annotated[str, Reach.RUN] = "auto"
+    attention: Annotated[
+        Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"],
+        Reach.RUN,
     ] = Field("auto", description="how attention is computed; auto: as config.json or transformers has it")
-    kernels: Literal["auto", "cpp", "triton", "reference"] = "auto"
-    padding: Literal["auto", "never"] = Field(
+    kernels: Annotated[Literal["auto", "cpp", "triton", "reference"], Reach.RUN] = "auto"
+    padding: Annotated[Literal["auto", "never"], Reach.RUN] = Field(
         "auto", description="never: batches of one length, without padding; auto: where the model needs it"
     )
     text_column: str = Field("text", description="column of texts or chats, a.b for column b within a")
@@ -124,25 +137,33 @@ class BuildConfig(BaseModel):
     on_bad_text: Literal["error", "replace", "skip"] = "error"
     quoting: Literal["standard", "none"] = Field("standard", description="of CSV; none: quotes are text")
     output_projection: str | None = None
-    revision: str | None = None
+    revision: Annotated[str | None, Reach.RUN] = None
     hooks: bool = Field(False, description="read activations by hooks even where the fused path is possible")
     compile: bool = Field(False, description="let torch.compile fuse what stands around the MLPs")
-    threads: Processors | None = None
-    overwrite: bool = False
-    append: bool = Field(False, description="add the corpus to the finished index at `output`")
+    threads: Annotated[Processors | None, Reach.RUN] = None
+    overwrite: Annotated[bool, Reach.RUN] = False
+    append: Annotated[bool, Reach.RUN] = Field(
+        False, description="add the corpus to the finished index at `output`"
+    )
     numerics: Literal["fast", "reproducible"] = Field(
         "fast", description="reproducible: batches of fixed shapes, so that no choice of batches moves a bit"
     )
-    checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    piece_bytes: Bytes = Field(
+    checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False), Reach.RUN] = 5.0
+    piece_bytes: Annotated[Bytes, Reach.PART] = Field(
         64 << 20, description="the corpus is cut into pieces of about so many bytes; shards are made of them"
     )
-    shard: Shard | None = Field(None, description="build shard I of N alone, as a partial index to be merged")
-    workers: Processors = 1
-    ray: str | None = Field(None, description="address of a Ray cluster, or local, to share the work out to")
-    shards: Count | None = Field(None, description="with ray: into how many shards the work is cut")
+    shard: Annotated[Shard | None, Reach.PART] = Field(
+        None, description="build shard I of N alone, as a partial index to be merged"
+    )
+    workers: Annotated[Processors, Reach.RUN] = 1
+    ray: Annotated[str | None, Reach.RUN] = Field(
+        None, description="address of a Ray cluster, or local, to share the work out to"
+    )
+    shards: Annotated[Count | None, Reach.RUN] = Field(
+        None, description="with ray: into how many shards the work is cut"
+    )
 
-    storage: str | None = Field(
+    storage: Annotated[str | None, Reach.RUN] = Field(
         None,
         min_length=1,
         description="with ray: fsspec URL that takes finished shards; else disks are shared",
@@ -182,3 +203,9 @@ class BuildConfig(BaseModel):
         if self.shards is not None and self.ray is None:
             raise ValueError("--shards says how --ray cuts the work; use --shard I/N with other schedulers")
         return self
+
+
+def options_reaching(*reaches: Reach) -> frozenset[str]:
+    """Names of the options whose values reach so far and no further."""
+    fields = BuildConfig.model_fields.items()
+    return frozenset(name for name, field in fields if any(reach in field.metadata for reach in reaches))

@@ -1,4 +1,4 @@
-"""What decides the rows of an index: two builds agree in all of it, or neither continues the other."""
+"""Everything that decides the rows of an index: a build is continued only by one with equal values."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from indexer.config import Reach, options_reaching
 from indexer.index.manifest import Manifest
 from indexer.options import option_name
-
-# where and how a build runs, which moves no row
-_FREE = {
-    *("output", "overwrite", "append", "threads", "checkpoint_minutes"),
-    *("workers", "ray", "shards", "storage"),
-    # told by digests, and by what they lead to
-    *("model", "revision", "corpus", "layers", "dtype", "device", "attention", "kernels", "padding"),
-}
 
 LISTING = "the digest of the corpus's list of files and sizes"
 
@@ -26,7 +19,8 @@ def options_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
 
     configuration: BuildConfig as JSON values.
     """
-    return {option_name(name): value for name, value in configuration.items() if name not in _FREE}
+    free = options_reaching(Reach.RUN)
+    return {option_name(name): value for name, value in configuration.items() if name not in free}
 
 
 def identity_of(manifest: Manifest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from indexer.config import Reach, options_reaching
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import RowFile
@@ -17,15 +18,6 @@ from indexer.index.manifest import Manifest, check_files, read_manifest, sha256
 from indexer.index.restore import keep_of
 from indexer.options import option_name
 
-# options that decide where and how a build runs, not its rows; and those that other facts stand for: the
-# model's digest, dtype and batches, the layers that are there, the list of files
-MAY_DIFFER = frozenset(
-    {
-        *("output", "overwrite", "append", "shard", "shards", "workers", "ray", "storage"),
-        *("threads", "batch_tokens", "device", "kernels", "checkpoint_minutes", "piece_bytes"),
-        *("model", "revision", "corpus", "layers", "dtype", "attention", "padding"),
-    }
-)
 # facts about the model that decide no activation, or that options and layers stand for
 _OF_THE_MODEL = frozenset(
     {
@@ -135,9 +127,10 @@ def _check_same_way(first: Input, other: Input) -> None:
 
 def _differences(one: Manifest, other: Manifest) -> Iterator[str]:
     """What differs, each with both values."""
+    ignored = options_reaching(Reach.RUN, Reach.PART)
     yield from _differing(
-        {option_name(name): value for name, value in one.configuration.items() if name not in MAY_DIFFER},
-        {option_name(name): value for name, value in other.configuration.items() if name not in MAY_DIFFER},
+        {option_name(name): value for name, value in one.configuration.items() if name not in ignored},
+        {option_name(name): value for name, value in other.configuration.items() if name not in ignored},
     )
     sides = [
         {
