@@ -146,7 +146,7 @@ class BuildConfig(BaseModel):
         False, description="add the corpus to the finished index at `output`"
     )
     numerics: Literal["fast", "reproducible"] = Field(
-        "fast", description="reproducible: batches of fixed shapes, so that no choice of batches moves a bit"
+        "fast", description="reproducible: fixed batch shapes, so batching never changes a result"
     )
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False), Reach.RUN] = 5.0
     piece_bytes: Annotated[Bytes, Reach.PART] = Field(

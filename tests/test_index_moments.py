@@ -150,8 +150,8 @@ def _overflow(sums: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        *((_move(power, 40.0), f"mlp.0.3: its sum of x^{power} is none that") for power in (1, 2, 3, 4)),
-        *((_move(power, -40.0), f"mlp.0.3: its sum of x^{power} is none that") for power in (1, 2, 3, 4)),
+        *((_move(power, 40.0), f"mlp.0.3: its sum of x^{power} is impossible") for power in (1, 2, 3, 4)),
+        *((_move(power, -40.0), f"mlp.0.3: its sum of x^{power} is impossible") for power in (1, 2, 3, 4)),
         (_overflow, "mlp.0.3: its sum of x^4 left float32"),
     ],
 )

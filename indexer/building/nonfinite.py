@@ -1,4 +1,4 @@
-"""The first activation that is NaN or infinite, found without the model ever waiting to be asked.
+"""Finds the first NaN or infinite activation without making the GPU wait.
 
 On the CPU a layer is asked as soon as it has taken a batch. Kernels on a GPU raise a flag instead; the flags
 of a batch are copied to the host behind its work and looked at a few batches later. Where one is raised, the
@@ -135,7 +135,7 @@ class Watch:
             return
         for flag in self._raised:
             flag.zero_()
-        # flags stay up until they are seen, so that batches behind the first are asked in vain
+        # a flag stays set until the host reads it, so later batches in flight report a hit, too
         if self.first is None or _begins_before(asked.batch.sequences(), self.first):
             locator = Locator(self.kernels)
             self.run_again(asked.batch, locator)

@@ -96,7 +96,7 @@ def share_of(pieces: Sequence[Piece], shard: int, shards: int) -> list[Piece]:
     for _, group in groupby(pieces, key=lambda piece: piece.slices[0].file.ordinal):
         slices = list(group)
         whole, left = divmod(len(slices), shards)
-        # as many shards as slices are left over have one more: from `turn` on, and then from the first on
+        # the `left` slices that remain go one each to the shards turn, turn + 1, ..., and on from shard 0
         end = turn + left
         before = max(0, min(shard, end) - turn) + min(shard, max(0, end - shards))
         has_more = turn <= shard < end or shard < end - shards

@@ -152,7 +152,7 @@ class LayerLaws:
             self._require(
                 (lost > 0) | ((found >= lowest - slack) & (found <= highest + slack)),
                 number,
-                f"its sum of x^{power} is none that values in its bins can have",
+                f"its sum of x^{power} is impossible for values in its bins",
             )
 
     def check_examples(self, table: pa.Table) -> None:

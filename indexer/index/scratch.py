@@ -4,7 +4,7 @@
     .NAME.XXXXXXXX.partial/index       what it writes
     .NAME.XXXXXXXX.partial/index.old   what that replaces, for a moment, where two folders cannot be exchanged
 
-So whoever comes after a process that was killed tells what it left from what another one is still writing.
+So a later process can tell what a dead writer left from the files of a writer that still runs.
 """
 
 from __future__ import annotations

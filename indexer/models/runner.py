@@ -73,7 +73,7 @@ class Batch(Protocol):
 
     @property
     def fixed(self) -> bool:
-        """Whether a sequence is to be computed in the same way whatever lies beside it."""
+        """Whether the batch's shape may depend on its own sequences alone (reproducible numerics)."""
 
     def sequences(self) -> Sequences:
         """Where they lie in the [rows * width] rows of the flattened batch."""

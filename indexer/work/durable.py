@@ -64,7 +64,7 @@ def digest(content: bytes) -> str:
 
 @contextmanager
 def told(folder: Path, kept: str) -> Iterator[None]:
-    """Turn what the disk says into one line; kept: what is left of the work."""
+    """Turn an OSError into a one-line IndexerError. kept: what was saved, and the way on, for its end."""
     try:
         yield
     except OSError as error:

@@ -26,7 +26,7 @@ def end_as_by_ctrl_c() -> None:
 class StopRequest:
     """Within the block, a signal that would raise KeyboardInterrupt sets `requested`; Ctrl-C again raises it.
 
-    What a batch has entered in part could not be kept, and what is about to be published need not be dropped.
+    A batch that is half processed cannot be saved, so stopping waits for its end.
     A wish to stop may arrive several times: from the terminal, from the scheduler, and passed on by whoever
     started this process. So only a second Ctrl-C, a second after the first signal or later, is another wish.
     Does nothing outside the main thread.
