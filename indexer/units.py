@@ -10,8 +10,21 @@ from indexer.errors import IndexerError
 
 # one spelling per number: no sign, no leading zero, and small enough for the index's int32
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
-# `sae:NAME` is a site whose name the user chose; it becomes part of a file name.
-_SITE = re.compile(r"[a-z][a-z0-9_]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+# Becomes part of a file name. Words after dots are names that users chose, as in `sae.NAME`, or the kind of
+# place in a stack, as in `encoder.mlp`.
+_SITE = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*")
+# Other people's names of a neuron: TransformerLens's hook, and Hugging Face's output projection, whose input
+# it is. The projections are those that models of transformers have in an MLP.
+_PLACES = r"mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc_out|fc2)|output\.dense|fc2"
+_SPELLINGS = [
+    re.compile(pattern)
+    for pattern in (
+        r"(?P<layer>[0-9]+)/(?P<unit>[0-9]+)",
+        r"blocks\.(?P<layer>[0-9]+)\.mlp\.hook_post\.(?P<unit>[0-9]+)",
+        rf"(?:\w+\.)*(?:layers?|h|blocks?)\.(?P<layer>[0-9]+)\.(?:{_PLACES})\.(?P<unit>[0-9]+)",
+    )
+]
+_EXPECTED = "expected SITE.LAYER.UNIT, for example mlp.5.1733"
 
 
 @dataclass(frozen=True, order=True)
@@ -27,18 +40,22 @@ class Unit:
 
 
 def parse_unit(name: str) -> Unit:
-    """Read a unit's name, SITE.LAYER.UNIT. Raises IndexerError where it is not one."""
+    """Read a unit's name, SITE.LAYER.UNIT, or that of a neuron as others write it.
+
+    These are `5/1733`, TransformerLens's `blocks.5.mlp.hook_post.1733` and Hugging Face's
+    `model.layers.5.mlp.down_proj.1733`. Raises IndexerError where it is none of them.
+    """
+    spelled = next(filter(None, (spelling.fullmatch(name.strip()) for spelling in _SPELLINGS)), None)
     # from the right: the name of a site may hold dots
-    parts = name.strip().rsplit(".", 2)
+    parts = ["mlp", spelled["layer"], spelled["unit"]] if spelled else name.strip().rsplit(".", 2)
     if len(parts) != 3:
-        raise IndexerError(f'unit "{name}": expected SITE.LAYER.UNIT, for example mlp.5.1733')
+        raise IndexerError(f'unit "{name}": {_EXPECTED}')
     site, layer, unit = parts
     check_site(site)
     for word, number in (("layer", layer), ("unit", unit)):
         if not _NUMBER.fullmatch(number):
             raise IndexerError(
-                f'unit "{name}": the {word} "{number}" is not a whole number; expected SITE.LAYER.UNIT, '
-                "for example mlp.5.1733"
+                f'unit "{name}": the {word} "{number}" is not a whole number; {_EXPECTED}'
             )
     return Unit(site, int(layer), int(unit))
 

@@ -9,14 +9,46 @@ from indexer.units import Unit, format_layers, parse_layers, parse_unit
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp.5.1733", "mlp.0.0", "sae:gemma-2b.res-jb.11.16383", "residual.79.8191"]
+    "name", ["mlp.5.1733", "mlp.0.0", "sae.gemma-2b.res-jb.11.16383", "residual.79.8191"]
 )
 def test_a_name_read_and_written_is_the_same(name: str) -> None:
     assert str(parse_unit(name)) == name
 
 
 def test_a_site_may_hold_dots() -> None:
-    assert parse_unit("sae:res.jb.2.7") == Unit("sae:res.jb", 2, 7)
+    assert parse_unit("sae.res.jb.2.7") == Unit("sae.res.jb", 2, 7)
+    assert parse_unit("encoder.mlp.2.7") == Unit("encoder.mlp", 2, 7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "5/1733",
+        "blocks.5.mlp.hook_post.1733",
+        "model.layers.5.mlp.down_proj.1733",
+        "transformer.h.5.mlp.c_proj.1733",
+        "gpt_neox.layers.5.mlp.dense_4h_to_h.1733",
+        "bert.encoder.layer.5.output.dense.1733",
+        "model.decoder.layers.5.fc2.1733",
+    ],
+)
+def test_a_neuron_as_others_write_it(name: str) -> None:
+    assert parse_unit(name) == Unit("mlp", 5, 1733)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.5.attn.hook_z.1733",
+        "transformer.h.5.attn.c_proj.1733",
+        "bert.encoder.layer.5.attention.output.dense.1733",
+        "5/1733/2",
+        "blocks.5.mlp.hook_pre.1733",
+    ],
+)
+def test_another_place_is_no_neuron(name: str) -> None:
+    with pytest.raises(IndexerError, match=r"expected SITE\.LAYER\.UNIT"):
+        parse_unit(name)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +64,7 @@ def test_a_site_may_hold_dots() -> None:
         ("mlp.5.9999999999", "is not a whole number"),
         ("../mlp.5.1", 'site "../mlp"'),
         ("MLP.5.1", 'site "MLP"'),
-        ("sae:../x.5.1", "site"),
+        ("sae.../x.5.1", "site"),
     ],
 )
 def test_what_is_not_a_name_gets_one_line(name: str, said: str) -> None:

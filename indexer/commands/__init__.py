@@ -153,7 +153,13 @@ def build(
 
 
 INDEX = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of a finished index.")]
-UNIT = Annotated[str, typer.Argument(metavar="UNIT", help="Site, layer and unit: mlp.5.1733.")]
+UNIT = Annotated[
+    str,
+    typer.Argument(
+        metavar="UNIT",
+        help="Site, layer, unit: mlp.5.1733; or 5/1733, or as TransformerLens or transformers name it.",
+    ),
+]
 FORMAT = Annotated[Format, typer.Option("--format", "-f", help="For people, or exact for programs.")]
 
 
