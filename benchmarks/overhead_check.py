@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from indexer_kernels import Keep, Sequences, Statistics
+from indexer_kernels.examples import PLACE_FIELDS
+from indexer_kernels.topk import WINDOW_FIELDS
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.peers import TopSequences, UnitHistograms, lower_edges
 from benchmarks.report import WrongResultError
-from benchmarks.states import PLACES, WINDOWS, must_be_same
+from benchmarks.states import must_be_same
 from benchmarks.subject import Subject
 from indexer import open_index
 from indexer.building.observer import StatisticsObserver
@@ -148,8 +150,8 @@ def _check_unit(index: Index, name: str, reference: Statistics, place: int) -> N
         taken = int(ranked.filled[place])
         rows = getattr(record, extreme)
         length = ranked.window_length[place, :taken]
-        for field in (*PLACES, *WINDOWS):
-            if field in WINDOWS:
+        for field in (*PLACE_FIELDS, *WINDOW_FIELDS):
+            if field in WINDOW_FIELDS:
                 wanted = getattr(ranked, field)[place, :taken]
                 inside = np.arange(wanted.shape[1]) < length[:, None]
                 wanted, found = wanted[inside], rows[field].combine_chunks().flatten().to_numpy()

@@ -6,12 +6,11 @@ import dataclasses
 
 import numpy as np
 from indexer_kernels import Histogram, Moments, Statistics, TopK
+from indexer_kernels.examples import PLACE_FIELDS
+from indexer_kernels.topk import WINDOW_FIELDS
 from numpy.typing import NDArray
 
 from benchmarks.report import WrongResultError
-
-PLACES = ("value", "document", "sequence", "position", "window_start", "window_length")
-WINDOWS = ("token_ids", "activations")
 
 
 def first_difference(left: Statistics, right: Statistics) -> str | None:
@@ -53,10 +52,10 @@ def _of_places(name: str, one: TopK | None, other: TopK | None) -> str | None:
     found = differing(f"{name} filled", one.filled, other.filled)
     if found is not None:
         return found
-    taken = np.arange(one.k) < one.filled[:, None]
+    taken = one.taken
     inside = taken[..., None] & (np.arange(one.before + 1 + one.after) < one.window_length[..., None])
-    for field in (*PLACES, *WINDOWS):
-        where = inside if field in WINDOWS else taken
+    for field in (*PLACE_FIELDS, *WINDOW_FIELDS):
+        where = inside if field in WINDOW_FIELDS else taken
         left, right = getattr(one, field), getattr(other, field)
         found = differing(f"{name} {field}", np.where(where, left, 0), np.where(where, right, 0))
         if found is not None:

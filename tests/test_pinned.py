@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from indexer_kernels import KernelInputError, Statistics, device
-from indexer_kernels.device import WINDOW_ARRAYS, DeviceTopK
+from indexer_kernels.device import DeviceTopK
 from indexer_kernels.pinned import (
     TYPES,
     ArrayInterface,
@@ -16,6 +16,7 @@ from indexer_kernels.pinned import (
     pinned_bytes,
     pinned_on_device,
 )
+from indexer_kernels.topk import WINDOW_FIELDS
 from torch import Tensor
 
 from indexer.partials.state import record_of, statistics_of
@@ -88,8 +89,8 @@ def test_the_state_is_the_same_wherever_windows_are() -> None:
     statistics = with_windows_in_host(3, batches[:1])
     there = statistics._on_device
     for end, state in ((there.top, statistics.top), (there.bottom, statistics.bottom)):
-        assert end.shared == WINDOW_ARRAYS
-        for name in WINDOW_ARRAYS:
+        assert end.shared == WINDOW_FIELDS
+        for name in WINDOW_FIELDS:
             # no settling: what kernels write is in the NumPy state
             assert end.arrays[name].data_ptr() == getattr(state, name).ctypes.data
             assert getattr(state, name).any()
@@ -111,7 +112,7 @@ def test_windows_move_with_what_they_hold() -> None:
     for (activations, sequences), windows in zip(batches[:3], ("device", "host", "device"), strict=True):
         statistics.to_device(CPU, windows=windows)
         statistics.update(activations, sequences)
-        assert statistics._on_device.top.shared == (WINDOW_ARRAYS if windows == "host" else ())
+        assert statistics._on_device.top.shared == (WINDOW_FIELDS if windows == "host" else ())
     statistics.update(*batches[3])
     assert_equal(statistics, expected)
 

@@ -131,7 +131,7 @@ def planned(config: BuildConfig, before: Sequence[tuple[str, int | None]] = ()) 
     _check_context(config, loaded)
     corpus.write_chat = chat_writer(loaded.tokenizer)
     layers = _chosen_layers(config, loaded)
-    keep = _kept(config)
+    keep = Keep(config.top, config.bottom, config.window, config.by).within(config.context)
     return Plan(
         config=config,
         before=tuple(before),
@@ -210,11 +210,6 @@ def _chosen_kernels(config: BuildConfig) -> str:
     except KernelInputError as error:
         raise IndexerError(str(error)) from error
 
-
-def _kept(config: BuildConfig) -> Keep:
-    # a window reaches no further than its sequence, so that no place is made for more
-    before, after = (min(tokens, config.context - 1) for tokens in config.window)
-    return Keep(top=config.top, bottom=config.bottom, window=(before, after), by=config.by)
 
 
 def _chosen_layers(config: BuildConfig, loaded: LoadedModel) -> list[MlpLayer]:

@@ -42,14 +42,12 @@ _BIN_COLUMNS = ("unit", "lower", "upper", "count")
 def keep_of(configuration: Mapping[str, Any]) -> Keep | None:
     """What a build kept, from its configuration; None where that does not tell."""
     try:
-        context = int(configuration["context"])
-        # a window reaches no further than its sequence
-        before, after = (min(int(tokens), context - 1) for tokens in configuration["window"])
+        before, after = map(int, configuration["window"])
         top, bottom, by = int(configuration["top"]), int(configuration["bottom"]), configuration["by"]
+        keep = Keep(top, bottom, (before, after), by).within(int(configuration["context"]))
     except (KeyError, TypeError, ValueError):
         return None
-    told = min(top, bottom, before, after) >= 0 and by in COMPETITORS
-    return Keep(top, bottom, (before, after), by) if told else None
+    return keep if min(top, bottom, *keep.window) >= 0 and by in COMPETITORS else None
 
 
 def kept(index: Path, manifest: Manifest) -> Keep:

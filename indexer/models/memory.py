@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from indexer_kernels import Keep
-from indexer_kernels.device import WINDOW_ARRAYS, DeviceSums, DeviceTopK, Windows, splits_of
+from indexer_kernels.device import DeviceSums, DeviceTopK, Windows, splits_of
 from indexer_kernels.pinned import pinned_bytes
+from indexer_kernels.topk import WINDOW_FIELDS
 
 from indexer.errors import IndexerError
 from indexer.models.peak import forward_bytes
@@ -67,9 +68,7 @@ class MemoryPlan:
     gpus: int
 
     def line(self) -> str:
-        """The plan as one line for people."""
-        if not self.gpus:
-            return f"memory: {in_bytes(self.host_state)} statistics of {in_bytes(self.free)} free"
+        """The plan of GPUs as one line for people."""
         where = "GPU memory" if self.gpus == 1 else f"memory of {self.gpus} GPUs"
         away = "" if self.windows == "device" else ", windows in the main memory"
         return (
@@ -142,7 +141,7 @@ def state_bytes(units: Iterable[int], keep: Keep, splits: Callable[[int], int]) 
     units, meta = list(units), torch.device("meta")
     ends = [end for end in keep.ends(1) if end.k]
     places = [DeviceTopK.of(end, meta).arrays for end in ends]
-    windows = [arrays[name].nbytes for arrays in places for name in WINDOW_ARRAYS]
+    windows = [arrays[name].nbytes for arrays in places for name in WINDOW_FIELDS]
     # an end that is not kept has a threshold all the same, float32 and int64
     others = sum(tensor.nbytes for arrays in places for tensor in arrays.values()) - sum(windows)
     others += (2 - len(ends)) * 12

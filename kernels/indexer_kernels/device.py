@@ -28,8 +28,6 @@ PROGRAM_UNITS = 64
 MOST_RECENT = 2**31 - 1
 MOST_PENDING = 2**22
 NO_DOCUMENT = -(2**63)
-# nearly all of a state's memory, and seldom written
-WINDOW_ARRAYS = WINDOW_FIELDS
 COPIED = ("filled", "worst", "threshold", *PLACE_FIELDS, *WINDOW_FIELDS)
 Windows = Literal["device", "host"]
 
@@ -121,7 +119,7 @@ class DeviceTopK:
         """
         worst = host.document[np.arange(host.units), host.worst]
         documents = np.where(host.filled == host.k, worst, NO_DOCUMENT)
-        shared = WINDOW_ARRAYS if windows == "host" else ()
+        shared = WINDOW_FIELDS if windows == "host" else ()
         arrays = {"threshold_document": torch.from_numpy(documents).to(device)}
         for name in COPIED:
             array = torch.from_numpy(getattr(host, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,11 @@ class Keep:
     bottom: int = 20
     window: tuple[int, int] = (48, 15)
     by: str = "sequence"
+
+    def within(self, context: int) -> Keep:
+        """For sequences of at most `context` tokens, beyond which no window reaches."""
+        before, after = (min(tokens, context - 1) for tokens in self.window)
+        return replace(self, window=(before, after))
 
     def ends(self, units: int) -> tuple[TopK, TopK]:
         """Top-k and bottom-k of no tokens; of no places where none are kept."""

@@ -27,6 +27,7 @@ IDENTITY = {
     "document": ("document",),
 }
 COMPETITORS = tuple(IDENTITY)
+# nearly all of a state's memory, and seldom written
 WINDOW_FIELDS = ("token_ids", "activations")
 
 
