@@ -31,8 +31,8 @@ import indexer
 from benchmarks.gpu_kernels import interpreter
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
+from indexer.commands.demo import model_folder, write_corpus
 from indexer.corpus import Corpus
-from indexer.demo import model_folder, write_corpus
 from indexer.models import LoadedModel, Runner, load
 from indexer.tokens import Batch, Batches
 

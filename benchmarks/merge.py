@@ -30,7 +30,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.read import Index
 from indexer.index.restore import LayerFiles
-from indexer.units import Unit
+from indexer.names import Unit
 
 MERGE = """
 import sys

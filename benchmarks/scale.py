@@ -24,10 +24,10 @@ from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from benchmarks.synthetic import Size, write_synthetic
 from indexer import open_index
+from indexer.building.pace import LEAST_RATIO
 from indexer.index.manifest import read_manifest
 from indexer.partials.merge import merge_indexes
-from indexer.progress import in_bytes, in_time
-from indexer.work.pace import LEAST_RATIO
+from indexer.talk import in_bytes, in_time
 
 DAY = 86_400.0
 INPUTS = 4

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from indexer.commands.demo import model_folder, write_corpus
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
-from indexer.demo import model_folder, write_corpus
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, adapt, load
 from indexer.models.loading import DTYPES, quiet_transformers

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from benchmarks.survive_scenes import BUILD, Scene, Server, scenes
-from indexer.demo import model_folder, write_corpus
+from indexer.commands.demo import model_folder, write_corpus
 
 MOST_KILLS = 4
 CHARACTERS_PER_TOKEN = 4

@@ -27,12 +27,11 @@ import pyarrow as pa
 import torch
 
 from indexer import models
-from indexer.building import plan
+from indexer.building import durable, folder, plan
 from indexer.commands import app
 from indexer.engines import append, shards
 from indexer.index import output, scratch, write
 from indexer.partials import merge
-from indexer.work import durable, folder
 
 # every step that a crash could fall between: module or class, and function
 POINTS: dict[str, tuple[Any, str]] = {

@@ -22,7 +22,7 @@ from benchmarks.measure import ratios, shown_ratio, spread
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from indexer import open_index
-from indexer.demo import model_folder, write_corpus
+from indexer.commands.demo import model_folder, write_corpus
 from indexer.errors import IndexerError
 
 

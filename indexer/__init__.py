@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexer.errors import IndexerError
+from indexer.version import __version__
 
 if TYPE_CHECKING:
     from indexer.index.read import Index
 
-__version__ = "0.1.0"
 __all__ = ["IndexerError", "__version__", "build", "open_index"]
 
 
@@ -39,7 +39,7 @@ def build(**options: Any) -> Path:
     options: the fields of indexer.config.BuildConfig, e.g. model, corpus, output, layers, top, max_tokens.
     Raises IndexerError, in one line, for an option that does not exist or a value that cannot be.
     """
+    from indexer.config.options import build_config
     from indexer.engines import build as run
-    from indexer.options import build_config
 
     return run(build_config(options))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+import tomllib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ KERNELS = ROOT / "kernels" / "indexer_kernels"
 READING = [
     "indexer",
     "indexer_kernels",
-    "indexer.units",
+    "indexer.names",
     *(
         f"indexer.{folder}.{path.stem}".removesuffix(".__init__")
         for folder in ("commands", "display", "index")
@@ -65,3 +68,36 @@ def test_reading_needs_neither_torch_nor_compiled_kernels() -> None:
         "    sys.modules[name] = None\n" + "".join(f"import {module}\n" for module in READING)
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
+
+
+def test_every_package_is_installed() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [path.parent.relative_to(ROOT) for path in (ROOT / "indexer").rglob("__init__.py")]
+    there = {".".join(folder.parts) for folder in folders}
+    assert set(told) == there | {"indexer_kernels"}
+
+
+def test_no_module_leads_back_to_itself() -> None:
+    """Whatever a module imports, anywhere in it and for types alone, too."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "indexer").rglob("*.py")
+    }
+    graph = {name: {*_modules(path, paths)} - {name} for name, path in paths.items()}
+    sorter = graphlib.TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def _modules(path: Path, known: Collection[str]) -> Iterator[str]:
+    """Modules of ours that a file imports, or imports names from."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            inside = [f"{node.module}.{name.name}" for name in node.names]
+            yield from (name for name in inside if name in known)
+            if any(name not in known for name in inside):
+                yield str(node.module)

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import indexer
 from indexer.commands import app, build_choices
 from indexer.config import BuildConfig
+from indexer.config.quantities import whole_number
 from indexer.errors import IndexerError
-from indexer.quantities import whole_number
 
 MINIMUM = ["build", "model", "texts", "--output", "my.index"]
 

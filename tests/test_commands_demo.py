@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.demo import model_folder, write_corpus
+from indexer.commands.demo import model_folder, write_corpus
 from indexer.errors import IndexerError
 
 

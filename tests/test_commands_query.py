@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from benchmarks.synthetic import Size, write_synthetic
 from indexer import open_index
 from indexer.commands import app
-from indexer.demo import FIRES_ON, SELECTIVE, _show
+from indexer.commands.demo import FIRES_ON, SELECTIVE, _show
 from indexer.display.histogram import bars
 from indexer.display.pages import console, source_name, window
 from indexer.index.read import Index

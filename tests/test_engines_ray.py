@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
+from indexer.building.progress import Progress
 from indexer.config import BuildConfig
 from indexer.engines import build, ray_engine
 from indexer.engines.shards import shard_output
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.schema import LOG, MANIFEST
-from indexer.progress import Progress
-from indexer.work.share import MEMORY
+from indexer.models.share import MEMORY
 from tests.test_engines_stopped import corpus, model, options
 from tests.test_pipeline import tables
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from indexer.building.progress import Progress
 from indexer.config import BuildConfig
 from indexer.engines import build, processes, ray_engine, shards
 from indexer.engines.shards import Standing, shard_output
@@ -20,7 +21,6 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.schema import LOG, MANIFEST
 from indexer.index.unfinished import last_progress, read_events
-from indexer.progress import Progress
 from tests.real_model import minilm, standard_library
 from tests.test_pipeline import tables
 from tests.tiny_models import saved, words

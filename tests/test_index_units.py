@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from indexer.errors import IndexerError
-from indexer.units import Unit, format_layers, parse_layers, parse_unit
+from indexer.names import Unit, format_layers, parse_layers, parse_unit
 
 
 @pytest.mark.parametrize(

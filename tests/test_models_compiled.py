@@ -15,9 +15,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import indexer
 from indexer.building.run import build
 from indexer.config import BuildConfig
+from indexer.config.options import build_config
 from indexer.errors import IndexerError
 from indexer.models import Runner, adapt
-from indexer.options import build_config
 from tests import tiny_models
 from tests.real_model import minilm
 from tests.tiny_batches import Keeper, tiny_batch

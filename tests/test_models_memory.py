@@ -25,7 +25,7 @@ from indexer.models import LoadedModel, Runner, adapt, memory, peak
 from indexer.models.memory import MemoryPlan, plan_memory, state_bytes
 from indexer.models.peak import forward_bytes
 from indexer.models.plan import MlpLayer
-from indexer.progress import in_bytes
+from indexer.talk import in_bytes
 from tests.tiny_batches import TinyBatch
 from tests.tiny_models import FUSED, HOOKED, VOCABULARY, tiny
 

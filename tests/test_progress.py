@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from indexer import progress
+from indexer.building import progress
+from indexer.building.progress import Course, Progress
 from indexer.building.run import build
 from indexer.engines.shards import shard_progress
 from indexer.index.schema import LOG
 from indexer.index.unfinished import read_events
-from indexer.progress import Course, Progress
 from tests.real_model import standard_library
 from tests.test_resume import options, stopped_after
 
@@ -107,7 +107,7 @@ def corpus(tmp_path: Path) -> list[str]:
 def test_the_log_of_a_build_tells_the_share_of_its_tokens(
     corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.work.pace.EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("indexer.building.pace.EVENT_SECONDS", 0.0)
     # what a checkpoint after every batch tells of the writing is left out, and so its part in the share
     monkeypatch.setattr("indexer.building.gathered.WRITING_SPEED", 1e15)
     config = options(tmp_path / "a.index", corpus, checkpoint_minutes=5)

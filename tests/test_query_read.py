@@ -15,7 +15,7 @@ from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.read import Index
-from indexer.units import Unit
+from indexer.names import Unit
 from tests.index_cases import ragged_record, write_index
 
 

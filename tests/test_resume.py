@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from indexer.building import checkpoints
+from indexer.building import checkpoints, folder
+from indexer.building.folder import WorkFolder
 from indexer.building.gathered import Gathered
 from indexer.building.identity import differences
 from indexer.building.run import build
@@ -21,8 +22,6 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.unfinished import progress_of, read_events
 from indexer.index.verify import verify_index
-from indexer.work import folder
-from indexer.work.folder import WorkFolder
 from tests.real_model import minilm, standard_library
 from tests.test_pipeline import tables
 from tests.tiny_models import saved, words

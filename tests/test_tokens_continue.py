@@ -20,9 +20,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer.building.plain import packed, unpacked
 from indexer.corpus import Corpus, Piece
 from indexer.tokens import Batch, Batches, Position, batch, stream
-from indexer.work.plain import packed, unpacked
 from tests.tiny_tokenizers import library_text, tiny_tokenizer
 
 TEXT = library_text()

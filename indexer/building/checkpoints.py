@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from indexer.building import report
+from indexer.building.folder import Checkpoint, WorkFolder
 from indexer.building.gathered import Gathered
 from indexer.building.nonfinite import MLP
 from indexer.building.plan import Plan
@@ -21,7 +22,6 @@ from indexer.index.restore import read_layer, read_vocabulary
 from indexer.index.write import IndexWriter
 from indexer.partials.state import statistics_of
 from indexer.tokens import Batches, Position
-from indexer.work.folder import Checkpoint, WorkFolder
 
 
 def save(

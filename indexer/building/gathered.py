@@ -14,10 +14,11 @@ from indexer.building.documents import Documents
 from indexer.building.nonfinite import NonFinite
 from indexer.building.observer import StatisticsObserver
 from indexer.building.plan import Plan
+from indexer.building.progress import WRITING_SPEED, Course
 from indexer.building.spotcheck import SpotCheck
 from indexer.errors import IndexerError
 from indexer.index.vocabulary import Vocabulary
-from indexer.progress import WRITING_SPEED, Course, in_bytes
+from indexer.talk import in_bytes
 from indexer.tokens import Batch
 
 

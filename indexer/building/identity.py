@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from indexer.config import Reach, options_reaching
+from indexer.config.options import option_name
 from indexer.index.manifest import Manifest
-from indexer.options import option_name
 
 LISTING = "the digest of the corpus's list of files and sizes"
 

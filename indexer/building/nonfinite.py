@@ -19,7 +19,7 @@ from indexer_kernels.staging import OnItsWay, to_host
 from torch import Tensor
 
 from indexer.models.alone import Plain
-from indexer.units import Unit
+from indexer.names import Unit
 
 MLP = "mlp"
 # Batches that the device may be behind: enough to keep it busy, few enough that stopping does not take long.

@@ -31,8 +31,8 @@ from indexer.models.alone import Batching, Plain, batching
 from indexer.models.matmul import uses_onednn
 from indexer.models.memory import MemoryPlan, plan_memory
 from indexer.models.placement import device_type
+from indexer.names import parse_layers
 from indexer.tokens.chat import chat_writer
-from indexer.units import parse_layers
 
 # Rows that an MLP takes at a time on a CPU, so that its activations stay in cache until they are projected.
 CHUNK_TOKENS = 1024

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from indexer_kernels.dispatch import describe
 
-from indexer import __version__
+from indexer.building.folder import WorkFolder
 from indexer.building.gathered import Gathered
 from indexer.building.identity import tokenizer_digest
 from indexer.building.nonfinite import NonFinite
 from indexer.building.plan import Plan
+from indexer.building.progress import peak_memory
 from indexer.index.manifest import read_manifest
 from indexer.index.unfinished import last_progress
 from indexer.models import MlpLayer
-from indexer.progress import in_bytes, in_tokens, peak_memory
+from indexer.names import format_layers
+from indexer.talk import in_bytes, in_tokens
 from indexer.tokens import Batches
-from indexer.units import format_layers
-from indexer.work.folder import WorkFolder
+from indexer.version import __version__
 
 # which sequences lie together in a batch
 TOGETHER = {"equal": "without padding, of one length each", "single": "of one sequence"}

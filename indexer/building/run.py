@@ -12,19 +12,19 @@ import torch
 
 from indexer.building import checkpoints, report
 from indexer.building.allocator import freed_memory_kept
+from indexer.building.folder import WorkFolder
 from indexer.building.gathered import Gathered
 from indexer.building.identity import identity_of
+from indexer.building.pace import Pace
 from indexer.building.plan import Plan, check_joins, check_same, planned, threads_of
+from indexer.building.progress import Progress
+from indexer.building.signals import StopRequest
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.schema import MANIFEST
 from indexer.models import Runner
-from indexer.progress import Progress
 from indexer.tokens import Batch, Batches, Position
-from indexer.work.folder import WorkFolder
-from indexer.work.pace import Pace
-from indexer.work.signals import StopRequest
 
 
 def build(

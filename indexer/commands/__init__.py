@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from indexer import __version__
+from indexer.building.signals import end_as_by_ctrl_c
 from indexer.commands import build_choices as choices
-from indexer.commands.program import NAME, Commands, tell, without_pandas
+from indexer.commands.program import NAME, Commands, without_pandas
 from indexer.errors import IndexerError
-from indexer.work.signals import end_as_by_ctrl_c
+from indexer.talk import tell
+from indexer.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +140,7 @@ def build(
 
     Stopped at any moment, the same command continues where it was.
     """
-    from indexer.options import build_config
+    from indexer.config.options import build_config
 
     given = {name: value for name, value in context.params.items() if value is not None and value != ()}
     given.pop("config", None)
@@ -167,7 +168,7 @@ def _count(option: str) -> Any:
     """A parser of whole numbers from 1 on that names option and value, which typer's own does not."""
 
     def parse(text: str) -> int:
-        from indexer.quantities import whole_number
+        from indexer.config.quantities import whole_number
 
         number = whole_number(text)
         if number is None or number < 1:
@@ -354,7 +355,7 @@ def demo(
     output: LOCATION = Path("demo/minilm.index"), max_tokens: TOKENS = 320_000, overwrite: ANEW = False
 ) -> None:
     """Index all neurons of MiniLM over Python's own documentation and source, then look at some of them."""
-    from indexer.demo import run_demo
+    from indexer.commands.demo import run_demo
 
     run_demo(output, max_tokens, overwrite)
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from indexer.errors import IndexerError
+from indexer.talk import tell
 
 NAME = "neuron-indexer"
 _TRACEBACK = "NEURON_INDEXER_TRACEBACK"
@@ -21,11 +22,6 @@ _ADDRESS = re.compile(r"auto|local|(ray://)?[\w.\[\]-]+:\d+")
 
 # the class above every complaint of the option parser; typer gives it no public name
 _OptionError: Any = typer.BadParameter.__base__
-
-
-def tell(message: str) -> None:
-    """Say something to the person at the terminal, out of the data's way."""
-    print(message, file=sys.stderr, flush=True)
 
 
 class _NoPandas:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from indexer.building.identity import differences, options_of
+from indexer.building.progress import Progress
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
 from indexer.engines.shards import clear_merged, held_shards, merge_parts
@@ -12,7 +13,6 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import Manifest, read_manifest
 from indexer.index.schema import MANIFEST
 from indexer.index.scratch import put_right
-from indexer.progress import Progress
 
 PARTIAL = "appended.index"
 

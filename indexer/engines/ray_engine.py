@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from indexer.building.progress import Progress
 from indexer.config import BuildConfig
 from indexer.engines.shards import (
     Standing,
@@ -33,8 +34,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.output import check_output
 from indexer.index.scratch import put_right
-from indexer.progress import Progress
-from indexer.work.share import MEMORY
+from indexer.models.share import MEMORY
 
 LOCAL = "local"
 SHARDS_PER_WORKER = 4

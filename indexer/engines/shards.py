@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from indexer.building.durable import remove, told
+from indexer.building.progress import Progress
+from indexer.building.signals import StopRequest
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import sha256
 from indexer.index.schema import MANIFEST
 from indexer.index.scratch import given_back, put_right, taken
 from indexer.index.unfinished import BUILD_SUFFIX, SHARDS_SUFFIX, last_progress
-from indexer.progress import Progress
-from indexer.work.durable import remove, told
-from indexer.work.signals import StopRequest
 
 SHARDS = "*-of-*.index"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from indexer.building.signals import end_as_by_ctrl_c
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
-from indexer.work.signals import end_as_by_ctrl_c
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED
 from indexer.index.unfinished import in_short, progress_of
-from indexer.units import check_site
+from indexer.names import check_site
 
 # what the build says about itself, in the order of the file; the writer adds the rest
 SECTIONS = ("model", "tokenizer", "corpus", "configuration", "totals", "software")

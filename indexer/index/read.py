@@ -22,7 +22,7 @@ from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
 from indexer.index.views import SITE
 from indexer.index.vocabulary import Vocabulary
-from indexer.units import Unit, format_layers, parse_unit
+from indexer.names import Unit, format_layers, parse_unit
 
 if TYPE_CHECKING:
     from indexer.index.query import Parameters, Queries

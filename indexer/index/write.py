@@ -35,7 +35,7 @@ from indexer.index.scratch import Scratch, put_right
 from indexer.index.tables import example_tables, histogram_tables, sums_table, unit_table, units_per_group
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
-from indexer.units import check_site
+from indexer.names import check_site
 
 _MOST_THREADS = 4
 

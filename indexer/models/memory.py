@@ -22,8 +22,8 @@ from indexer.errors import IndexerError
 from indexer.models.peak import forward_bytes
 from indexer.models.placement import free_memory
 from indexer.models.plan import MlpLayer
-from indexer.progress import in_bytes
-from indexer.work.share import free_main_memory, is_shared
+from indexer.models.share import free_main_memory, is_shared
+from indexer.talk import in_bytes
 
 if TYPE_CHECKING:
     from indexer.models.loading import LoadedModel

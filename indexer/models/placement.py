@@ -13,9 +13,9 @@ from math import prod
 import torch
 
 from indexer.errors import IndexerError
+from indexer.models.share import part_of_gpu
 from indexer.models.weights import Stored
-from indexer.progress import in_bytes
-from indexer.work.share import part_of_gpu
+from indexer.talk import in_bytes
 
 # a tenth of the weights is the least that batches and statistics want beside them
 ROOM_SHARE = 10

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from indexer.config import Reach, options_reaching
+from indexer.config.options import option_name
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import RowFile
 from indexer.index.manifest import Manifest, check_files, read_manifest, sha256
 from indexer.index.restore import keep_of
-from indexer.options import option_name
 
 # facts about the model that decide no activation, or that options and layers stand for
 _OF_THE_MODEL = frozenset(

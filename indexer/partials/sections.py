@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from indexer import __version__
 from indexer.partials.agreement import Input, whole_list
+from indexer.version import __version__
 
 _FIRST_NON_FINITE = ("document", "sequence", "position", "layer", "unit")
 _PACKAGES = ("numpy", "pyarrow")

@@ -1,4 +1,4 @@
-"""A wish to stop that arrives several times is one wish; see indexer.work.signals."""
+"""A wish to stop that arrives several times is one wish; see indexer.building.signals."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from indexer.work import signals
-from indexer.work.signals import StopRequest, end_as_by_ctrl_c
+from indexer.building import signals
+from indexer.building.signals import StopRequest, end_as_by_ctrl_c
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -51,7 +51,7 @@ def test_a_person_who_asks_again_does_not_wait(monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_program_was_started_to_ignore_stays_ignored() -> None:
     program = (
         "import signal\n"
-        "from indexer.work.signals import end_as_by_ctrl_c\n"
+        "from indexer.building.signals import end_as_by_ctrl_c\n"
         "end_as_by_ctrl_c()\n"
         "print(*(signal.getsignal(number) is signal.default_int_handler for number in (15, 1)))\n"
     )

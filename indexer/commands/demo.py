@@ -14,12 +14,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indexer.commands.program import tell
 from indexer.display.data import print_table, rows
 from indexer.display.histogram import print_bars
 from indexer.display.pages import console, print_examples, print_title, sources
 from indexer.display.text import one_line
 from indexer.errors import IndexerError
+from indexer.talk import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,8 +85,8 @@ def model_folder() -> Path:
 
 
 def _build(output: Path, max_tokens: int, overwrite: bool) -> None:
+    from indexer.config.options import build_config
     from indexer.engines import build
-    from indexer.options import build_config
 
     options = {
         "model": str(model_folder()),

@@ -7,12 +7,12 @@ from typing import IO
 
 import pytest
 
+from indexer.building.folder import WorkFolder
 from indexer.engines.shards import held_shards, shards_folder
 from indexer.errors import IndexerError
 from indexer.index import scratch
 from indexer.index.schema import LOG
 from indexer.index.unfinished import read_events
-from indexer.work.folder import WorkFolder
 
 ONE, OTHER = {"a": 1}, {"a": 2}
 

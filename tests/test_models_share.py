@@ -13,9 +13,8 @@ from indexer_kernels import Keep
 from indexer.config import BuildConfig
 from indexer.engines import processes
 from indexer.errors import IndexerError
-from indexer.models import adapt, memory
+from indexer.models import adapt, memory, share
 from indexer.models.placement import free_memory
-from indexer.work import share
 from tests.tiny_models import fresh
 
 KEEP = Keep(top=3, bottom=2, window=(4, 3))

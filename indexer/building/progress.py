@@ -12,6 +12,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from indexer.talk import in_bytes, in_time, in_tokens
+
 STEPS = 1000
 LINE_SECONDS = 30.0
 MOST_WORKERS_SHOWN = 8
@@ -28,32 +30,6 @@ def peak_memory() -> int:
         return int(line.split()[1]) * 1024
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024
-
-
-def in_bytes(number: float) -> str:
-    """A number of bytes as people read it: 812 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}" if number < 100 else f"{number:.0f} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
-
-
-def in_tokens(number: float) -> str:
-    """A number of tokens as people read it: 12.3k."""
-    for unit in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.3g}{unit}" if number < 100 or not unit else f"{number:.0f}{unit}"
-        number /= 1000
-    return f"{number:.3g}T"
-
-
-def in_time(seconds: float) -> str:
-    """A duration as people read it: 12 min."""
-    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.{1 if unit == 'h' else 0}f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 class Course:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from indexer.quantities import BYTES, COUNTS, whole_number
-from indexer.units import format_layers
+from indexer.config.quantities import BYTES, COUNTS, whole_number
+from indexer.names import format_layers
 
 # what the arrays of a build hold
 LARGEST = 2**63 - 1
