@@ -36,8 +36,9 @@ from indexer.partials import merge
 # every step that a crash could fall between: module or class, and function
 POINTS: dict[str, tuple[Any, str]] = {
     "write a file": (durable, "write_flushed"),
-    "rename a file": (durable, "rename"),
-    "flush a folder": (durable, "flush_folder"),
+    "rename a file": (os, "replace"),
+    "flush a file or its folder": (durable, "flush"),
+    "flush a checkpoint's folder": (folder, "flush"),
     "write of a checkpoint's position": (folder, "write_flushed"),
     "exchange of the checkpoint": (folder, "write_durably"),
     "remove a checkpoint": (folder, "remove"),

@@ -1,7 +1,6 @@
 """Files that are whole or not there, whenever the machine stops.
 
-A file is written under another name, flushed to the disk, renamed, and its folder flushed. Each step is a
-function of its own: the places where tests kill the process.
+A file is written under another name, flushed to the disk, renamed, and its folder flushed.
 """
 
 from __future__ import annotations
@@ -28,28 +27,18 @@ def write_durably(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         write_flushed(unfinished, content)
-        rename(unfinished, path)
+        os.replace(unfinished, path)
     except OSError:
         with suppress(OSError):
             unfinished.unlink()
         raise
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def write_flushed(path: Path, content: bytes) -> None:
     """Write a file and have the disk hold it."""
     path.write_bytes(content)
     flush(path)
-
-
-def rename(path: Path, target: Path) -> None:
-    """Put a file or folder in its place, in one step."""
-    os.replace(path, target)
-
-
-def flush_folder(folder: Path) -> None:
-    """Have the disk hold the names in a folder."""
-    flush(folder)
 
 
 def remove(path: Path) -> None:

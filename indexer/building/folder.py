@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from indexer.building.durable import digest, flush_folder, remove, told, write_durably, write_flushed
+from indexer.building.durable import digest, remove, told, write_durably, write_flushed
 from indexer.building.events import EventLog
 from indexer.building.identity import differences, reconciled
 from indexer.building.plain import packed, unpacked
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest, sha256, size_problem
-from indexer.index.output import check_output, put_aside, put_in_place
+from indexer.index.output import check_output, flush, put_aside, put_in_place
 from indexer.index.schema import LOG, MANIFEST
 from indexer.index.scratch import empty, given_back, put_back, taken
 from indexer.index.unfinished import BUILD_SUFFIX, ENDED, IDENTITY
@@ -178,7 +178,7 @@ class WorkFolder:
         text, arrays = packed(position)
         write_flushed(folder / POSITION, text)
         write_flushed(folder / ARRAYS, arrays)
-        flush_folder(folder)
+        flush(folder)
         current = {
             "checkpoint": folder.name,
             POSITION: digest(text),

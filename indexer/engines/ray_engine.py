@@ -158,6 +158,7 @@ class _Run:
             self.ray.kill(worker)
             self._died(shard, str(error).splitlines()[0])
             return
+        self.deaths.pop(shard, None)
         if shard is not None:
             self.standing.done(shard, result)
         if self.waiting:
@@ -175,18 +176,16 @@ class _Run:
                 "" if shard is None else f", --shard {shard}/{len(self.outputs)} in place of --ray shows why"
             )
             raise IndexerError(
-                f"{self._named(shard)}: {number} workers died of it, one after the other, without getting "
-                f"any further; Ray says: {reason} The same command tries again{alone}"
+                f"{self._named(shard)}: {number} workers died, one after the other, without getting any "
+                f"further; Ray says: {reason} The same command tries again{alone}"
             )
-        self.progress.say(
-            f"{self._named(shard)}: its worker died, another one takes over; Ray says: {reason}"
-        )
+        self.progress.say(f"{self._named(shard)}: a worker died, another one takes over; Ray says: {reason}")
         if shard is not None:
             self.waiting.insert(0, shard)
         self._start()
 
     def _named(self, shard: int | None) -> str:
-        return "a worker that starts" if shard is None else f"shard {shard} of {len(self.outputs)}"
+        return "the start of a worker" if shard is None else f"shard {shard} of {len(self.outputs)}"
 
 
 @dataclass(frozen=True)
