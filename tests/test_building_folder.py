@@ -76,6 +76,7 @@ def test_who_is_refused_writes_nothing_into_the_log_of_the_other(tmp_path: Path)
     work = begun(output)
     work.note("progress", tokens=1)
     refused(output)
+    assert [event["event"] for event in read_events(work.path / LOG)] == ["progress"]
     with pytest.raises(IndexerError, match="no text"), work:
         raise IndexerError("the corpus has no text")
     assert list(tmp_path.iterdir()) == []
