@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -13,8 +12,6 @@
 #include <vector>
 
 #include "cpu.hpp"
-#include "histogram.hpp"
-#include "exact_sum.hpp"
 #include "job.hpp"
 #include "threads.hpp"
 
@@ -30,7 +27,6 @@ using Array = py::array_t<T, py::array::c_style>;
 template <typename State>
 struct Held {
   State state;
-  std::int64_t units = 0;
   std::vector<py::array> arrays;
 
   template <typename T>
@@ -43,26 +39,14 @@ struct Held {
 struct HeldHistogram : Held<Histogram> {
   HeldHistogram(const Array<std::int64_t>& counts, const Array<std::uint16_t>& recent,
                 const Array<std::int32_t>& recent_tokens) {
-    units = counts.shape(0);
     state = {hold(counts), hold(recent), hold(recent_tokens)};
-  }
-
-  void settle() {
-    for (std::int64_t unit = 0; unit < units; unit += kBlockUnits)
-      INDEXER_ISA::settle_histogram(state, unit, std::min<std::int64_t>(kBlockUnits, units - unit));
   }
 };
 
 struct HeldMoments : Held<Moments> {
   HeldMoments(const Array<std::int64_t>& nan, const Array<std::int64_t>& inf, const Array<float>& minimum,
               const Array<float>& maximum, const Array<std::int64_t>& sums, const Array<std::int32_t>& pending) {
-    units = nan.shape(0);
     state = {hold(nan), hold(inf), hold(minimum), hold(maximum), hold(sums), hold(pending)};
-  }
-
-  void settle() {
-    for (std::int64_t sum = 0; sum < units * kPowers; ++sum) INDEXER_ISA::settle_carries(state.sums + sum * kLimbs);
-    std::fill(state.pending, state.pending + units, 0);
   }
 };
 
@@ -73,7 +57,6 @@ struct HeldTopK : Held<TopK> {
            const Array<std::int32_t>& position, const Array<std::int32_t>& window_start,
            const Array<std::int32_t>& window_length, const Array<std::int32_t>& token_ids,
            const Array<float>& activations) {
-    units = value.shape(0);
     state.places = value.shape(1);
     state.before = before;
     state.after = after;
@@ -171,15 +154,13 @@ PYBIND11_MODULE(_cpp, module) {
 
   py::class_<HeldHistogram>(module, "Histogram")
       .def(py::init<Array<std::int64_t>, Array<std::uint16_t>, Array<std::int32_t>>(), py::arg("counts").noconvert(),
-           py::arg("recent").noconvert(), py::arg("recent_tokens").noconvert())
-      .def("settle", &HeldHistogram::settle);
+           py::arg("recent").noconvert(), py::arg("recent_tokens").noconvert());
 
   py::class_<HeldMoments>(module, "Moments")
       .def(py::init<Array<std::int64_t>, Array<std::int64_t>, Array<float>, Array<float>, Array<std::int64_t>,
                     Array<std::int32_t>>(),
            py::arg("nan").noconvert(), py::arg("inf").noconvert(), py::arg("minimum").noconvert(),
-           py::arg("maximum").noconvert(), py::arg("sums").noconvert(), py::arg("pending").noconvert())
-      .def("settle", &HeldMoments::settle);
+           py::arg("maximum").noconvert(), py::arg("sums").noconvert(), py::arg("pending").noconvert());
 
   py::class_<HeldTopK>(module, "TopK")
       .def(py::init<bool, int, std::int64_t, std::int64_t, Array<float>, Array<std::int32_t>, Array<std::int32_t>,

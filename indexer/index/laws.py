@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from indexer_kernels import Moments
 from indexer_kernels.histogram import BINS, active, bin_edges, bins_between, bins_of, positive, quantiles
 from indexer_kernels.moments import OVERFLOWED, POWERS
+from indexer_kernels.topk import TIES, ranks_before
 
 from indexer.errors import IndexerError
 from indexer.index.manifest import LayerEntry
@@ -201,12 +202,10 @@ class LayerLaws:
         self._require(rank == np.where(same, before[2] + 1, 1), unit, "ranks do not count from 1")
         self._last = (int(unit[-1]), int(extreme[-1]), int(rank[-1]))
         value = np.where(extreme == EXTREMES.index("top"), -columns["value"], columns["value"])
-        later = np.zeros(len(unit) - 1, bool)
-        # from the last key to the first: a key decides where it differs, and leaves ties to those after it
-        for key in (columns["position"], columns["sequence"], columns["document"], value):
-            later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
+        keys = [value, *(columns[name] for name in TIES)]
+        ordered = ranks_before([key[:-1] for key in keys], [key[1:] for key in keys])
         self._require(
-            np.concatenate([[True], later | ~same[1:]]), unit, "examples are not in the total order"
+            np.concatenate([[True], ordered | ~same[1:]]), unit, "examples are not in the total order"
         )
 
     def _check_windows(self, table: pa.Table, columns: dict[str, np.ndarray]) -> None:

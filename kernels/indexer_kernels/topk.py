@@ -8,7 +8,7 @@ state is merged by letting its examples compete again. Non-finite values do not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ IDENTITY = {
     "document": ("document",),
 }
 COMPETITORS = tuple(IDENTITY)
+# what decides between equal values, the first that differs; the smaller wins
+TIES = ("document", "sequence", "position")
 # nearly all of a state's memory, and seldom written
 WINDOW_FIELDS = ("token_ids", "activations")
 
@@ -120,15 +122,14 @@ class TopK:
 
     def ranked(self, units: slice = slice(None)) -> TopK:
         """A copy of some units, with places in rank order, best first; undefined places come last."""
-        value, taken = self.value[units], self.taken[units]
-        key = -value if self.largest else value
-        ties = (self.position[units], self.sequence[units], self.document[units])
-        order = np.lexsort((*ties, key, ~taken))
-        unit = np.arange(len(value))[:, None]
+        taken = self.taken[units]
+        keys = self._keys({name: getattr(self, name)[units] for name in PLACE_FIELDS})
+        order = np.lexsort((*reversed(keys), ~taken))
+        unit = np.arange(len(taken))[:, None]
         return replace(
             self,
             threshold=self.threshold[units].copy(),
-            worst=np.full(len(value), self.k - 1, np.int32),
+            worst=np.full(len(taken), self.k - 1, np.int32),
             filled=self.filled[units].copy(),
             **{name: getattr(self, name)[units][unit, order] for name in (*PLACE_FIELDS, *WINDOW_FIELDS)},
             _native=None,
@@ -194,7 +195,7 @@ class TopK:
         full = filled == self.k
         place = np.where(held, same.argmax(axis=1), np.where(full, self.worst[unit], filled))
         holder = {name: getattr(self, name)[unit, place] for name in PLACE_FIELDS}
-        wins = ~(held | full) | self._ranks_before(example, holder)
+        wins = ~(held | full) | ranks_before(self._keys(example), self._keys(holder))
         unit, place = unit[wins], place[wins]
         for name, values in example.items():
             getattr(self, name)[unit, place] = values[wins]
@@ -208,7 +209,7 @@ class TopK:
         value = self.value[unit]
         bar = value.min(axis=1) if self.largest else value.max(axis=1)
         worst = value == bar[:, None]  # [chosen, k]
-        for name in ("document", "sequence", "position"):
+        for name in TIES:
             if (worst.sum(axis=1) == 1).all():
                 break
             key = getattr(self, name)[unit]
@@ -216,11 +217,18 @@ class TopK:
         self.worst[unit] = worst.argmax(axis=1)
         self.threshold[unit] = bar
 
-    def _ranks_before(self, one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> Any:
-        """Whether the one ranks before the other under the total order, bool [examples]."""
-        before = np.zeros(len(one["value"]), bool)
-        # from the last key to the first: a key decides where it differs
-        for name in ("position", "sequence", "document"):
-            before = (one[name] < other[name]) | ((one[name] == other[name]) & before)
-        better = one["value"] > other["value"] if self.largest else one["value"] < other["value"]
-        return better | ((one["value"] == other["value"]) & before)
+    def _keys(self, places: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        value = places["value"]
+        return [-value if self.largest else value, *(places[name] for name in TIES)]
+
+
+def ranks_before(one: Sequence[NDArray[Any]], other: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Whether the one is before the other in the total order, bool of their shape.
+
+    Of each the value, negated where the largest wins, document, sequence and position.
+    """
+    before = np.zeros(one[0].shape, bool)
+    # from the last key to the first: a key decides where it differs, and leaves ties to those after it
+    for left, right in zip(reversed(one), reversed(other), strict=True):
+        before = (left < right) | ((left == right) & before)
+    return before
