@@ -140,6 +140,15 @@ def test_vocabularies_without_the_letter_a(
     assert sequences(Corpus([str(tmp_path / "a.txt")]), make()) == [expected]
 
 
+@pytest.mark.parametrize(("make", "text"), [(dna, "ACGTTGCA"), (moves, "b1 b2 c1 c2")])
+def test_a_model_of_such_a_vocabulary_is_indexed(make: Callable[[], Any], text: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    make().save_pretrained(folder)
+    (tmp_path / "a.txt").write_text(text)
+    with indexer.open_index(built(folder, tmp_path / "a.index", tmp_path / "a.txt")) as index:
+        assert index.info()["totals"]["sequences"] >= 1
+
+
 def test_a_word_that_the_vocabulary_refuses_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("b1 zz")
     with pytest.raises(

@@ -18,6 +18,7 @@ from indexer.building.progress import WRITING_SPEED, Course
 from indexer.building.spotcheck import SpotCheck
 from indexer.errors import IndexerError
 from indexer.index.vocabulary import Vocabulary
+from indexer.models.forward import embedding_rows
 from indexer.talk import in_bytes
 from indexer.tokens import Batch
 
@@ -52,6 +53,7 @@ class Gathered:
         """Nothing yet; begin: when this process began, as perf_counter tells it."""
         self.vocabulary = Vocabulary.from_tokenizer(plan.loaded.tokenizer)
         self.token_counts = np.zeros(len(self.vocabulary), np.int64)
+        plan.corpus.token_ids = min(embedding_rows(plan.loaded.model), len(self.vocabulary))
         self.observer = StatisticsObserver(plan.units, plan.keep, kernels=plan.kernels, threads=plan.threads)
         self.documents = Documents(self.observer.documents)
         self.spotcheck = SpotCheck(plan.kernels, plan.batching.together)

@@ -16,6 +16,7 @@ from typing import Any
 
 from indexer.errors import IndexerError
 from indexer.models.source import Source, blamed_on, read_json
+from indexer.tokens.encode import put_around
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 VOCABULARIES = (FILE, "vocab*", "*.model")
@@ -71,7 +72,9 @@ def _as_in_file(source: Source) -> Any:
             setattr(backend, part, current)
     # an unknown word is text; files from before transformers 5 leave it to the class to say which token it is
     unknown = getattr(backend.model, "unk_token", None)
-    if tokenizer.unk_token is None and unknown is not None:
+    # some vocabularies name one that they do not have
+    named = unknown is not None and backend.token_to_id(unknown) is not None
+    if tokenizer.unk_token is None and named:
         tokenizer.unk_token = unknown
     return tokenizer
 
@@ -80,10 +83,9 @@ def _settle_ends(source: Source, tokenizer: Any) -> None:
     """Have BOS and EOS put around a text as settings say. IndexerError where they and the file contradict
     each other and no class says which of them holds."""
     settings = read_json(source.name, source.folder / SETTINGS, {})
-    encoding = tokenizer.backend_tokenizer.encode("a")
-    ids = [number for number, real in zip(encoding.ids, encoding.attention_mask, strict=True) if real]
+    before, after = (ids.tolist() for ids in put_around(tokenizer.backend_tokenizer))
     ends, differs = {}, False
-    for role, end in (("bos", ids[:1]), ("eos", ids[-1:])):
+    for role, end in (("bos", before[:1]), ("eos", after[-1:])):
         token, asked = getattr(tokenizer, f"{role}_token"), settings.get(f"add_{role}_token")
         adds = token is not None and end == [getattr(tokenizer, f"{role}_token_id")]
         ends[role] = asked if token is not None and isinstance(asked, bool) else adds

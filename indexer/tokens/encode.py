@@ -47,7 +47,7 @@ class Encoder:
         self._backend.no_padding()
         # the parts of a word depend on their neighbours alone; see indexer.tokens.long
         self.divides_words = type(self._backend.model).__name__ == "BPE"
-        self._own = self._around()
+        self._own = put_around(self._backend)
         self.prefix, self.suffix = self._own if special_tokens else (self._own[0][:0], self._own[1][:0])
         padding = getattr(tokenizer, "pad_token_id", None)
         self.padding = int(padding) if padding is not None else 0
@@ -93,39 +93,48 @@ class Encoder:
         """Which tokens are special ones, such as an `<|endoftext|>` that the text itself spells out."""
         return self._special.take(token_ids, mode="clip")
 
-    def _around(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        probe = next((text for text in self._probes() if self._makes_token(text)), None)
-        if probe is None:
-            raise IndexerError(
-                "tokenizer: it makes no token of text; its files are missing in the model's folder, or are "
-                "those of another tokenizer"
-            )
-        bare = self._backend.encode(probe, add_special_tokens=False).ids
-        whole = self._backend.encode(probe, add_special_tokens=True)
-        mask = np.array(whole.special_tokens_mask, dtype=bool)
-        ids = np.array(whole.ids, dtype=np.int32)
-        own = np.flatnonzero(~mask)
-        if len(own) == 0 or ids[own[0] : own[-1] + 1].tolist() != bare:
-            raise IndexerError(
-                f"tokenizer: the special tokens it adds ({ids.tolist()} for {bare}) are not around the text"
-            )
-        return ids[: own[0]], ids[own[-1] + 1 :]
 
-    def _probes(self) -> Iterator[str]:
-        """Texts of which one at least makes a token, if any does."""
-        yield PROBE
-        special = self._backend.get_added_tokens_decoder()
-        vocabulary = self._backend.get_vocab(with_added_tokens=False)
-        ordinary = (token for token, number in vocabulary.items() if number not in special)
-        yield from sorted(islice(ordinary, MOST_PROBES))
+def put_around(backend: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The special tokens that a `tokenizers.Tokenizer` puts before and after a text, int32 each.
 
-    def _makes_token(self, text: str) -> bool:
-        try:
-            found = self._backend.encode(text, add_special_tokens=False)
-        except Exception:
-            # a vocabulary without a token for unknown words refuses one; the library raises bare Exception
-            return False
-        return bool(found.ids) and not any(found.special_tokens_mask)
+    Raises IndexerError where it makes no token of text, or puts some in the middle of it.
+    """
+    probe = next((text for text in _probes(backend) if _makes_token(backend, text)), None)
+    if probe is None:
+        raise IndexerError(
+            "tokenizer: it makes no token of text; its files are missing in the model's folder, or are "
+            "those of another tokenizer"
+        )
+    bare, whole = (backend.encode(probe, add_special_tokens=special) for special in (False, True))
+    # a tokenizer may be set to fill up its texts
+    real = np.array(whole.attention_mask, dtype=bool)
+    ids = np.array(whole.ids, dtype=np.int32)[real]
+    own = np.flatnonzero(~np.array(whole.special_tokens_mask, dtype=bool)[real])
+    text = [number for number, kept in zip(bare.ids, bare.attention_mask, strict=True) if kept]
+    if len(own) == 0 or ids[own[0] : own[-1] + 1].tolist() != text:
+        raise IndexerError(
+            f"tokenizer: the special tokens it adds ({ids.tolist()} for {text}) are not around the text"
+        )
+    return ids[: own[0]], ids[own[-1] + 1 :]
+
+
+def _probes(backend: Any) -> Iterator[str]:
+    """Texts of which one at least makes a token, if any does."""
+    yield PROBE
+    special = backend.get_added_tokens_decoder()
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    ordinary = (token for token, number in vocabulary.items() if number not in special)
+    yield from sorted(islice(ordinary, MOST_PROBES))
+
+
+def _makes_token(backend: Any, text: str) -> bool:
+    try:
+        found = backend.encode(text, add_special_tokens=False)
+    except Exception:
+        # a vocabulary without a token for unknown words refuses one; the library raises bare Exception
+        return False
+    special = [own for own, real in zip(found.special_tokens_mask, found.attention_mask, strict=True) if real]
+    return bool(special) and not any(special)
 
 
 @contextmanager
