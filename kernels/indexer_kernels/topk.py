@@ -108,7 +108,7 @@ class TopK:
         rows: their windows are no longer than those here.
         Cost: a comparison for each row, and some operations on its unit's k places for each that may win.
         """
-        chosen = np.arange(len(rows)) if self.k else np.empty(0, np.int64)
+        chosen = self._fill(rows) if self.k else np.empty(0, np.int64)
         while len(chosen):
             # of each unit one at a time; those that miss its threshold now will miss it later
             unit, value = rows.unit[chosen], rows.value[chosen]
@@ -196,13 +196,32 @@ class TopK:
         place = np.where(held, same.argmax(axis=1), np.where(full, self.worst[unit], filled))
         holder = {name: getattr(self, name)[unit, place] for name in PLACE_FIELDS}
         wins = ~(held | full) | ranks_before(self._keys(example), self._keys(holder))
-        unit, place = unit[wins], place[wins]
-        for name, values in example.items():
-            getattr(self, name)[unit, place] = values[wins]
+        self._put(rows, chosen[wins], place[wins])
+
+    def _fill(self, rows: ExampleRows) -> NDArray[np.int64]:
+        """Give units without an example their first k rows at once; returns the numbers of the other rows.
+
+        It does what `_insert` would, and nothing where a competitor comes twice.
+        """
+        place = np.arange(len(rows)) - np.searchsorted(rows.unit, rows.unit)
+        free = (self.filled[rows.unit] == 0) & (place < self.k)
+        if free.any():
+            keys = np.stack([rows.unit, *(getattr(rows, name) for name in IDENTITY[self.by])])
+            keys = keys[:, np.lexsort(keys)]
+            if (keys[:, 1:] == keys[:, :-1]).all(axis=0).any():
+                free[:] = False
+            self._put(rows, np.flatnonzero(free), place[free])
+        return np.flatnonzero(~free)
+
+    def _put(self, rows: ExampleRows, chosen: NDArray[np.int64], place: NDArray[np.int64]) -> None:
+        """Write rows into places of their units, each place once; chosen: int64, numbers of rows."""
+        unit = rows.unit[chosen]
+        for name in PLACE_FIELDS:
+            getattr(self, name)[unit, place] = getattr(rows, name)[chosen]
         flat = (getattr(self, name).reshape(self.units * self.k, -1) for name in WINDOW_FIELDS)
-        rows.put_windows(chosen[wins], unit * self.k + place, *flat)
-        self.filled[unit] = np.maximum(self.filled[unit], place + 1)
-        self._find_worst(unit[self.filled[unit] == self.k])
+        rows.put_windows(chosen, unit * self.k + place, *flat)
+        np.maximum.at(self.filled, unit, (place + 1).astype(np.int32))
+        self._find_worst(np.unique(unit[self.filled[unit] == self.k]))
 
     def _find_worst(self, unit: NDArray[np.int64]) -> None:
         """Set `worst` and `threshold` of some units whose places are all taken."""
