@@ -10,6 +10,11 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def several(number: int, noun: str) -> str:
+    """So many things, each called by a noun: 1 file, 2 files."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def in_bytes(number: float) -> str:
     """A number of bytes as people read it: 812 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -182,7 +182,7 @@ def test_null_is_an_empty_document(tmp_path: Path) -> None:
     ("a.txt.zst", zstandard(os.urandom(100_000))[:-50], "broken Zstandard data .*runcated"),
     ("b.parquet", b"PAR1 no Parquet PAR1", "b.parquet: broken parquet data"),
     ("c.parquet", b"", "c.parquet: broken parquet data"),
-    ("a.txt", b"", "the corpus has no text: 1 file, 1 empty documents"),
+    ("a.txt", b"", "the corpus has no text: 1 file, 1 empty document"),
     ("a.jsonl", b'\n{"text": ""}\n', "the corpus has no text"),
     ("a.csv", b"", "the corpus has no text"),
     ("a.csv", b"text\n", "the corpus has no text"),
@@ -208,7 +208,7 @@ def test_text_that_a_look_does_not_reach_may_follow(tmp_path: Path) -> None:
     path.write_text('{"text": ""}\n' * 1000 + '{"text": "x"}\n')
     Corpus([str(path)]).look()
     (tmp_path / "b.txt").write_text("")
-    with pytest.raises(IndexerError, match="the corpus has no text: 1 file, 1 empty documents"):
+    with pytest.raises(IndexerError, match="the corpus has no text: 1 file, 1 empty document"):
         Corpus([str(tmp_path / "b.txt")]).look()
     Corpus([str(tmp_path / "b.txt")], allow_empty=True).look()
 

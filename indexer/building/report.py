@@ -22,7 +22,7 @@ from indexer.index.manifest import read_manifest
 from indexer.index.unfinished import last_progress
 from indexer.models import MlpLayer
 from indexer.names import format_layers
-from indexer.talk import in_bytes, in_tokens
+from indexer.talk import in_bytes, in_tokens, several
 from indexer.tokens import Batches
 from indexer.version import __version__
 
@@ -43,13 +43,12 @@ def beginning(plan: Plan, gathered: Gathered) -> Iterator[str]:
     """Lines before the work begins: what is indexed, and on a GPU what its memory is for."""
     units = sum(plan.units.values())
     fused = sum(plan.path(layer) == "fused" for layer in plan.layers)
-    files = len(plan.corpus.files)
     before = gathered.tokens_before
     yield (
         f"indexing {units:,} neurons of layers {format_layers(plan.numbers)} "
         f"({fused} fused, {len(plan.layers) - fused} by hook), {plan.loaded.provenance['dtype']} on "
-        f"{_device(plan)}{', compiled' if plan.config.compile else ''}, {files:,} "
-        f"file{'s' if files != 1 else ''}, "
+        f"{_device(plan)}{', compiled' if plan.config.compile else ''}, "
+        f"{several(len(plan.corpus.files), 'file')}, "
         f"{in_bytes(units * plan.keep.bytes_per_unit())} of statistics"
         + (f"; continuing after {before:,} tokens" if before else "")
     )
@@ -75,7 +74,7 @@ def cost(output: Path, without_column: str | None) -> Iterator[str]:
     padding = totals["padding"] / max(1, totals["padding"] + totals["tokens"])
     tokens = totals["counted_tokens"]
     yield (
-        f"{tokens:,} tokens in {totals['sequences']:,} sequences, "
+        f"{several(tokens, 'token')} in {several(totals['sequences'], 'sequence')}, "
         f"{in_tokens(tokens / model)} tokens/s; {totals['seconds']:.1f} s in all"
     )
     waited, padded = f"{totals['waited_seconds'] / model:.1%}", f"padding {padding:.1%}"

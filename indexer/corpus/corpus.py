@@ -22,6 +22,7 @@ from indexer.corpus.sources import ROW_BITS, CorpusFile, expand
 from indexer.corpus.text import read_text
 from indexer.corpus.values import Chat, Content
 from indexer.errors import IndexerError
+from indexer.talk import several
 
 if TYPE_CHECKING:
     from indexer.config import BuildConfig
@@ -344,7 +345,7 @@ def _has_text(file: CorpusFile, reading: Reading) -> bool:
 def _no_text(files: int, reading: Reading) -> str:
     counts = reading.counts
     told = (
-        f"the corpus has no text: {files} file{'s' if files != 1 else ''}, {counts.empty} empty documents, "
+        f"the corpus has no text: {several(files, 'file')}, {several(counts.empty, 'empty document')}, "
         f"{counts.bad_text_skipped} skipped as bad text, {counts.binary_skipped} binary files skipped"
     )
     if reading.without_column is None:
