@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -89,6 +90,20 @@ def test_no_module_leads_back_to_itself() -> None:
         sorter.prepare()
     except graphlib.CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_rooms_import_those_above_them() -> None:
+    """As the table of docs/design.md has them."""
+    table = (ROOT / "docs" / "design.md").read_text().split("## Rooms")[1].split("\n\n")[1]
+    rooms = [re.findall(r"`indexer/(\w+)/`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    rank = {room: number for number, row in enumerate(rooms) for room in row}
+    there = {path.parent.name for path in (ROOT / "indexer").glob("*/__init__.py")}
+    assert set(rank) == there
+    for room in there:
+        for path in (ROOT / "indexer" / room).glob("*.py"):
+            for module in named(imports(path), "indexer"):
+                other = module.split(".")[1] if "." in module else ""
+                assert rank.get(other, 0) <= rank[room], f"{path.name} of {room} imports {module}"
 
 
 def _modules(path: Path, known: Collection[str]) -> Iterator[str]:
