@@ -108,11 +108,11 @@ def test_what_is_finished_is_kept_by_overwrite_too(
     output = build(options(model, corpus, tmp_path / "a.index", top=1))
     config = options(model, corpus, output, workers=2, threads=2, overwrite=True)
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(processes, "merge_shards", interrupted)
+        patched.setattr(processes, "merge_parts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(config)
         tokens = sum(last_progress(path)["tokens"] for path in (tmp_path / "a.index.shards").iterdir())
@@ -128,6 +128,25 @@ def test_what_is_finished_is_kept_by_overwrite_too(
         assert not set(manifests(output).values()) & set(before.values())
     assert tables(build(config)) == tables(build(options(model, corpus, tmp_path / "b.index")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index", "b.index"]
+
+
+def test_shards_that_were_merged_are_not_those_of_the_next_build(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "a.jsonl"
+    text.write_bytes(corpus.read_bytes())
+    config = options(model, text, tmp_path / "a.index", workers=2, threads=2)
+    with monkeypatch.context() as patched:
+        # killed before it could tidy up
+        patched.setattr(shards, "clear_merged", lambda *arguments: None)
+        build(config)
+    assert len(manifests(config.output)) == 2
+    # of the same size
+    text.write_text(text.read_text().replace("w1 ", "w2 "))
+    assert text.read_bytes() != corpus.read_bytes()
+    build(config.model_copy(update={"overwrite": True}))
+    assert tables(config.output) == tables(build(options(model, text, tmp_path / "b.index")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index", "a.jsonl", "b.index"]
 
 
 def test_an_index_that_goes_away_while_it_is_looked_at_is_not_built(

@@ -49,12 +49,12 @@ def build_appended(config: BuildConfig) -> Path:
 
 def _merge(output: Path, partial: Path) -> None:
     """Merge what was built to be added, by this call or by one that was stopped; then it is cleared away."""
-    from indexer.partials.agreement import is_merged, merged_into
+    from indexer.partials.agreement import is_merged
 
     both = all((index / MANIFEST).is_file() for index in (output, partial))
     if both and not is_merged([output, partial], output):
         merge_parts([output, partial], output, overwrite=True)
-    clear_merged(partial.parent, PARTIAL, merged_into(output))
+    clear_merged(partial.parent, output)
 
 
 def _check(output: Path, found: Manifest, config: BuildConfig) -> None:

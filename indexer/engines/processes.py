@@ -26,7 +26,7 @@ from indexer.engines.shards import (
     count_of_shards,
     held_shards,
     is_finished,
-    merge_shards,
+    merge_parts,
     shard_output,
     stopped,
 )
@@ -86,7 +86,8 @@ def build_in_processes(config: BuildConfig) -> Path:
             failed = [worker for worker in workers if worker.process.returncode]
             if failed:
                 raise IndexerError(f"worker {failed[0].shard} of {len(workers)}: {failed[0].message()}")
-            return merge_shards([worker.output for worker in workers], config)
+            parts = [worker.output for worker in workers]
+            return merge_parts(parts, config.output, overwrite=config.overwrite)
     except KeyboardInterrupt:
         progress.say(stopped(config.output))
         raise

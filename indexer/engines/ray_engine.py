@@ -25,7 +25,7 @@ from indexer.engines.shards import (
     held_shards,
     is_finished,
     kept_tokens,
-    merge_shards,
+    merge_parts,
     shard_output,
     stopped,
 )
@@ -100,7 +100,7 @@ def build_on_ray(config: BuildConfig) -> Path:
             _Run(ray, actor, config, outputs, progress).run(workers)
             progress.close()
             with storage.fetched(outputs) as parts:
-                return merge_shards(parts, config)
+                return merge_parts(parts, config.output, overwrite=config.overwrite)
     except KeyboardInterrupt:
         if not storage.remote:
             progress.say(stopped(config.output))

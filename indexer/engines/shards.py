@@ -16,7 +16,7 @@ from indexer.index.schema import MANIFEST
 from indexer.index.scratch import given_back, put_right, taken
 from indexer.index.unfinished import BUILD_SUFFIX, SHARDS_SUFFIX, last_progress
 
-SHARDS = "*-of-*.index"
+_KEPT = "Nothing was begun; make room, then run the same command again"
 
 
 def shards_folder(output: Path) -> Path:
@@ -34,16 +34,21 @@ def shard_output(output: Path, shard: int, shards: int) -> Path:
 def held_shards(output: Path) -> Iterator[Path]:
     """The folder of the partial indexes of `output`, which no other engine works in within the block.
 
-    Afterwards it is removed where nothing is in it. Raises IndexerError where another process builds there,
-    and where the disk fails.
+    What is merged is removed, before the block and after it, and the folder where nothing is left in it.
+    Raises IndexerError where another process builds there, and where the disk fails.
     """
     folder = shards_folder(output)
-    with told(folder, "Nothing was begun; make room, then run the same command again"):
+    with told(folder, _KEPT):
         lock = taken(folder)
     if lock is None:
         raise IndexerError(f"{folder}: another process is building {output}; wait for it or stop it")
     try:
+        # an earlier call may have been stopped before it could tidy up
+        clear_merged(folder, output)
         yield folder
+        # all is done, so that there is nothing left to stop
+        with StopRequest():
+            clear_merged(folder, output)
     finally:
         given_back(folder, lock)
 
@@ -74,14 +79,13 @@ def is_finished(config: BuildConfig) -> bool:
     if config.overwrite or not (config.output / MANIFEST).is_file():
         return False
     from indexer.building.run import is_finished as is_built
-    from indexer.partials.agreement import merged_into
 
     if not is_built(config):
         return False
     if shards_folder(config.output).is_dir():
         # where another process builds there, it clears them away
-        with suppress(IndexerError), held_shards(config.output) as folder:
-            clear_merged(folder, SHARDS, merged_into(config.output))
+        with suppress(IndexerError), held_shards(config.output):
+            pass
     return True
 
 
@@ -134,12 +138,20 @@ def stopped(output: Path) -> str:
     return f"stopped; {tokens:,} tokens are kept in {folder}, and the same command continues there"
 
 
-def clear_merged(folder: Path, name: str, merged: Sequence[str]) -> None:
-    """Remove the partial indexes of a name (a pattern) in a folder that are merged.
+def clear_merged(folder: Path, output: Path) -> None:
+    """Remove the partial indexes in a folder that `output` was merged from.
 
-    merged: SHA-256 of the manifests of those that are. What was in the middle of being removed goes too.
+    What was in the middle of being removed goes too.
     """
-    for path in [path for path in folder.glob(name) if path.is_dir() and not path.is_symlink()]:
+    if not (output / MANIFEST).is_file():
+        return
+    from indexer.partials.agreement import merged_into
+
+    merged = []
+    # one that is damaged may still be replaced
+    with suppress(IndexerError):
+        merged = merged_into(output)
+    for path in [path for path in folder.glob("*.index") if path.is_dir() and not path.is_symlink()]:
         if not (path / MANIFEST).exists() or sha256(path / MANIFEST) in merged:
             remove(path)
 
@@ -148,22 +160,11 @@ def build_shard(config: BuildConfig) -> Path:
     """Build the shard that `config` names; returns the folder of its partial index."""
     assert config.shard is not None
     output = shard_output(config.output, *config.shard)
-    with told(output.parent, "Nothing was begun; make room, then run the same command again"):
+    with told(output.parent, _KEPT):
         output.parent.mkdir(exist_ok=True)
     from indexer.building.run import build
 
     return build(config.model_copy(update={"output": output}))
-
-
-def merge_shards(parts: Sequence[Path], config: BuildConfig) -> Path:
-    """Merge the shards of a build, and remove those that lie beside its output; returns the index."""
-    from indexer.partials.agreement import merged_into
-
-    output = merge_parts(parts, config.output, overwrite=config.overwrite)
-    # all is done, so that there is nothing left to stop
-    with StopRequest():
-        clear_merged(shards_folder(output), SHARDS, merged_into(output))
-    return output
 
 
 def merge_parts(parts: Sequence[Path], output: Path, *, overwrite: bool = False) -> Path:
