@@ -101,8 +101,8 @@ def test_overhead_refuses_a_wrong_index(
 ) -> None:
     right = StatisticsObserver.record
 
-    def wrong(self: StatisticsObserver, layer: int) -> LayerRecord:
-        record = right(self, layer)
+    def wrong(self: StatisticsObserver, layer: int, **options: bool) -> LayerRecord:
+        record = right(self, layer, **options)
         if layer == 3:
             record.top.position[:, 1] += 1
         return record

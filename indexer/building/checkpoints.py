@@ -35,11 +35,13 @@ def save(
 ) -> float:
     """Make a checkpoint of all batches that were run; returns the seconds that it took.
 
-    To be called between batches. finished: whether there are no more. written: told the share that is.
+    To be called between batches. finished: whether there are no more; what was gathered is given up for the
+    index then, layer by layer. written: told the share that is.
     Raises IndexerError where the disk fails; the last checkpoint then holds.
     """
     begin = time.perf_counter()
     gathered.finish()
+    tokens = gathered.observer.count
     position = {
         **gathered.facts(),
         "reading": batches.position().state,
@@ -51,23 +53,19 @@ def save(
         with IndexWriter(path, gathered.vocabulary, kept=folder.kept) as writer:
             for layer in plan.numbers:
                 written(writer.layers_written / (len(plan.numbers) + 1))
-                writer.add_layer(gathered.observer.record(layer))
+                writer.add_layer(gathered.observer.record(layer, last=finished))
             documents = gathered.documents.table(plan.corpus, writer.documents)
             if finished:
                 seconds = round(gathered.clock.seconds, 1)
-                folder.note("finished", tokens=gathered.observer.count, seconds=seconds)
+                folder.note("finished", tokens=tokens, seconds=seconds)
             log = folder.log.path.read_text(encoding="ascii")
-            writer.publish(
-                report.manifest(plan, gathered, batches), documents, gathered.token_counts, log
-            )
+            writer.publish(report.manifest(plan, gathered, batches), documents, gathered.token_counts, log)
 
     folder.save(write, position)
     seconds = time.perf_counter() - begin
     # the finished index is written in the same way
     gathered.course.writing_seconds = seconds
-    folder.note(
-        "checkpoint", tokens=gathered.observer.count, share=gathered.course.share, took=round(seconds, 3)
-    )
+    folder.note("checkpoint", tokens=tokens, share=gathered.course.share, took=round(seconds, 3))
     return seconds
 
 

@@ -92,9 +92,10 @@ class StatisticsObserver:
         self.statistics[layer] = statistics
         self._non_finite[layer] = statistics.non_finite()
 
-    def record(self, layer: int) -> LayerRecord:
-        """The numbers of one layer as they are now; some arrays are the state's own."""
-        return record_of(self.statistics[layer], MLP, layer)
+    def record(self, layer: int, last: bool = False) -> LayerRecord:
+        """The states of one layer as they are now. last: nobody asks for them again, so they are let go."""
+        statistics = self.statistics.pop(layer) if last else self.statistics[layer]
+        return record_of(statistics, MLP, layer)
 
     def _look_for_non_finite(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         if self.kernels == "triton":

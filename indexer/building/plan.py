@@ -187,9 +187,7 @@ def _runner(
     )  # fmt: skip
 
 
-def _batching(
-    config: BuildConfig, loaded: LoadedModel, layers: Sequence[MlpLayer], kernels: str
-) -> Batching:
+def _batching(config: BuildConfig, loaded: LoadedModel, layers: Sequence[MlpLayer], kernels: str) -> Batching:
     """Which sequences of this model may lie together in a batch of this build."""
     found = batching(
         lambda some: _runner(config, loaded, some, Plain(kernels)),
@@ -209,7 +207,6 @@ def _chosen_kernels(config: BuildConfig) -> str:
         return choose(config.kernels, device_type(config.device))
     except KernelInputError as error:
         raise IndexerError(str(error)) from error
-
 
 
 def _chosen_layers(config: BuildConfig, loaded: LoadedModel) -> list[MlpLayer]:

@@ -153,9 +153,7 @@ class _Pass:
             gathered.documents.add(batches.finished_documents(), running=False)
         gathered.course.run(1.0, clock.model)
         self.progress.start(gathered.course.share)
-        checkpoints.save(
-            self.plan, gathered, batches, self.folder, finished=True, written=self._show_writing
-        )
+        checkpoints.save(self.plan, gathered, batches, self.folder, finished=True, written=self._show_writing)
 
     def _batches(self, start: Position | None) -> Batches:
         config = self.plan.config
