@@ -265,6 +265,28 @@ def test_append_shows_how_far_the_merge_is(
     assert (1.0, "") in shown
 
 
+def test_an_append_that_is_stopped_while_it_tidies_up_leaves_nothing(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = build(options(model, corpus, tmp_path / "a.index"))
+    more = tmp_path / "more.txt"
+    more.write_text(" ".join(words()[:50]))
+    config = options(model, more, output, append=True)
+
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("indexer.engines.append.merge_parts", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(config)
+    assert (tmp_path / "a.index.shards" / "appended.index").exists()
+    # what a killed build leaves that had begun to remove its folder
+    (tmp_path / "a.index.shards" / "appended.index.build" / "checkpoint-1").mkdir(parents=True)
+    build(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index", "more.txt"]
+
+
 def test_every_engine_looks_at_the_corpus_first(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from indexer.building.folder import WorkFolder
 from indexer.building.identity import differences, options_of
 from indexer.building.progress import Progress
 from indexer.config import BuildConfig
@@ -51,9 +52,11 @@ def _merge(output: Path, partial: Path) -> None:
     """Merge what was built to be added, by this call or by one that was stopped; then it is cleared away."""
     from indexer.partials.agreement import is_merged
 
-    both = all((index / MANIFEST).is_file() for index in (output, partial))
-    if both and not is_merged([output, partial], output):
-        merge_parts([output, partial], output, overwrite=True)
+    if all((index / MANIFEST).is_file() for index in (output, partial)):
+        # its build may have been stopped while it removed that
+        WorkFolder(partial).remove()
+        if not is_merged([output, partial], output):
+            merge_parts([output, partial], output, overwrite=True)
     clear_merged(partial.parent, output)
 
 
