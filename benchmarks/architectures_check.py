@@ -206,6 +206,8 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 
 def _told(error: BaseException) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    # where this machine keeps its packages is nobody's business
+    text = re.sub(r"/\S*/site-packages/", "", text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
