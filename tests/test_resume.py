@@ -305,6 +305,17 @@ def test_a_build_killed_when_its_index_is_whole_runs_nothing_again(
             shutil.rmtree(config.output)
 
 
+def test_a_checkpoint_of_another_version_is_one_line(
+    corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options(tmp_path / "a.index", corpus)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "VERSION", 0)
+        stopped_after(config, 1, patched)
+    with pytest.raises(IndexerError, match="its checkpoint is of another version"):
+        build(config)
+
+
 def test_an_append_that_cannot_be_merged_is_refused_before_it_runs(
     corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

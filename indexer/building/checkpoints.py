@@ -23,6 +23,9 @@ from indexer.index.write import IndexWriter
 from indexer.partials.state import statistics_of
 from indexer.tokens import Batches, Position
 
+# what is kept beside the index; another version of this program may keep something else
+VERSION = 1
+
 
 def save(
     plan: Plan,
@@ -47,6 +50,7 @@ def save(
         "reading": batches.position().state,
         "stamps": plan.corpus.stamps(),
         "finished": finished,
+        "version": VERSION,
     }
 
     def write(path: Path) -> None:
@@ -72,9 +76,15 @@ def save(
 def restored(plan: Plan, gathered: Gathered, checkpoint: Checkpoint, folder: WorkFolder) -> Position:
     """Give a build what a checkpoint holds; returns where to go on reading.
 
-    Raises IndexerError where a file that was read is another one now.
+    Raises IndexerError where a file that was read is another one now, and for what another version of this
+    program left.
     """
     facts = checkpoint.position
+    if facts.get("version") != VERSION:
+        raise IndexerError(
+            f"{folder.path}: its checkpoint is of another version of this program; finish the build with "
+            "that one, or remove the folder to begin anew"
+        )
     changed = plan.corpus.changed_since(facts["stamps"])
     if changed:
         raise IndexerError(
