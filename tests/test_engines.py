@@ -22,11 +22,11 @@ import pytest
 import torch
 
 from indexer.config import BuildConfig
+from indexer.config.share import GPU_BUILDS
 from indexer.engines import build, processes, ray_engine
 from indexer.engines.storage import Storage
 from indexer.errors import IndexerError
 from indexer.index.unfinished import progress_of, read_events
-from indexer.models.share import GPU_BUILDS
 from tests.real_model import minilm, standard_library
 from tests.test_pipeline import tables
 

@@ -15,12 +15,12 @@ import pytest
 
 from indexer.building.progress import Progress
 from indexer.config import BuildConfig
+from indexer.config.share import MEMORY
 from indexer.engines import build, ray_engine
 from indexer.engines.shards import shard_output
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.schema import LOG, MANIFEST
-from indexer.models.share import MEMORY
 from tests.test_engines_stopped import corpus, model, options
 from tests.test_pipeline import tables
 

@@ -193,7 +193,7 @@ def test_observer_sees_what_the_device_holds() -> None:
         for batch in batches:
             observer.update(4, *batch)
         observer.finish()
-        seen = (observer.documents(), observer.non_finite, observer.first_non_finite)
+        seen = (observer.documents().tolist(), observer.non_finite, observer.first_non_finite)
         observers.append((seen, observer.record(4)))
     (ours, record), (theirs, expected) = observers
     assert ours == theirs

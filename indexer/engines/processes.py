@@ -20,6 +20,7 @@ import psutil
 from indexer.building.progress import Progress
 from indexer.building.signals import StopRequest
 from indexer.config import BuildConfig
+from indexer.config.share import GPU_BUILDS, MEMORY
 from indexer.corpus import Corpus
 from indexer.engines.shards import (
     Standing,
@@ -33,7 +34,6 @@ from indexer.engines.shards import (
 from indexer.errors import IndexerError
 from indexer.index.output import check_output
 from indexer.index.scratch import put_right
-from indexer.models.share import GPU_BUILDS, MEMORY
 
 POLL_SECONDS = 0.5
 # GPUs by number or name, as CUDA reads them when a process first asks
@@ -173,7 +173,7 @@ def shard_config(config: BuildConfig, shard: int, shards: int) -> BuildConfig:
 def worker_environment(config: BuildConfig, shard: int, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of one worker, who sees its own GPUs alone: one, or with device spread its share.
 
-    It also says which part of the memory is the worker's, see indexer.models.share.
+    It also says which part of the memory is the worker's, see indexer.config.share.
     environment: of this process; GPUs that it does not see are left to others.
     Raises IndexerError where there are not as many GPUs as workers that want several.
     """

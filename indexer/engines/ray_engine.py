@@ -18,6 +18,7 @@ from typing import Any
 
 from indexer.building.progress import Progress
 from indexer.config import BuildConfig
+from indexer.config.share import MEMORY
 from indexer.engines.shards import (
     Standing,
     build_shard,
@@ -34,7 +35,6 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.output import check_output
 from indexer.index.scratch import put_right
-from indexer.models.share import MEMORY
 
 LOCAL = "local"
 SHARDS_PER_WORKER = 4

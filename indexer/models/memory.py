@@ -18,11 +18,11 @@ from indexer_kernels.device import DeviceSums, DeviceTopK, Windows, splits_of
 from indexer_kernels.pinned import pinned_bytes
 from indexer_kernels.topk import WINDOW_FIELDS
 
+from indexer.config.share import free_main_memory, is_shared
 from indexer.errors import IndexerError
 from indexer.models.peak import forward_bytes
 from indexer.models.placement import free_memory
 from indexer.models.plan import MlpLayer
-from indexer.models.share import free_main_memory, is_shared
 from indexer.talk import in_bytes
 
 if TYPE_CHECKING:

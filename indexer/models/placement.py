@@ -12,8 +12,8 @@ from math import prod
 
 import torch
 
+from indexer.config.share import part_of_gpu
 from indexer.errors import IndexerError
-from indexer.models.share import part_of_gpu
 from indexer.models.weights import Stored
 from indexer.talk import in_bytes
 

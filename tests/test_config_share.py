@@ -10,10 +10,10 @@ import pytest
 import torch
 from indexer_kernels import Keep
 
-from indexer.config import BuildConfig
+from indexer.config import BuildConfig, share
 from indexer.engines import processes
 from indexer.errors import IndexerError
-from indexer.models import adapt, memory, share
+from indexer.models import adapt, memory
 from indexer.models.placement import free_memory
 from tests.tiny_models import fresh
 
