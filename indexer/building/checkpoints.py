@@ -54,7 +54,7 @@ def save(
     }
 
     def write(path: Path) -> None:
-        with IndexWriter(path, gathered.vocabulary, kept=folder.kept) as writer:
+        with IndexWriter(path, plan.vocabulary, kept=folder.kept) as writer:
             for layer in plan.numbers:
                 written(writer.layers_written / (len(plan.numbers) + 1))
                 writer.add_layer(gathered.observer.record(layer, last=finished))

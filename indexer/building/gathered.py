@@ -17,8 +17,6 @@ from indexer.building.plan import Plan
 from indexer.building.progress import WRITING_SPEED, Course
 from indexer.building.spotcheck import SpotCheck
 from indexer.errors import IndexerError
-from indexer.index.vocabulary import Vocabulary
-from indexer.models.forward import embedding_rows
 from indexer.talk import in_bytes
 from indexer.tokens import Batch
 
@@ -51,9 +49,7 @@ class Gathered:
 
     def __init__(self, plan: Plan, begin: float) -> None:
         """Nothing yet; begin: when this process began, as perf_counter tells it."""
-        self.vocabulary = Vocabulary.from_tokenizer(plan.loaded.tokenizer)
-        self.token_counts = np.zeros(len(self.vocabulary), np.int64)
-        plan.corpus.token_ids = min(embedding_rows(plan.loaded.model), len(self.vocabulary))
+        self.token_counts = np.zeros(len(plan.vocabulary), np.int64)
         self.observer = StatisticsObserver(plan.units, plan.keep, kernels=plan.kernels, threads=plan.threads)
         self.documents = Documents(self.observer.documents)
         self.spotcheck = SpotCheck(plan.kernels, plan.batching.together)

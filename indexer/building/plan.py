@@ -23,11 +23,13 @@ from indexer.config import BuildConfig
 from indexer.corpus import Corpus
 from indexer.corpus.pieces import share_of
 from indexer.errors import IndexerError
-from indexer.index.manifest import read_manifest
+from indexer.index.manifest import Manifest, read_manifest
 from indexer.index.output import check_output
 from indexer.index.schema import MANIFEST
+from indexer.index.vocabulary import Vocabulary
 from indexer.models import LoadedModel, MlpLayer, Observer, Runner, load
 from indexer.models.alone import Batching, Plain, batching
+from indexer.models.forward import embedding_rows
 from indexer.models.matmul import uses_onednn
 from indexer.models.memory import MemoryPlan, plan_memory
 from indexer.models.placement import device_type
@@ -42,7 +44,7 @@ CHUNK_TOKENS = 1024
 class Plan:
     """Everything about a build that its first batch needs, and that does not change afterwards.
 
-    before: (source, bytes) of the files that come before this corpus in an index that this one will join.
+    before: (source, bytes) of the files of the index that this one will join, which come before this corpus.
     pieces: of the corpus, those that this build reads. layers: those that are indexed, in order.
     keep: what is kept of every unit. threads: of the model and the kernels.
     memory: what goes where, and how large a batch is. batching: which sequences lie together in one, and why.
@@ -53,6 +55,7 @@ class Plan:
     corpus: Corpus
     pieces: Sequence[Any]
     loaded: LoadedModel
+    vocabulary: Vocabulary
     layers: list[MlpLayer]
     keep: Keep
     kernels: str
@@ -111,12 +114,14 @@ def threads_of(config: BuildConfig) -> int:
     return config.threads or psutil.cpu_count(logical=False) or 1
 
 
-def planned(config: BuildConfig, before: Sequence[tuple[str, int | None]] = ()) -> Plan:
-    """Settle all of it. What can be refused at once comes before the model, which takes seconds to load.
+def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
+    """Settle all of it. joins: an index that what is built will be merged into.
 
+    What can be refused at once comes before the model, which takes seconds to load.
     Raises IndexerError for anything wrong with the request, the output, the model or the sources.
     """
-    check_request(config)
+    _check_request(config)
+    before = () if joins is None else sources_of(read_manifest(joins))
     kernels = _chosen_kernels(config)
     corpus = Corpus.of(config, first_ordinal=len(before), allow_empty=config.shard is not None)
     pieces = corpus.pieces(config.piece_bytes)
@@ -129,15 +134,18 @@ def planned(config: BuildConfig, before: Sequence[tuple[str, int | None]] = ()) 
         attention=config.attention,
     )
     _check_context(config, loaded)
+    vocabulary = Vocabulary.from_tokenizer(loaded.tokenizer)
     corpus.write_chat = chat_writer(loaded.tokenizer)
+    corpus.token_ids = min(embedding_rows(loaded.model), len(vocabulary))
     layers = _chosen_layers(config, loaded)
     keep = Keep(config.top, config.bottom, config.window, config.by).within(config.context)
-    return Plan(
+    plan = Plan(
         config=config,
-        before=tuple(before),
+        before=before,
         corpus=corpus,
         pieces=pieces if config.shard is None else share_of(pieces, *config.shard),
         loaded=loaded,
+        vocabulary=vocabulary,
         layers=layers,
         keep=keep,
         kernels=kernels,
@@ -145,9 +153,18 @@ def planned(config: BuildConfig, before: Sequence[tuple[str, int | None]] = ()) 
         memory=plan_memory(loaded, layers, keep, context=config.context, batch_tokens=config.batch_tokens),
         batching=_batching(config, loaded, layers, kernels),
     )
+    if joins is not None:
+        _check_joins(plan, joins)
+    return plan
 
 
-def check_request(config: BuildConfig) -> None:
+def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:
+    """(source, bytes) of the files that an index was built over, in order."""
+    corpus: Any = index.corpus
+    return tuple((str(source), size) for source, size in corpus["sources"])
+
+
+def _check_request(config: BuildConfig) -> None:
     """Raise IndexerError where the output can neither be made nor is the index that is asked for."""
     output, overwrite = config.output, config.overwrite
     if overwrite or not (output / MANIFEST).is_file():
@@ -167,7 +184,7 @@ def check_same(config: BuildConfig, before: dict[str, Any], now: dict[str, Any])
         )
 
 
-def check_joins(plan: Plan, index: Path) -> None:
+def _check_joins(plan: Plan, index: Path) -> None:
     """Raise IndexerError where what is to be built cannot be merged into an index."""
     before, now = identity_of(read_manifest(index)), plan.identity
     same = now.keys() - {"--shard", "--device", "--kernels", LISTING}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from indexer.building.folder import WorkFolder
 from indexer.building.gathered import Gathered
 from indexer.building.identity import identity_of
 from indexer.building.pace import Pace
-from indexer.building.plan import Plan, check_joins, check_same, planned, threads_of
+from indexer.building.plan import Plan, check_same, planned, threads_of
 from indexer.building.progress import Progress
 from indexer.building.signals import StopRequest
 from indexer.config import BuildConfig
@@ -27,12 +27,10 @@ from indexer.models import Runner
 from indexer.tokens import Batch, Batches, Position
 
 
-def build(
-    config: BuildConfig, before: Sequence[tuple[str, int | None]] = (), joins: Path | None = None
-) -> Path:
+def build(config: BuildConfig, joins: Path | None = None) -> Path:
     """Run the model over the corpus once and write the index; returns the output folder.
 
-    joins: an index that this one will be merged into. before: (source, bytes) of its files.
+    joins: an index that this one will be merged into.
     Stopped at any moment - by Ctrl-C, a crash, a full disk - the same call continues; an index that is
     finished is left as it is. Raises IndexerError for anything wrong with the request, the model, the corpus
     or the disk. KeyboardInterrupt passes through, with a word on what was kept.
@@ -40,9 +38,7 @@ def build(
     begin, progress, folder = time.perf_counter(), Progress(), WorkFolder(config.output)
     try:
         with _torch_threads(threads_of(config)):
-            plan = planned(config, before)
-            if joins is not None:
-                check_joins(plan, joins)
+            plan = planned(config, joins)
             if not _is_finished(plan, progress):
                 _build(plan, Gathered(plan, begin), folder, progress)
         return config.output

@@ -87,8 +87,9 @@ Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]
 class Reach(Enum):
     """How far the value of an option reaches. Without a mark it decides the rows of the whole index.
 
-    RUN: it says where and how a build runs, or what it leads to has a digest in the index; it may change when
-    a build is continued. PART: a build keeps it to its end, but the parts of one index may differ in it.
+    RUN: it says where and how a build runs, and may change when a build is continued; or what it leads to, as
+    the model's digest and dtype, is compared in its place. PART: a build keeps it to its end, but the parts of
+    one index may differ in it.
     """
 
     RUN = "run"

@@ -33,17 +33,18 @@ def build_appended(config: BuildConfig) -> Path:
         _merge(output, partial)
         found = read_manifest(output)
         _check(output, found, config)
-        before = [(str(source), size) for source, size in found.corpus["sources"]]  # type: ignore[call-overload]
+        from indexer.building.plan import sources_of
+        from indexer.building.run import build
+
+        before = sources_of(found)
         new = [(file.source, file.bytes) for file in Corpus.of(config).files]
-        if before[-len(new) :] == new:
+        if before[-len(new) :] == tuple(new):
             Progress().say(f"{output} has this corpus already")
             return output
         repeated = sorted({source for source, _ in new} & {source for source, _ in before})
         if repeated:
             raise IndexerError(f"--append: {repeated[0]} is in {output} already; name the new files alone")
-        from indexer.building.run import build
-
-        build(config.model_copy(update={"output": partial, "append": False}), before, joins=output)
+        build(config.model_copy(update={"output": partial, "append": False}), joins=output)
         _merge(output, partial)
     return output
 

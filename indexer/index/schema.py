@@ -82,7 +82,7 @@ UNITS = _schema(
 )
 
 # What the view `examples` shows, in this order. `tokens` follow from `token_ids` and are not stored. So does
-# `text`, which is: put together from tokens, a search through 1.5 million texts takes eight times as long.
+# `text`, which is: put together from tokens, a search through 1.5 million texts takes four times as long.
 EXAMPLES = _schema(
     *_UNIT,
     ("extreme", pa.string()),

@@ -9,7 +9,6 @@ index, and at worst a folder `.NAME.*.partial` beside it, which the next one to 
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,7 +72,6 @@ class IndexWriter:
         self._target = Path(os.path.realpath(self.output))
         self.published = False
         self.layers_written = 0
-        self._folder: Path | None = None
         self._scratch: Scratch | None = None
         self._units: dict[tuple[str, int], list[pa.Table]] = {}
         self._layers: list[LayerEntry] = []
@@ -208,12 +206,8 @@ class IndexWriter:
             for part in (*(folder / name for name in schema.FOLDERS), folder):
                 flush(part)
             check_output(self.output, self.overwrite)
-            old = put_in_place(folder, self._target)
+            put_in_place(folder, self._target)
             self.published = True
-        self._folder = None
-        if old is not None:
-            # the new index is in place; what cannot be removed of the old one does no harm
-            shutil.rmtree(old, ignore_errors=True)
         self._remove_folder()
         return self.output
 
@@ -223,13 +217,9 @@ class IndexWriter:
         folder = self._scratch.index
         for part in (folder, *(folder / name for name in schema.FOLDERS)):
             part.mkdir()
-            self._folder = folder
 
     def _remove_folder(self) -> None:
-        # an error that led here matters more than what cannot be removed
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        # what is in it: an index that was not finished, or the one that a new one has replaced
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
@@ -370,9 +360,9 @@ class IndexWriter:
         )
 
     def _open_folder(self) -> Path:
-        if self._folder is None:
+        if self._scratch is None:
             raise IndexerError(f"index {self.output}: the writer is closed")
-        return self._folder
+        return self._scratch.index
 
     @contextmanager
     def _told(self) -> Iterator[None]:
