@@ -88,8 +88,8 @@ class Reach(Enum):
     """How far the value of an option reaches. Without a mark it decides the rows of the whole index.
 
     RUN: it says where and how a build runs, and may change when a build is continued; or what it leads to, as
-    the model's digest and dtype, is compared in its place. PART: a build keeps it to its end, but the parts of
-    one index may differ in it.
+    the model's digest and dtype, is compared in its place. PART: a build keeps it to its end, but the parts
+    of one index may differ in it.
     """
 
     RUN = "run"
