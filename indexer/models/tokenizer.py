@@ -16,7 +16,7 @@ from typing import Any
 
 from indexer.errors import IndexerError
 from indexer.models.source import Source, blamed_on, read_json
-from indexer.tokens.encode import put_around
+from indexer.tokens.encode import tokens_around
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 VOCABULARIES = (FILE, "vocab*", "*.model")
@@ -83,7 +83,7 @@ def _settle_ends(source: Source, tokenizer: Any) -> None:
     """Have BOS and EOS put around a text as settings say. IndexerError where they and the file contradict
     each other and no class says which of them holds."""
     settings = read_json(source.name, source.folder / SETTINGS, {})
-    before, after = (ids.tolist() for ids in put_around(tokenizer.backend_tokenizer))
+    before, after = (ids.tolist() for ids in tokens_around(tokenizer.backend_tokenizer))
     ends, differs = {}, False
     for role, end in (("bos", before[:1]), ("eos", after[-1:])):
         token, asked = getattr(tokenizer, f"{role}_token"), settings.get(f"add_{role}_token")

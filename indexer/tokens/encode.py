@@ -47,7 +47,7 @@ class Encoder:
         self._backend.no_padding()
         # the parts of a word depend on their neighbours alone; see indexer.tokens.long
         self.divides_words = type(self._backend.model).__name__ == "BPE"
-        self._own = put_around(self._backend)
+        self._own = tokens_around(self._backend)
         self.prefix, self.suffix = self._own if special_tokens else (self._own[0][:0], self._own[1][:0])
         padding = getattr(tokenizer, "pad_token_id", None)
         self.padding = int(padding) if padding is not None else 0
@@ -94,7 +94,7 @@ class Encoder:
         return self._special.take(token_ids, mode="clip")
 
 
-def put_around(backend: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def tokens_around(backend: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The special tokens that a `tokenizers.Tokenizer` puts before and after a text, int32 each.
 
     Raises IndexerError where it makes no token of text, or puts some in the middle of it.
