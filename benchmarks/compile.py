@@ -95,7 +95,7 @@ class Variant:
         function = self.constants["FUNCTION"]
         gated = GATED_BUDGET + LONGER_GATED.get((self.dtype, function), 0)
         more = gated * self.constants["GATED"] + LATER_BUDGET * (self.architecture > 80)
-        return round(BUDGET[self.dtype][function] + more, 1)
+        return round(BUDGET[self.dtype][function] + more, 2)
 
 
 def run(options: Options) -> Report:
