@@ -2,10 +2,10 @@
 against torch's own functions.
 
 Before a side is timed its result is verified: what the very launch of that size left in 64 of the units
-equals the reference, bit for bit, and its activations are those of the definition. Timed batches bring
-later documents with the same values, so that, as in most of a long run, no example enters a top-k. Sides take
-turns; a side's round is several calls between two events, which the GPU begins to work on only when all of
-them are queued: what the host needs to launch them is not in these figures.
+equals the reference, bit for bit, and its activations are those of the definition. Then a louder batch fills
+all places, so that, as in most of a long run, no example enters a top-k. Sides take turns; a side's round is
+several calls between two events, which the GPU begins to work on only when all of them are queued: what the
+host needs to launch them is not in these figures.
 
 `dry` runs all of it on the CPU in Triton's interpreter, with wall time for time: it shows that this works.
 """
@@ -41,6 +41,8 @@ CALLS = 8
 MATRIX = 8_192
 ATOMIC_STEPS = 1_000
 DTYPE = torch.bfloat16
+# Times the activations of the batch that fills all places
+LOUD = 16
 # Rounding to a neighbour of the nearest bfloat16, of the function and again of its product
 TOLERANCE = 2.0**-7
 # What activations_triton promises of its tails
@@ -126,6 +128,7 @@ class Bench:
     def update_figures(self) -> dict[str, Any]:
         """`update` on activations that exist, against a copy of the same array."""
         statistics = self._verified(None)
+        self._fill_places(statistics, self.gate)
         seconds = self._times({
             "copy": lambda: self.out.copy_(self.gate),
             "update": lambda: statistics.update(self.gate, self.later),
@@ -154,6 +157,7 @@ class Bench:
         activate_plain(case.function, self.gate, up, self.out, plan, splits)
         if not torch.equal(fused.view(torch.int16), self.out.view(torch.int16)):
             raise WrongResultError(f"{case.name}: activations differ with and without statistics")
+        self._fill_places(statistics, fused)
         seconds = self._times({
             "statistics": lambda: statistics.activate(case.function, self.gate, up, self.later, out=self.out),
             "plain_kernel": lambda: activate_plain(case.function, self.gate, up, self.out, plan, splits),
@@ -216,6 +220,13 @@ class Bench:
             raise WrongResultError(f"{'update' if case is None else case.name}: {difference}")
         return statistics
 
+    def _fill_places(self, statistics: Statistics, activated: Tensor) -> None:
+        """Give every place to a value that no timed batch reaches: `LOUD` times one of these activations."""
+        tokens = activated.shape[0]
+        # short ones, for each holds one place at most
+        loud = _sequences(tokens, max(1, tokens // (2 * max(self.keep.top, self.keep.bottom))), 500_000)
+        statistics.update(activated * LOUD, loud)
+
     def _check_count(self, name: str, statistics: Statistics) -> None:
         """Raise WrongResultError where timed calls left something out, or an example entered."""
         statistics.settle()
@@ -227,9 +238,10 @@ class Bench:
             raise WrongResultError(
                 f"{name}: bins hold {counted.min()} to {counted.max()} of {statistics.count}"
             )
-        assert statistics.top is not None
-        if statistics.top.document.max() >= self.later.document[0]:
-            raise WrongResultError(f"{name}: an example entered a top-k in the timed batches")
+        for end in (statistics.top, statistics.bottom):
+            assert end is not None
+            if end.filled.min() < end.k or end.document.max() >= self.later.document[0]:
+                raise WrongResultError(f"{name}: the places were not filled before the timed batches")
 
     def _times(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
         """Seconds per call of each side and round."""

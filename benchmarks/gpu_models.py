@@ -85,7 +85,7 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, *, dry:
     with quiet_transformers(), torch.device(device):
         torch.manual_seed(0)
         model = transformers.AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        return adapt(model, name=f"{shape.name}'s shape, random weights")
+    return adapt(model, name=f"{shape.name}'s shape, random weights")
 
 
 def parameters(model: nn.Module) -> tuple[int, int]:

@@ -18,7 +18,14 @@ from tests.kernel_cases import (
     kinds,
     some_sequences,
 )
-from tests.test_activations import EDGES, EXCEPTIONS, counted_otherwise, one_sequence, pre_activations
+from tests.test_activations import (
+    EDGES,
+    EXCEPTIONS,
+    counted_otherwise,
+    further_than_rounding,
+    one_sequence,
+    pre_activations,
+)
 
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
 pytestmark = pytest.mark.usefixtures("triton_interpreter")
@@ -49,14 +56,7 @@ def test_fused_is_activation_then_update(function: str, dtype: torch.dtype, gate
     then = Statistics.empty(units, KEEP, kernels="reference")
     then.update(out, sequences)
     assert_equal(fused, then)
-    expected = activate(function, before, up).double()
-    # in bfloat16 the function may be the one beside the nearest, and so may the product; near the middle of
-    # two multiples of 2^-25 either is right
-    unit = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7 * (1 + gated), torch.float16: 2.0**-9}[dtype]
-    step = 5e-7 if dtype == torch.bfloat16 else 2.0**-25 * before.double().abs() * ("gelu" in function)
-    tail = step * (1.0 if up is None else up.double().abs()) + 1e-7
-    close = torch.abs(out.double() - expected) <= unit * expected.abs() + tail
-    assert (close | (out == expected)).all()
+    assert not further_than_rounding(function, before, up, out, triton=True).any()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import sys
 import lzma
 import random
 from collections.abc import Callable
@@ -176,3 +177,12 @@ def test_a_binary_file_that_begins_as_utf16_does_is_left_out(tmp_path: Path) -> 
     corpus = Corpus([str(tmp_path)])
     assert ["".join(one.pieces) for one in corpus.documents()] == ["text"]
     assert corpus.counts.binary_skipped == 1
+
+
+def test_a_decoder_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(b"two\n"))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    assert read(tmp_path / "a.txt") == ["one\n"]
+    with pytest.raises(IndexerError, match="Zstandard takes the package zstandard: pip install zstandard"):
+        read(tmp_path / "b.txt.zst")

@@ -6,8 +6,12 @@ import bz2
 import gzip
 import io
 import lzma
+import sys
+import zlib
 from collections.abc import Callable
 from typing import Any
+
+from indexer.errors import package
 
 FORMS = {"gzip": "gzip", "bzip2": "bzip2", "xz": "xz", "zstd": "Zstandard"}
 # Zstandard's decoder gives out all that a read block makes, up to 8,000 times as much
@@ -32,11 +36,9 @@ def unpacked(raw: io.RawIOBase, compression: str) -> io.BufferedIOBase | io.RawI
 
 def errors() -> tuple[type[Exception], ...]:
     """What the decoders raise, each in its own way."""
-    import zlib
-
-    import zstandard
-
-    return (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+    zstandard = sys.modules.get("zstandard")
+    of_zstandard = () if zstandard is None else (zstandard.ZstdError,)
+    return (OSError, EOFError, zlib.error, lzma.LZMAError, *of_zstandard)
 
 
 class _Zstandard:
@@ -45,8 +47,7 @@ class _Zstandard:
     needs_input = True
 
     def __init__(self) -> None:
-        import zstandard
-
+        zstandard = package("zstandard", "compressed with Zstandard")
         self._decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
     def decompress(self, packed: bytes, most: int) -> bytes:

@@ -25,7 +25,7 @@ from indexer.corpus.readers import READERS
 from indexer.corpus.sources import HUB_PREFIX, CorpusFile, kind_of
 from indexer.corpus.tables import BATCH_ROWS, contents, field, inner, names
 from indexer.corpus.values import Content
-from indexer.errors import IndexerError
+from indexer.errors import IndexerError, package
 
 PATTERN = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)"
@@ -171,12 +171,11 @@ def _paths(source: HubSource, commit: str | None, split: str) -> list[str] | Non
             else f"{HUB_PREFIX}{source.name}@{commit}/{source.file}"
         ]
     # imported here: the library takes a second to load, and only this kind of source needs it
-    from datasets import disable_progress_bars, load_dataset_builder
-
+    datasets = package("datasets", "on the Hugging Face Hub")
     # bars for listing files would run into the one of the build
-    disable_progress_bars()
+    datasets.disable_progress_bars()
     options: dict[str, Any] = {"revision": commit} if commit else {}
-    config = load_dataset_builder(source.name, source.configuration, **options).config
+    config = datasets.load_dataset_builder(source.name, source.configuration, **options).config
     files = config.data_files
     # how to read them may be said by the data set
     how = [one for one in fields(config) if one.name not in _NOT_HOW]
@@ -208,10 +207,9 @@ def _rows_of_file(path: str, skip: int, run: Run, reading: Reading) -> Iterator[
 def _rows_of_library(
     source: HubSource, commit: str | None, split: str, skip: int, run: Run, reading: Reading
 ) -> Iterator[tuple[int, Content | None]]:
-    from datasets import load_dataset
-
+    datasets = package("datasets", "on the Hugging Face Hub")
     options: dict[str, Any] = {"revision": commit} if commit else {}
-    data = load_dataset(source.name, source.configuration, split=split, streaming=True, **options)
+    data = datasets.load_dataset(source.name, source.configuration, split=split, streaming=True, **options)
     place = f"corpus {run.file.source}"
     row = skip
     table: pa.Table

@@ -13,8 +13,8 @@ from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.schema import MANIFEST
 
-# what the extra `build` brings
-_PACKAGES = ("torch", "transformers", "safetensors", "datasets", "zstandard", "psutil")
+# what every build takes; what some corpora take besides is asked for where they are read
+_PACKAGES = ("torch", "transformers", "safetensors", "psutil")
 
 
 def check_installed() -> None:

@@ -89,7 +89,8 @@ def probe_ids(model: nn.Module) -> Tensor:
     """int64 [2, 8] token ids, always the same, without the padding token, which some models treat apart."""
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    ids = torch.randint(0, embedding_rows(model), (PROBE_SEQUENCES, PROBE_TOKENS), generator=generator)
+    shape = (PROBE_SEQUENCES, PROBE_TOKENS)
+    ids = torch.randint(0, embedding_rows(model), shape, generator=generator, device="cpu")
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     if isinstance(padding, int):
         ids[ids == padding] = padding - 1 if padding else 1
