@@ -6,9 +6,9 @@ import bz2
 import gzip
 import io
 import json
-import sys
 import lzma
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
