@@ -21,7 +21,7 @@ from indexer_kernels.histogram import BINS
 
 from benchmarks.child import ChildError, Measured, measured
 from benchmarks.measure import timed
-from benchmarks.merge_inputs import SITE, Inputs
+from benchmarks.merge_inputs import Inputs
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from benchmarks.synthetic import Size
@@ -30,7 +30,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.read import Index
 from indexer.index.restore import LayerFiles
-from indexer.names import Unit
+from indexer.names import MLP, Key, Unit
 
 MERGE = """
 import sys
@@ -105,7 +105,7 @@ def _plain_read(inputs: Inputs) -> float:
     def read() -> None:
         for layer in range(inputs.layers):
             path = inputs.content_path(inputs.content(0, layer))
-            with LayerFiles(path, read_manifest(path), SITE, 0) as files:
+            with LayerFiles(path, read_manifest(path), Key(MLP, 0)) as files:
                 files.statistics()
                 files.sums()
                 files.add_histogram(None, counts)
@@ -140,12 +140,12 @@ def _checked(output: Path, inputs: Inputs) -> list[str]:
 
 def _sample(inputs: Inputs) -> list[Unit]:
     random = np.random.default_rng(0)
-    last = Unit(SITE, inputs.layers - 1, inputs.size.units - 1)
+    last = Unit(MLP, inputs.layers - 1, inputs.size.units - 1)
     drawn = [
-        Unit(SITE, int(random.integers(inputs.layers)), int(random.integers(inputs.size.units)))
+        Unit(MLP, int(random.integers(inputs.layers)), int(random.integers(inputs.size.units)))
         for _ in range(SAMPLED)
     ]
-    return [Unit(SITE, 0, 0), last, *drawn]
+    return [Unit(MLP, 0, 0), last, *drawn]
 
 
 def _check_unit(index: Index, unit: Unit, inputs: Inputs) -> None:
@@ -155,7 +155,7 @@ def _check_unit(index: Index, unit: Unit, inputs: Inputs) -> None:
     bins: dict[float, int] = {}
     for number in range(inputs.inputs):
         with open_index(inputs.content_path(inputs.content(number, unit.layer))) as part:
-            record = part.record(Unit(SITE, 0, unit.unit))
+            record = part.record(Unit(MLP, 0, unit.unit))
         for lower, upper, count in _columns(record.histogram, BIN_COLUMNS):
             bins[lower + upper] = bins.get(lower + upper, 0) + count
         for extreme, kept in rows.items():

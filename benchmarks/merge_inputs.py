@@ -28,8 +28,8 @@ from indexer.index import schema
 from indexer.index.groups import RowGroups
 from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 
-SITE = "mlp"
 FILES = (schema.examples_file, schema.histograms_file, schema.sums_file)
 
 
@@ -81,7 +81,8 @@ class Inputs:
         files = [_linked(first, path, name, name) for name in (schema.VOCABULARY_FILE, schema.VIEWS)]
         for layer, content in enumerate(contents):
             for name in FILES:
-                files.append(_linked(self.content_path(content), path, name(SITE, 0), name(SITE, layer)))
+                one, other = name(Key(MLP, 0)), name(Key(MLP, layer))
+                files.append(_linked(self.content_path(content), path, one, other))
         files.append(self._write_units(path, contents))
         files.append(self._write_documents(path, sorted(set(contents))))
         entry = read_manifest(first).layers[0]

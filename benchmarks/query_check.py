@@ -36,7 +36,7 @@ def check_records(index: Index, units: Sequence[str], size: Size, seed: int) -> 
                 if not rows.equals(others):
                     raise WrongResultError(f"{name}: {part} in {kind} differs from that of the record")
         _check_plain_read(index, record)
-        if record.unit.layer == made.layer:
+        if record.unit.key == made.key:
             _check_made(record, made)
     return (
         f"records of {len(units)} units are those that were written; the API, SQL and pyarrow agree on them"
@@ -47,14 +47,14 @@ def _check_plain_read(index: Index, record: UnitRecord) -> None:
     """The stored columns, against a filtered read of the layer's files."""
     unit = record.unit
     wanted = [("unit", "=", unit.unit)]
-    rows = pq.read_table(index.path / schema.examples_file(unit.site, unit.layer), filters=wanted)
+    rows = pq.read_table(index.path / schema.examples_file(unit.key), filters=wanted)
     for extreme in ("top", "bottom"):
         stored = rows.filter(pc.equal(rows["extreme"], extreme)).sort_by("rank")
         found = getattr(record, extreme)
         for column in (*FIELDS, "token_id", "token_ids", "activations"):
             if stored[column].to_pylist() != found[column].to_pylist():
                 raise WrongResultError(f"{unit}, {extreme} {column}: the record differs from a plain read")
-    bins = pq.read_table(index.path / schema.histograms_file(unit.site, unit.layer), filters=wanted)
+    bins = pq.read_table(index.path / schema.histograms_file(unit.key), filters=wanted)
     for column in ("lower", "upper", "count"):
         if bins[column].to_pylist() != record.histogram[column].to_pylist():
             raise WrongResultError(f"{unit}, histogram {column}: the record differs from a plain read")
@@ -86,7 +86,7 @@ def check_search(index: Index, token: str) -> str:
     found = index.sql(SEARCH, {"token": token})
     parts = []
     for entry in index.manifest.layers:
-        path = index.path / schema.examples_file(entry.site, entry.layer)
+        path = index.path / schema.examples_file(entry.key)
         rows = pq.read_table(path, columns=["layer", "unit", "extreme", "token", "value"])
         parts.append(rows.filter(pc.and_(pc.equal(rows["extreme"], "top"), pc.equal(rows["token"], token))))
     rows = pa.concat_tables(parts).group_by(["layer", "unit"])

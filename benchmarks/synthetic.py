@@ -16,6 +16,7 @@ from indexer_kernels.moments import LIMBS, LOWEST, POWERS, settle_carries
 from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 
 _POSITIONS = 512
 _CONTEXT = 1_024
@@ -100,7 +101,7 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
     before = size.window * 3 // 4
     keep = Keep(size.top, size.bottom, (before, size.window - before - 1))
     for layer in range(size.layers):
-        record = LayerRecord.empty("mlp", layer, size.count, size.units, keep)
+        record = LayerRecord.empty(Key(MLP, layer), size.count, size.units, keep)
         _fill(random, size, record.top, 1)
         _fill(random, size, record.bottom, -1)
         moments = record.moments

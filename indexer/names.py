@@ -1,13 +1,16 @@
-"""Names of units, `mlp.5.1733`, and ranges of layers, `0-5,7`."""
+"""Names of places, `mlp.5`, of units there, `mlp.5.1733`, and ranges of layers, `0-5,7`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from indexer.errors import IndexerError
 
+# the site of neurons, which is meant where a layer and a number are all that is given
+MLP = "mlp"
 # one spelling per number: no sign, no leading zero, and small enough for the index's int32
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # Becomes part of a file name. Words after dots are names that users chose, as in `sae.NAME`, or the kind of
@@ -27,6 +30,16 @@ _SPELLINGS = [
 _EXPECTED = "expected SITE.LAYER.UNIT, for example mlp.5.1733"
 
 
+class Key(NamedTuple):
+    """One site of one layer, `mlp.5`: what is found, gathered, written and read together."""
+
+    site: str
+    layer: int
+
+    def __str__(self) -> str:
+        return f"{self.site}.{self.layer}"
+
+
 @dataclass(frozen=True, order=True)
 class Unit:
     """One scalar at one site of one layer; `str()` gives its name."""
@@ -36,7 +49,12 @@ class Unit:
     unit: int
 
     def __str__(self) -> str:
-        return f"{self.site}.{self.layer}.{self.unit}"
+        return f"{self.key}.{self.unit}"
+
+    @property
+    def key(self) -> Key:
+        """Where it is."""
+        return Key(self.site, self.layer)
 
 
 def parse_unit(name: str) -> Unit:
@@ -47,7 +65,7 @@ def parse_unit(name: str) -> Unit:
     """
     spelled = next(filter(None, (spelling.fullmatch(name.strip()) for spelling in _SPELLINGS)), None)
     # from the right: the name of a site may hold dots
-    parts = ["mlp", spelled["layer"], spelled["unit"]] if spelled else name.strip().rsplit(".", 2)
+    parts = [MLP, spelled["layer"], spelled["unit"]] if spelled else name.strip().rsplit(".", 2)
     if len(parts) != 3:
         raise IndexerError(f'unit "{name}": {_EXPECTED}')
     site, layer, unit = parts

@@ -17,6 +17,7 @@ from benchmarks.synthetic import exact_sums
 from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 
 SECTIONS: dict[str, Any] = {
     "model": {"name": "tiny", "digest": "0" * 64},
@@ -47,8 +48,7 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
     for unit, values in enumerate(columns):
         np.add.at(histogram.counts[unit], bins_of(values.astype(np.float32)), 1)
     return LayerRecord(
-        site="mlp",
-        layer=layer,
+        key=Key(MLP, layer),
         count=len(every),
         moments=Moments(
             nan=np.isnan(every).sum(axis=0),

@@ -12,6 +12,7 @@ from indexer_kernels import Keep, Sequences, Statistics, TopK
 from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
 
 from indexer.index.records import LayerRecord
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of, statistics_of
 
 KEEP = Keep(top=5, bottom=4, window=(6, 3))
@@ -120,7 +121,7 @@ def merged(records: Sequence[LayerRecord]) -> LayerRecord:
     """The states of one record after the other merged into those of no tokens."""
     first, count = records[0], sum(record.count for record in records)
     keep = Keep(first.top.k, first.bottom.k, (first.top.before, first.top.after), first.top.by)
-    whole = LayerRecord.empty(first.site, first.layer, count, first.units, keep)
+    whole = LayerRecord.empty(first.key, count, first.units, keep)
     for record in records:
         whole.moments.merge(record.moments)
         whole.histogram.counts[:] += record.histogram.counts
@@ -131,5 +132,5 @@ def merged(records: Sequence[LayerRecord]) -> LayerRecord:
 
 def merged_statistics(parts: Sequence[Statistics], kernels: str) -> Statistics:
     """Statistics that go on where all parts together stopped."""
-    records = [copy.deepcopy(record_of(part, "mlp", 0)) for part in parts]
+    records = [copy.deepcopy(record_of(part, Key(MLP, 0))) for part in parts]
     return statistics_of(merged(records), kernels=kernels)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of
 from tests.kernel_cases import some_activations
 
@@ -63,7 +64,7 @@ def record(parts: Sequence[tuple[Any, Sequences]], keep: Keep = KEEP, layer: int
     statistics = Statistics.empty(units, keep, kernels="reference", threads=1)
     for part in parts:
         statistics.update(*part)
-    return record_of(statistics, "mlp", layer)
+    return record_of(statistics, Key(MLP, layer))
 
 
 def token_counts(parts: Sequence[tuple[Any, Sequences]]) -> NDArray[np.int64]:

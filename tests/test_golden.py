@@ -23,6 +23,7 @@ import indexer
 from indexer.index.schema import sums_file
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of
 from tests.index_cases import SECTIONS
 from tests.kernel_cases import some_activations, some_sequences
@@ -57,7 +58,7 @@ def golden_index(output: Path, by: str, kernels: str) -> Path:
                     for start, length in zip(sequences.start, sequences.length, strict=True):
                         inside[start : start + length] = True
                     counts += np.bincount(sequences.token_ids[inside & sequences.counted], minlength=TOKENS)
-            writer.add_layer(record_of(statistics, "mlp", layer))
+            writer.add_layer(record_of(statistics, Key(MLP, layer)))
         ids = sorted(documents)
         table = pa.table(
             {
@@ -77,7 +78,7 @@ def digests(index: Path) -> dict[str, str]:
             name: opened.sql(f"SELECT * FROM {name} ORDER BY {order}") for name, order in ORDERS.items()
         }
     for layer in LAYERS:
-        tables[f"sums.{layer}"] = pq.read_table(index / sums_file("mlp", layer))
+        tables[f"sums.{layer}"] = pq.read_table(index / sums_file(Key(MLP, layer)))
     return {
         f"{name}.{column}": hashlib.sha256(repr(table[column].to_pylist()).encode()).hexdigest()[:16]
         for name, table in tables.items()

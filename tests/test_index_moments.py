@@ -20,6 +20,7 @@ from indexer.index.records import LayerRecord
 from indexer.index.restore import read_layer
 from indexer.index.sums import pack, unpack
 from indexer.index.verify import verify_index
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of
 from tests.index_cases import ragged_record, token_counts, without_examples, write_index
 from tests.kernel_cases import some_activations, some_sequences
@@ -169,7 +170,7 @@ def test_moments_that_are_not_those_of_the_sums_are_found(tmp_path: Path) -> Non
 
 def test_what_the_kernels_sum_obeys_the_laws(tmp_path: Path) -> None:
     statistics, count = kernel_state(5)
-    record = record_of(statistics, "mlp", 0)
+    record = record_of(statistics, Key(MLP, 0))
     record = without_examples(record, "top", "bottom")
     assert (record.moments.sums[..., moments.OVERFLOWED] > 0).any()
     counts = np.zeros_like(token_counts())
@@ -182,6 +183,6 @@ def test_synthetic_sums_are_kept(tmp_path: Path) -> None:
     index = write_synthetic(tmp_path / "i", size)
     made = next(synthetic_records(size))
     np.testing.assert_array_equal(
-        read_layer(index, read_manifest(index), "mlp", 0).moments.sums, made.moments.sums
+        read_layer(index, read_manifest(index), Key(MLP, 0)).moments.sums, made.moments.sums
     )
     assert np.isfinite(made.summary["kurtosis"]).all()

@@ -26,6 +26,7 @@ from indexer.index import schema
 from indexer.index.read import open_index
 from indexer.index.verify import verify_index
 from indexer.index.write import IndexWriter
+from indexer.names import Key
 from tests.index_cases import (
     SECTIONS,
     TOKENS,
@@ -54,7 +55,7 @@ def test_what_was_written_is_what_was_recorded(tmp_path: Path) -> None:
     assert _left(tmp_path) == ["my.index"]
     verify_index(index, full=True)
     for record in records:
-        table = pq.read_table(index / schema.examples_file("mlp", record.layer))
+        table = pq.read_table(index / schema.examples_file(record.key))
         found = {(row["unit"], row["extreme"], row["rank"]): row for row in table.to_pylist()}
         assert len(found) == record.top.filled.sum() + record.bottom.filled.sum()
         for extreme in ("top", "bottom"):
@@ -245,7 +246,7 @@ def test_an_error_within_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_site_that_names_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IndexerError, match='site "a/b"'):
-        write_index(tmp_path / "i", [replace(ragged_record(), site="a/b")])
+        write_index(tmp_path / "i", [replace(ragged_record(), key=Key("a/b", 0))])
     assert _left(tmp_path) == []
 
 

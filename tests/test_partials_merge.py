@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from indexer_kernels import Keep, KernelInputError, Sequences, Statistics, TopK
 from indexer_kernels.examples import ExampleRows
 
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of, statistics_of
 from tests.kernel_cases import merged, rows_of
 from tests.partial_cases import KEEP, in_a_tree, record, some_parts
@@ -167,4 +168,4 @@ def test_statistics_that_hold_a_merge_continue() -> None:
     restored: Statistics = statistics_of(half, kernels="cpp", threads=1)
     for part in parts[2:]:
         restored.update(*part)
-    assert_same(record_of(restored, "mlp", 0), record(parts))
+    assert_same(record_of(restored, Key(MLP, 0)), record(parts))

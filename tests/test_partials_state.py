@@ -17,6 +17,7 @@ from indexer.index.records import LayerRecord
 from indexer.index.restore import read_layer
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of, statistics_of
 from tests.index_cases import SECTIONS
 from tests.kernel_cases import assert_equal, some_activations, some_sequences
@@ -62,7 +63,7 @@ def stored(record: LayerRecord, keep: Keep, folder: Path) -> LayerRecord:
         index = writer.publish(
             {**SECTIONS, "configuration": configuration}, table, np.zeros(30_000, np.int64)
         )
-    return read_layer(index, read_manifest(index), record.site, record.layer)
+    return read_layer(index, read_manifest(index), record.key)
 
 
 KEEPS = {
@@ -85,7 +86,7 @@ def test_continuing_is_never_having_stopped(by: str, kernels: str, kept: str, tm
     whole = batches(tokens=30 if kernels == "reference" else 300)
     expected = gathered(whole, keep, kernels)
     for stop in (0, 1, 3):
-        record = record_of(gathered(whole[:stop], keep, kernels), "mlp", 2)
+        record = record_of(gathered(whole[:stop], keep, kernels), Key(MLP, 2))
         if stop == 3:
             record = stored(record, keep, tmp_path)
         restored = statistics_of(record, kernels=kernels, threads=1)
@@ -98,7 +99,7 @@ def test_continuing_is_never_having_stopped(by: str, kernels: str, kept: str, tm
 def test_another_kernel_may_continue(before: str) -> None:
     after = {"cpp": "reference", "reference": "cpp"}[before]
     whole = batches(1, 100)
-    record = record_of(gathered(whole[:2], KEEP, before), "mlp", 0)
+    record = record_of(gathered(whole[:2], KEEP, before), Key(MLP, 0))
     restored = statistics_of(record, kernels=after, threads=1)
     for part in whole[2:]:
         restored.update(*part)
@@ -109,7 +110,7 @@ def test_another_kernel_may_continue(before: str) -> None:
 def test_a_copy_leaves_the_statistics_as_they_were(kernels: str) -> None:
     whole = batches(2, 100)
     statistics = gathered(whole[:2], KEEP, kernels)
-    record = copy.deepcopy(record_of(statistics, "mlp", 0))
+    record = copy.deepcopy(record_of(statistics, Key(MLP, 0)))
     before = copy.deepcopy(record)
     for part in whole[2:]:
         statistics.update(*part)

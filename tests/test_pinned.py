@@ -19,6 +19,7 @@ from indexer_kernels.pinned import (
 from indexer_kernels.topk import WINDOW_FIELDS
 from torch import Tensor
 
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of, statistics_of
 from tests.kernel_cases import KEEP, assert_equal
 from tests.test_statistics import Batches, gathered, some_batches
@@ -122,7 +123,7 @@ def test_windows_move_with_what_they_hold() -> None:
 def test_a_checkpoint_is_taken_while_windows_are_in_the_main_memory() -> None:
     batches = some_batches(600, 3, number=4)
     statistics = with_windows_in_host(3, batches[:2])
-    record = copy.deepcopy(record_of(statistics, "mlp", 0))
+    record = copy.deepcopy(record_of(statistics, Key(MLP, 0)))
     for activations, sequences in batches[2:]:
         statistics.update(activations, sequences)
     restored = statistics_of(record, kernels="triton")

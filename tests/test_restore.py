@@ -22,6 +22,7 @@ from indexer.index.manifest import Manifest, read_manifest
 from indexer.index.records import LayerRecord
 from indexer.index.restore import LayerFiles, read_layer
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 from tests.index_cases import (
     SECTIONS,
     TOKENS,
@@ -71,7 +72,7 @@ def test_what_was_written_is_read_back_and_written_again(tmp_path: Path) -> None
     records = [ragged_record(layer, units=units, seed=layer) for layer, units in ((0, 7), (2, 40), (5, 3))]
     index = write_index(tmp_path / "first", records)
     manifest = read_manifest(index)
-    restored = [read_layer(index, manifest, "mlp", record.layer) for record in records]
+    restored = [read_layer(index, manifest, record.key) for record in records]
     for record, again in zip(records, restored, strict=True):
         assert_same(record, again)
         assert (again.top.k, again.bottom.k, again.top.token_ids.shape[2]) == (3, 2, 4)
@@ -83,7 +84,7 @@ def test_layers_without_examples(top: int, bottom: int, tmp_path: Path) -> None:
     record = ragged_record()
     record = without_examples(record, *(end for end, k in (("top", top), ("bottom", bottom)) if not k))
     index = write_index(tmp_path / "i", [record])
-    assert_same(record, read_layer(index, read_manifest(index), "mlp", 0))
+    assert_same(record, read_layer(index, read_manifest(index), Key(MLP, 0)))
 
 
 def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,7 @@ def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     index = write_index(tmp_path / "i", records)
     manifest = read_manifest(index)
     for first, last in ((0, 300), (0, 1), (299, 300), (17, 93), (120, 120)):
-        block = read_layer(index, manifest, "mlp", 1, slice(first, last))
+        block = read_layer(index, manifest, Key(MLP, 1), slice(first, last))
         assert_same(_cut(records[1], first, last), block)
 
 
@@ -124,10 +125,10 @@ def test_a_block_costs_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             return table
 
     monkeypatch.setattr(GroupedFile, "reader", lambda file: Reader(file))
-    read_layer(index, read_manifest(index), "mlp", 0, slice(600, 700))
+    read_layer(index, read_manifest(index), Key(MLP, 0), slice(600, 700))
     part = sum(read)
     read.clear()
-    read_layer(index, read_manifest(index), "mlp", 0)
+    read_layer(index, read_manifest(index), Key(MLP, 0))
     assert 0 < part < 0.25 * sum(read)
 
 
@@ -138,7 +139,7 @@ def test_states_are_as_the_configuration_says(tmp_path: Path) -> None:
     wide = {"top": 9, "bottom": 3, "by": "sequence", "window": [6, 5], "context": 100}
     for configuration, width in ((wide, 12), (wide | {"context": 6}, 11)):
         described = manifest.model_copy(update={"configuration": configuration})
-        record = read_layer(index, described, "mlp", 0)
+        record = read_layer(index, described, Key(MLP, 0))
         assert record.top.token_ids.shape == (5, 9, width)
         assert record.bottom.token_ids.shape == (5, 3, width)
         assert_same(next(synthetic_records(size)), record)
@@ -164,16 +165,16 @@ def test_examples_that_were_not_kept_are_refused(
     manifest = read_manifest(index)
     changed = configuration and manifest.configuration | configuration
     with pytest.raises(IndexerError, match=said):
-        read_layer(index, manifest.model_copy(update={"configuration": changed}), "mlp", 0)
+        read_layer(index, manifest.model_copy(update={"configuration": changed}), Key(MLP, 0))
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     index = write_index(tmp_path / "i", [ragged_record()])
     manifest = read_manifest(index)
     with pytest.raises(IndexerError, match=r"it has no layer mlp\.3"):
-        read_layer(index, manifest, "mlp", 3)
+        read_layer(index, manifest, Key(MLP, 3))
     with pytest.raises(IndexerError, match=r"units 5 to 8 of mlp\.0: it has units 0 to 6"):
-        read_layer(index, manifest, "mlp", 0, slice(5, 9))
+        read_layer(index, manifest, Key(MLP, 0), slice(5, 9))
 
 
 def _rewritten(index: Path, path: str, change: Any) -> None:
@@ -223,7 +224,7 @@ def test_rows_of_other_units_are_refused(path: str, change: Any, tmp_path: Path)
     manifest: Manifest = read_manifest(index)
     _rewritten(index, path, change)
     with pytest.raises(IndexerError, match=r"its rows are not those of layer mlp\.0; the index is damaged"):
-        read_layer(index, manifest, "mlp", 0)
+        read_layer(index, manifest, Key(MLP, 0))
 
 
 def test_a_unit_in_two_row_groups_is_refused(tmp_path: Path) -> None:
@@ -235,14 +236,14 @@ def test_a_unit_in_two_row_groups_is_refused(tmp_path: Path) -> None:
         for part in (table, table.slice(table.num_rows - 3)):
             writer.write_table(part.cast(schema.EXAMPLES_STORED))
     with pytest.raises(IndexerError, match="its rows are not those of"):
-        read_layer(index, manifest, "mlp", 0)
+        read_layer(index, manifest, Key(MLP, 0))
 
 
 def test_files_that_are_gone_are_told(tmp_path: Path) -> None:
     index = write_index(tmp_path / "i", [ragged_record()])
     manifest = read_manifest(index)
     shutil.rmtree(index / "sums")
-    with LayerFiles(index, manifest, "mlp", 0) as files, pytest.raises(IndexerError, match="no such file"):
+    with LayerFiles(index, manifest, Key(MLP, 0)) as files, pytest.raises(IndexerError, match="no such file"):
         files.sums()
 
 
@@ -256,7 +257,7 @@ def test_blocks_are_written_as_the_whole_layer(
     whole = write_index(tmp_path / "whole", [record])
     with IndexWriter(tmp_path / "blocks", TOKENS) as writer:
         blocks = (_cut(record, first, min(first + size, 300)) for first in range(0, 300, size))
-        writer.add_layer_blocks("mlp", 0, 300, record.count, blocks)
+        writer.add_layer_blocks(Key(MLP, 0), 300, record.count, blocks)
         index = writer.publish(SECTIONS, documents(), token_counts())
     assert rows(index) == rows(whole)
     for file in index.rglob("*.parquet"):
@@ -278,5 +279,5 @@ def test_blocks_of_another_layer_are_refused(
 ) -> None:
     record = ragged_record()
     with IndexWriter(tmp_path / "i", TOKENS) as writer, pytest.raises(IndexerError, match=said):
-        writer.add_layer_blocks("mlp", 0, units, count, (_cut(record, *block) for block in blocks))
+        writer.add_layer_blocks(Key(MLP, 0), units, count, (_cut(record, *block) for block in blocks))
     assert not list(tmp_path.iterdir())

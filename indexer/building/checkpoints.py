@@ -14,12 +14,12 @@ from pathlib import Path
 from indexer.building import report
 from indexer.building.folder import Checkpoint, WorkFolder
 from indexer.building.gathered import Gathered
-from indexer.building.nonfinite import MLP
 from indexer.building.plan import Plan
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.restore import read_layer, read_vocabulary
 from indexer.index.write import IndexWriter
+from indexer.names import MLP, Key
 from indexer.partials.state import statistics_of
 from indexer.tokens import Batches, Position
 
@@ -93,7 +93,7 @@ def restored(plan: Plan, gathered: Gathered, checkpoint: Checkpoint, folder: Wor
         )
     manifest = read_manifest(checkpoint.index)
     for layer in plan.numbers:
-        record = read_layer(checkpoint.index, manifest, MLP, layer)
+        record = read_layer(checkpoint.index, manifest, Key(MLP, layer))
         statistics = statistics_of(record, kernels=plan.kernels, threads=plan.threads)
         gathered.observer.restore(layer, statistics)
     _, counts = read_vocabulary(checkpoint.index)

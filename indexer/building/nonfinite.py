@@ -19,9 +19,8 @@ from indexer_kernels.staging import OnItsWay, to_host
 from torch import Tensor
 
 from indexer.models.alone import Plain
-from indexer.names import Unit
+from indexer.names import MLP, Unit
 
-MLP = "mlp"
 # Batches that the device may be behind: enough to keep it busy, few enough that stopping does not take long.
 IN_FLIGHT = 2
 

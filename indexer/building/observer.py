@@ -9,9 +9,10 @@ import numpy as np
 from indexer_kernels import Keep, Sequences, Statistics
 from torch import Tensor
 
-from indexer.building.nonfinite import MLP, NonFinite, Watch, earlier, first_in
+from indexer.building.nonfinite import NonFinite, Watch, earlier, first_in
 from indexer.index.records import LayerRecord
 from indexer.models import Runner
+from indexer.names import MLP, Key
 from indexer.partials.state import record_of
 
 
@@ -95,7 +96,7 @@ class StatisticsObserver:
     def record(self, layer: int, last: bool = False) -> LayerRecord:
         """The states of one layer as they are now. last: nobody asks for them again, so they are let go."""
         statistics = self.statistics.pop(layer) if last else self.statistics[layer]
-        return record_of(statistics, MLP, layer)
+        return record_of(statistics, Key(MLP, layer))
 
     def _look_for_non_finite(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
         if self.kernels == "triton":

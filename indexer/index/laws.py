@@ -37,7 +37,7 @@ class LayerLaws:
     def __init__(
         self, index: Path, entry: LayerEntry, units: pa.Table, vocabulary: Vocabulary, documents: np.ndarray
     ) -> None:
-        self._where = f"index {index}: {entry.site}.{entry.layer}"
+        self._where = f"index {index}: {entry.key}"
         self._entry = entry
         self._units = units
         self._vocabulary = vocabulary

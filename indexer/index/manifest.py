@@ -21,7 +21,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED
 from indexer.index.unfinished import in_short, progress_of
-from indexer.names import check_site
+from indexer.names import Key, check_site
 
 # what the build says about itself, in the order of the file; the writer adds the rest
 SECTIONS = ("model", "tokenizer", "corpus", "configuration", "totals", "software")
@@ -74,6 +74,11 @@ class LayerEntry(BaseModel):
             raise ValueError("must be the name of a site, for example mlp") from None
         return site
 
+    @property
+    def key(self) -> Key:
+        """Its site and number."""
+        return Key(self.site, self.layer)
+
 
 class Manifest(BaseModel):
     """The manifest as Python reads it. Sections that the build describes itself with are free JSON."""
@@ -101,9 +106,9 @@ class Manifest(BaseModel):
         """The entry of one file, None where the index has no such file."""
         return next((file for file in self.files if file.path == path), None)
 
-    def layer(self, site: str, layer: int) -> LayerEntry | None:
+    def layer(self, key: Key) -> LayerEntry | None:
         """The entry of one layer, None where it was not indexed."""
-        return next((entry for entry in self.layers if (entry.site, entry.layer) == (site, layer)), None)
+        return next((entry for entry in self.layers if entry.key == key), None)
 
     def to_json(self) -> str:
         """The text of manifest.json; its last entry is the SHA-256 of all that stands before that."""
@@ -171,9 +176,9 @@ def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
     if manifest.file(schema.LOG) is not None:
         files[schema.LOG] = None
     for entry in manifest.layers:
-        files[schema.examples_file(entry.site, entry.layer)] = schema.EXAMPLES_STORED
-        files[schema.histograms_file(entry.site, entry.layer)] = schema.HISTOGRAMS
-        files[schema.sums_file(entry.site, entry.layer)] = schema.SUMS
+        files[schema.examples_file(entry.key)] = schema.EXAMPLES_STORED
+        files[schema.histograms_file(entry.key)] = schema.HISTOGRAMS
+        files[schema.sums_file(entry.key)] = schema.SUMS
     return files
 
 
@@ -265,12 +270,10 @@ def _validate(index: Path, content: Any) -> Manifest:
         raise IndexerError(
             f"index {index}: {schema.MANIFEST} is damaged at {where}: {first['msg']}"
         ) from None
-    layers = Counter((entry.site, entry.layer) for entry in manifest.layers)
+    layers = Counter(entry.key for entry in manifest.layers)
     twice = [layer for layer, times in layers.items() if times > 1]
     if twice:
-        raise IndexerError(
-            f"index {index}: {schema.MANIFEST} is damaged: layer {twice[0][0]}.{twice[0][1]} is listed twice"
-        )
+        raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged: layer {twice[0]} is listed twice")
     expected = expected_files(manifest)
     listed = Counter(file.path for file in manifest.files)
     wrong = sorted(path for path in {*listed, *expected} if listed[path] != 1 or path not in expected)

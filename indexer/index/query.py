@@ -63,7 +63,7 @@ class Queries:
         files = [index / file.path for file in manifest.files if file.path.endswith(".parquet")]
         # both what is searched for and what is found has to be allowed
         allowed = sorted({name for file in files for name in (str(file), literal_path(file))})
-        layers = [(layer.site, layer.layer) for layer in manifest.layers]
+        layers = [entry.key for entry in manifest.layers]
         with _told():
             self._connection = duckdb.connect(":memory:", config=_SETTINGS)
             self._connection.execute("SET parquet_metadata_cache = true")

@@ -19,10 +19,9 @@ import pyarrow.compute as pc
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
-from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
-from indexer.index.views import SITE
+from indexer.index.manifest import Manifest, check_files, read_manifest
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import Unit, format_layers, parse_unit
+from indexer.names import MLP, Unit, format_layers, parse_unit
 
 if TYPE_CHECKING:
     from indexer.index.query import Parameters, Queries
@@ -95,9 +94,10 @@ class Index:
         self._vocabulary: Vocabulary | None = None
         self._queries: Queries | None = None
         self._lock = threading.RLock()
-        units = np.array([0, *(entry.units for entry in self.manifest.layers)], np.int64)
+        layers = self.manifest.layers
+        units = np.array([0, *(entry.units for entry in layers)], np.int64)
         # where each layer's rows begin in units.parquet
-        self._first_row = dict(zip(map(_key, self.manifest.layers), np.cumsum(units).tolist(), strict=False))
+        self._first_row = dict(zip([entry.key for entry in layers], np.cumsum(units).tolist(), strict=False))
 
     def __repr__(self) -> str:
         info = self.info()
@@ -146,7 +146,7 @@ class Index:
         """
         found = self._find(unit, number)
         file = self._open(schema.UNITS_FILE, RowFile, schema.UNITS)
-        row = file.row(self._first_row[found.site, found.layer] + found.unit, schema.UNITS.names)
+        row = file.row(self._first_row[found.key] + found.unit, schema.UNITS.names)
         if row.num_rows != 1 or Unit(*(row[name][0].as_py() for name in ("site", "layer", "unit"))) != found:
             raise IndexerError(f"{file.path}: the row of {found} is not in its place; {DAMAGED}")
         return pa.Table.from_arrays(row.columns, schema=_UNITS)
@@ -154,7 +154,7 @@ class Index:
     def histogram(self, unit: str | Unit | int, number: int | None = None) -> pa.Table:
         """The unit's rows of `histograms`, ascending by value: bins with a count above 0."""
         found = self._find(unit, number)
-        path = schema.histograms_file(found.site, found.layer)
+        path = schema.histograms_file(found.key)
         rows = self._open(path, UnitFile, schema.HISTOGRAMS).rows(found.unit, _BINS)
         return _with_names(found, {name: rows[name] for name in _BINS}, _HISTOGRAMS)
 
@@ -256,7 +256,7 @@ class Index:
 
     def _examples(self, unit: Unit) -> pa.Table:
         """All examples of a unit, with tokens and text from the vocabulary."""
-        path = schema.examples_file(unit.site, unit.layer)
+        path = schema.examples_file(unit.key)
         file = self._open(path, UnitFile, schema.EXAMPLES_STORED)
         vocabulary = self.vocabulary
         with told(file.path):
@@ -266,7 +266,7 @@ class Index:
     def _find(self, unit: str | Unit | int, number: int | None = None) -> Unit:
         """The unit, if the index has it; else IndexerError saying what it has."""
         found = _named(unit, number)
-        entry = self.manifest.layer(found.site, found.layer)
+        entry = self.manifest.layer(found.key)
         if entry is None:
             of_site = [layer.layer for layer in self.manifest.layers if layer.site == found.site]
             sites = ", ".join(sorted({layer.site for layer in self.manifest.layers}))
@@ -301,7 +301,7 @@ def _named(unit: Any, number: Any) -> Unit:
     if number is None and isinstance(unit, str | Unit):
         return parse_unit(unit) if isinstance(unit, str) else unit
     try:
-        return Unit(SITE, operator.index(unit), operator.index(number))
+        return Unit(MLP, operator.index(unit), operator.index(number))
     except TypeError:
         given = repr(unit) if number is None else f"{unit!r}, {number!r}"
         raise IndexerError(
@@ -317,10 +317,6 @@ def _stamp(index: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def _key(entry: LayerEntry) -> tuple[str, int]:
-    return entry.site, entry.layer
 
 
 def _spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, Any]:

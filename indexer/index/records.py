@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 from indexer_kernels import Histogram, Keep, Moments, TopK
 
+from indexer.names import Key
+
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -16,8 +18,7 @@ class LayerRecord:
     count: counted tokens, the same for every unit. top, bottom: of no places where none are kept.
     """
 
-    site: str
-    layer: int
+    key: Key
     count: int
     moments: Moments
     histogram: Histogram
@@ -25,9 +26,9 @@ class LayerRecord:
     bottom: TopK
 
     @classmethod
-    def empty(cls, site: str, layer: int, count: int, units: int, keep: Keep) -> LayerRecord:
+    def empty(cls, key: Key, count: int, units: int, keep: Keep) -> LayerRecord:
         """The states of no tokens; `count` is of those that are to be merged into it."""
-        return cls(site, layer, count, Moments.empty(units), Histogram.empty(units), *keep.ends(units))
+        return cls(key, count, Moments.empty(units), Histogram.empty(units), *keep.ends(units))
 
     @property
     def units(self) -> int:

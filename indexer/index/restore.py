@@ -28,6 +28,7 @@ from indexer.index.manifest import Manifest
 from indexer.index.records import LayerRecord
 from indexer.index.sums import PACKED, unpack
 from indexer.index.vocabulary import Vocabulary, token_counts_of
+from indexer.names import Key
 
 Opened = TypeVar("Opened", bound=GroupedFile)
 
@@ -61,16 +62,14 @@ def kept(index: Path, manifest: Manifest) -> Keep:
     return keep
 
 
-def read_layer(
-    index: Path, manifest: Manifest, site: str, layer: int, units: slice | None = None
-) -> LayerRecord:
+def read_layer(index: Path, manifest: Manifest, key: Key, units: slice | None = None) -> LayerRecord:
     """The record of a layer, or of a block of its units.
 
     units: first and last + 1, with step 1; all of them without it.
     Raises IndexerError for a layer or units the index has not, and where a file is damaged.
     Cost: reads the row groups that hold the units; memory of the record and of one row group.
     """
-    with LayerFiles(index, manifest, site, layer) as files:
+    with LayerFiles(index, manifest, key) as files:
         return files.record(units)
 
 
@@ -85,10 +84,10 @@ def read_vocabulary(index: Path) -> tuple[Vocabulary, np.ndarray]:
 class LayerFiles:
     """The files of one layer, opened as they are needed; a context manager. Blocks as in `read_layer`."""
 
-    def __init__(self, index: Path, manifest: Manifest, site: str, layer: int) -> None:
-        entry = manifest.layer(site, layer)
+    def __init__(self, index: Path, manifest: Manifest, key: Key) -> None:
+        entry = manifest.layer(key)
         if entry is None:
-            raise IndexerError(f"index {index}: it has no layer {site}.{layer}")
+            raise IndexerError(f"index {index}: it has no layer {key}")
         self.entry = entry
         self._index = index
         self._keep = kept(index, manifest)
@@ -110,7 +109,7 @@ class LayerFiles:
         """All of a block of units."""
         first, last = self._bounds(units)
         entry = self.entry
-        record = LayerRecord.empty(entry.site, entry.layer, entry.count, last - first, self._keep)
+        record = LayerRecord.empty(entry.key, entry.count, last - first, self._keep)
         self.merge_into(record, slice(first, last))
         return record
 
@@ -142,7 +141,7 @@ class LayerFiles:
     def sums(self, units: slice | None = None) -> np.ndarray:
         """Exact sums of powers, settled, int64 [units, POWERS, LIMBS]."""
         first, last = self._bounds(units)
-        file = self._open(schema.sums_file(self.entry.site, self.entry.layer), UnitFile, schema.SUMS)
+        file = self._open(schema.sums_file(self.entry.key), UnitFile, schema.SUMS)
         columns = ("unit", *schema.SUM_NAMES, *schema.OVERFLOWED_NAMES)
         tables = list(_unit_rows(file, first, last, columns))
         table = pa.concat_tables(tables) if tables else file.empty(columns)
@@ -157,7 +156,7 @@ class LayerFiles:
     def add_histogram(self, units: slice | None, counts: np.ndarray) -> None:
         """Add the counts of a block to int64 [units, BINS]."""
         first, last = self._bounds(units)
-        path = schema.histograms_file(self.entry.site, self.entry.layer)
+        path = schema.histograms_file(self.entry.key)
         file = self._open(path, UnitFile, schema.HISTOGRAMS)
         flat = counts.reshape(-1)
         end = -1
@@ -174,7 +173,7 @@ class LayerFiles:
     def examples(self, units: slice | None = None) -> Iterator[tuple[str, ExampleRows]]:
         """(extreme, its rows) of a block, row group after row group; of whole units."""
         first, last = self._bounds(units)
-        path = schema.examples_file(self.entry.site, self.entry.layer)
+        path = schema.examples_file(self.entry.key)
         file = self._open(path, UnitFile, schema.EXAMPLES_STORED)
         # each unit's rows are in one row group, and come once
         ended = {"bottom": -1, "top": -1}
@@ -206,8 +205,8 @@ class LayerFiles:
             return 0, self.entry.units
         if not 0 <= units.start <= units.stop <= self.entry.units or units.step not in (None, 1):
             raise IndexerError(
-                f"index {self._index}: units {units.start} to {units.stop - 1} of {self.entry.site}."
-                f"{self.entry.layer}: it has units 0 to {self.entry.units - 1}"
+                f"index {self._index}: units {units.start} to {units.stop - 1} of {self.entry.key}: it has "
+                f"units 0 to {self.entry.units - 1}"
             )
         return units.start, units.stop
 
@@ -223,7 +222,7 @@ class LayerFiles:
 
     @property
     def _layer(self) -> str:
-        return f"layer {self.entry.site}.{self.entry.layer}"
+        return f"layer {self.entry.key}"
 
 
 def _numbered_rows(file: GroupedFile, first: int, last: int, columns: Sequence[str]) -> pa.Table:

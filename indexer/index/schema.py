@@ -15,6 +15,7 @@ from indexer_kernels.histogram import QUANTILES
 from indexer_kernels.moments import POWERS
 
 from indexer.index.sums import PACKED
+from indexer.names import Key
 
 FORMAT: Final = "neuron activation index"
 VERSION = 2
@@ -40,19 +41,19 @@ UNIT_ROWS = 4_096
 DOCUMENT_ROWS = 16_384
 
 
-def examples_file(site: str, layer: int) -> str:
+def examples_file(key: Key) -> str:
     """Path of a layer's examples within the index."""
-    return str(PurePosixPath(EXAMPLES_FOLDER) / f"{site}.{layer}.parquet")
+    return str(PurePosixPath(EXAMPLES_FOLDER) / f"{key}.parquet")
 
 
-def histograms_file(site: str, layer: int) -> str:
+def histograms_file(key: Key) -> str:
     """Path of a layer's histograms within the index."""
-    return str(PurePosixPath(HISTOGRAMS_FOLDER) / f"{site}.{layer}.parquet")
+    return str(PurePosixPath(HISTOGRAMS_FOLDER) / f"{key}.parquet")
 
 
-def sums_file(site: str, layer: int) -> str:
+def sums_file(key: Key) -> str:
     """Path of a layer's sums of powers within the index."""
-    return str(PurePosixPath(SUMS_FOLDER) / f"{site}.{layer}.parquet")
+    return str(PurePosixPath(SUMS_FOLDER) / f"{key}.parquet")
 
 
 def rows_per_group(rows: int, wanted: int) -> int:

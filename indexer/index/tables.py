@@ -154,8 +154,8 @@ def _windows(parts: list[TopK], valid: np.ndarray, length: np.ndarray) -> dict[s
 
 
 def _constants(record: LayerRecord, rows: int) -> dict[str, pa.Array]:
-    site = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), [record.site])
-    return {"site": site, "layer": pa.array(np.full(rows, record.layer, np.int32))}
+    site = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), [record.key.site])
+    return {"site": site, "layer": pa.array(np.full(rows, record.key.layer, np.int32))}
 
 
 def _table(columns: dict[str, pa.Array], wanted: pa.Schema) -> pa.Table:

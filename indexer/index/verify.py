@@ -47,8 +47,8 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     for file in manifest.files:
         _check_file(index, file, expected[file.path])
     vocabulary, token_counts = read_vocabulary(index)
-    layers = [(entry.site, entry.layer) for entry in manifest.layers]
-    if (index / schema.VIEWS).read_bytes() != views_file(layers).encode("utf-8"):
+    views = views_file([entry.key for entry in manifest.layers])
+    if (index / schema.VIEWS).read_bytes() != views.encode("utf-8"):
         raise IndexerError(f"index {index}: {schema.VIEWS} is not that of the manifest's layers")
     if full:
         _check_laws(index, manifest, vocabulary, token_counts)
@@ -121,12 +121,10 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary, token_c
         first += entry.units
         laws.check_units()
         laws.check_token_counts(token_counts)
-        laws.check_histograms(
-            _table(index / schema.histograms_file(entry.site, entry.layer), schema.HISTOGRAMS)
-        )
-        with LayerFiles(index, manifest, entry.site, entry.layer) as files:
+        laws.check_histograms(_table(index / schema.histograms_file(entry.key), schema.HISTOGRAMS))
+        with LayerFiles(index, manifest, entry.key) as files:
             laws.check_sums(files.moments())
-        examples = GroupedFile(index / schema.examples_file(entry.site, entry.layer), schema.EXAMPLES_STORED)
+        examples = GroupedFile(index / schema.examples_file(entry.key), schema.EXAMPLES_STORED)
         try:
             for group in range(examples.metadata.num_row_groups):
                 laws.check_examples(examples.group(group))

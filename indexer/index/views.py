@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.index import schema
+from indexer.names import MLP, Key
 
 # The path is put together once: a view reads as many files as there are layers.
 _HEADER = r"""-- Views of this index for the duckdb program, version 1.3 or newer. From inside this folder:
@@ -25,11 +26,9 @@ SET VARIABLE index_path = coalesce(regexp_replace(getvariable('index'), '([*?[])
 -- Keeps footers in memory between queries; without it every query reads those of all layers again.
 SET parquet_metadata_cache = true;
 """
-# the site that the macros speak of
-SITE = "mlp"
 
 
-def views_file(layers: Sequence[tuple[str, int]]) -> str:
+def views_file(layers: Sequence[Key]) -> str:
     """The text of views.sql: the statements of `views` for whatever folder the variable `index` names."""
     return _HEADER + "".join(f"{statement};\n" for statement in views(layers))
 
@@ -42,10 +41,10 @@ def literal_path(path: Path | str) -> str:
     return re.sub(r"[*?[]", r"[\g<0>]", str(path))
 
 
-def views(layers: Sequence[tuple[str, int]], index: Path | None = None) -> list[str]:
+def views(layers: Sequence[Key], index: Path | None = None) -> list[str]:
     """The statements that make the views and macros.
 
-    layers: site and layer of every indexed layer.
+    layers: every one that is indexed.
     index: the folder of the files; None for the one that the variable `index_path` leads to.
     """
 
@@ -56,12 +55,12 @@ def views(layers: Sequence[tuple[str, int]], index: Path | None = None) -> list[
         return _string(literal_path(index / path))
 
     vocabulary = place(schema.VOCABULARY_FILE)
-    examples = [place(schema.examples_file(*layer)) for layer in layers]
-    histograms = [place(schema.histograms_file(*layer)) for layer in layers]
-    here = [layer for site, layer in layers if site == SITE]
+    examples = [place(schema.examples_file(layer)) for layer in layers]
+    histograms = [place(schema.histograms_file(layer)) for layer in layers]
+    here = [key.layer for key in layers if key.site == MLP]
     # a path that follows from the layer: the macros open one file, however many layers there are
     of_layer = [
-        _path_of_layer(place(f"{folder}/{SITE}."), here)
+        _path_of_layer(place(f"{folder}/{MLP}."), here)
         for folder in (schema.EXAMPLES_FOLDER, schema.HISTOGRAMS_FOLDER)
     ]
     histogram = f"SELECT h.* FROM {_read(of_layer[1])} AS h WHERE h.unit = unit ORDER BY h.lower, h.upper"

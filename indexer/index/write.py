@@ -34,7 +34,7 @@ from indexer.index.scratch import Scratch, put_right
 from indexer.index.tables import example_tables, histogram_tables, sums_table, unit_table, units_per_group
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import check_site
+from indexer.names import Key, check_site
 
 _MOST_THREADS = 4
 
@@ -73,7 +73,7 @@ class IndexWriter:
         self.published = False
         self.layers_written = 0
         self._scratch: Scratch | None = None
-        self._units: dict[tuple[str, int], list[pa.Table]] = {}
+        self._units: dict[Key, list[pa.Table]] = {}
         self._layers: list[LayerEntry] = []
         self._documents = Ids()
         self._files: list[FileEntry] = []
@@ -111,8 +111,8 @@ class IndexWriter:
 
         Raises IndexerError where its layer was added before, or where writing an earlier layer failed.
         """
-        key = self._new_layer(record.site, record.layer, record.units, record.count)
-        self._note(key, record, 0)
+        self._new_layer(record.key, record.units, record.count)
+        self._note(record, 0)
         rows = int((record.histogram.counts > 0).sum())
 
         def write() -> None:
@@ -130,8 +130,7 @@ class IndexWriter:
 
     def add_layer_blocks(
         self,
-        site: str,
-        layer: int,
+        key: Key,
         units: int,
         count: int,
         blocks: Iterable[LayerRecord],
@@ -144,18 +143,18 @@ class IndexWriter:
         keeps row groups small. Memory: one block, and what `blocks` itself holds.
         Raises IndexerError as `add_layer` does, and where the blocks are not those of the layer.
         """
-        key = self._new_layer(site, layer, units, count)
+        self._new_layer(key, units, count)
         rows = units * BINS if histogram_rows is None else histogram_rows
         first = 0
         with self._told(), ExitStack() as stack:
             write: Callable[[LayerRecord, int], None] | None = None
             for block in blocks:
-                if (block.site, block.layer, block.count) != (site, layer, count):
+                if (block.key, block.count) != (key, count):
                     raise IndexerError(
-                        f"index {self.output}: a block of {block.site}.{block.layer}, count {block.count}, "
-                        f"among those of {site}.{layer}, count {count}"
+                        f"index {self.output}: a block of {block.key}, count {block.count}, among "
+                        f"those of {key}, count {count}"
                     )
-                self._note(key, block, first)
+                self._note(block, first)
                 write = write or self._layer_files(stack, block, units, rows)
                 write(block, first)
                 first += block.units
@@ -163,7 +162,7 @@ class IndexWriter:
                 del block
             if write is None or first != units:
                 raise IndexerError(
-                    f"index {self.output}: blocks of {first} units are not the {units} of {site}.{layer}"
+                    f"index {self.output}: blocks of {first} units are not the {units} of {key}"
                 )
         self._settle(wait=False)
 
@@ -187,8 +186,8 @@ class IndexWriter:
         folder = self._open_folder()
         if not self._layers:
             raise IndexerError(f"index {self.output}: no layer was added")
-        self._layers.sort(key=lambda entry: (entry.site, entry.layer))
-        keys = [(entry.site, entry.layer) for entry in self._layers]
+        self._layers.sort(key=lambda entry: entry.key)
+        keys = [entry.key for entry in self._layers]
         with self._told():
             self._write_parquet(
                 schema.UNITS_FILE, schema.UNITS, _unit_groups([self._units.pop(key) for key in keys])
@@ -224,18 +223,16 @@ class IndexWriter:
             self._scratch.close()
             self._scratch = None
 
-    def _new_layer(self, site: str, layer: int, units: int, count: int) -> tuple[str, int]:
-        check_site(site)
-        key = (site, layer)
+    def _new_layer(self, key: Key, units: int, count: int) -> None:
+        check_site(key.site)
         if key in self._units:
-            raise IndexerError(f"index {self.output}: layer {site}.{layer} was added twice")
+            raise IndexerError(f"index {self.output}: layer {key} was added twice")
         self._units[key] = []
-        self._layers.append(LayerEntry(site=site, layer=layer, units=units, count=count))
-        return key
+        self._layers.append(LayerEntry(site=key.site, layer=key.layer, units=units, count=count))
 
-    def _note(self, key: tuple[str, int], record: LayerRecord, first: int) -> None:
+    def _note(self, record: LayerRecord, first: int) -> None:
         """Keep what goes into the files that all layers share."""
-        self._units[key].append(unit_table(record, first))
+        self._units[record.key].append(unit_table(record, first))
         for examples in (record.top, record.bottom):
             self._documents.add(examples.document[examples.taken])
 
@@ -246,16 +243,15 @@ class IndexWriter:
 
         record: any of the layer. The files are whole when the stack is unwound.
         """
-        site, layer = record.site, record.layer
-        places = record.top.k + record.bottom.k
+        key, places = record.key, record.top.k + record.bottom.k
         at_once = units_per_group(units, places)
         bins = schema.rows_per_group(histogram_rows, schema.HISTOGRAM_ROWS)
         examples, histograms, sums = (
             stack.enter_context(self._file(path, wanted, rows))
             for path, wanted, rows in (
-                (schema.examples_file(site, layer), schema.EXAMPLES_STORED, at_once * max(places, 1)),
-                (schema.histograms_file(site, layer), schema.HISTOGRAMS, bins),
-                (schema.sums_file(site, layer), schema.SUMS, schema.rows_per_group(units, schema.UNIT_ROWS)),
+                (schema.examples_file(key), schema.EXAMPLES_STORED, at_once * max(places, 1)),
+                (schema.histograms_file(key), schema.HISTOGRAMS, bins),
+                (schema.sums_file(key), schema.SUMS, schema.rows_per_group(units, schema.UNIT_ROWS)),
             )
         )
 

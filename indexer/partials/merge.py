@@ -66,12 +66,7 @@ def merge_indexes(
         for entry in layers:
             layer = MergedLayer(parts, entry, advance)
             writer.add_layer_blocks(
-                entry.site,
-                entry.layer,
-                entry.units,
-                layer.count,
-                layer.blocks(),
-                histogram_rows=layer.histogram_rows,
+                entry.key, entry.units, layer.count, layer.blocks(), histogram_rows=layer.histogram_rows
             )
         documents = gathered([one.path for one in parts], writer.documents)
         return writer.publish(merged_sections(parts, target), documents, token_counts)
@@ -108,8 +103,8 @@ class MergedLayer:
             yield self._block(slice(first, min(first + size, self._entry.units)))
 
     def _block(self, units: slice) -> LayerRecord:
-        site, layer, size = self._entry.site, self._entry.layer, units.stop - units.start
-        merged = LayerRecord.empty(site, layer, self.count, size, self._keep)
+        size = units.stop - units.start
+        merged = LayerRecord.empty(self._entry.key, self.count, size, self._keep)
         for one in self._parts:
             with self._open(one) as files:
                 files.merge_into(merged, units)
@@ -122,4 +117,4 @@ class MergedLayer:
         return max(BLOCK_BYTES // (self._keep.bytes_per_unit() * group), 1) * group
 
     def _open(self, one: Input) -> LayerFiles:
-        return LayerFiles(one.path, one.manifest, self._entry.site, self._entry.layer)
+        return LayerFiles(one.path, one.manifest, self._entry.key)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from indexer_kernels import Statistics, TopK
 
 from indexer.index.records import LayerRecord
+from indexer.names import Key
 
 
-def record_of(statistics: Statistics, site: str, layer: int) -> LayerRecord:
+def record_of(statistics: Statistics, key: Key) -> LayerRecord:
     """The states of one layer as they are now; they stay those of the statistics."""
     statistics.settle()
     moments, histogram = statistics.moments, statistics.histogram
@@ -21,7 +22,7 @@ def record_of(statistics: Statistics, site: str, layer: int) -> LayerRecord:
         TopK.empty(statistics.units, 0, largest=largest) if end is None else end
         for end, largest in ((statistics.top, True), (statistics.bottom, False))
     )
-    return LayerRecord(site, layer, statistics.count, moments, histogram, top, bottom)
+    return LayerRecord(key, statistics.count, moments, histogram, top, bottom)
 
 
 def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | None = None) -> Statistics:
