@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from indexer.version import versions
+
+COMMIT = "NEURON_INDEXER_COMMIT"
 PACKAGES = ("torch", "transformers", "numpy", "pyarrow", "duckdb")
 
 
@@ -15,7 +18,7 @@ def record() -> dict[str, Any]:
     """Plain values; called after measuring, since it imports the kernels and torch with them."""
     return {
         "machine": _machine(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "commit": _commit(),
         "kernels": _kernels(),
     }
@@ -47,15 +50,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _commit() -> dict[str, Any]:
-    """The commit of the source tree and whether it has changes of its own; None where it is no git tree."""
+    """The commit of the source tree and whether it has changes of its own; None where it is no git tree.
+
+    A tree without its history has it from the environment, as gpu_steps.py has set it.
+    """
+    if COMMIT in os.environ:
+        return {"id": os.environ[COMMIT], "dirty": None}
     try:
         return {"id": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):

@@ -1,5 +1,20 @@
-"""The version of this program."""
+"""The version of this program, and of the packages that it works with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
 __version__ = "0.1.0"
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The version of each package, None of one that is not installed."""
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

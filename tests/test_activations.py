@@ -43,6 +43,9 @@ def further_than_rounding(
     if triton and out.dtype == torch.bfloat16:
         # the function may be the one beside the nearest, and so may the product; see activations_triton.py
         unit, step = unit * (1 if up is None else 2), torch.full_like(step, 5e-7)
+    if triton and out.dtype == torch.float16:
+        # so may the function, which is a multiple of this
+        step += 2.0**-24
     tail = step * (1.0 if up is None else up.double().abs()) + 1e-7
     return ~((torch.abs(out.double() - expected) <= unit * expected.abs() + tail) | (out == expected))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from indexer.models import MlpLayer
 from indexer.names import format_layers
 from indexer.talk import in_bytes, in_tokens, several
 from indexer.tokens import Batches
-from indexer.version import __version__
+from indexer.version import __version__, versions
 
 # which sequences lie together in a batch
 TOGETHER = {"equal": "without padding, of one length each", "single": "of one sequence"}
@@ -133,7 +132,7 @@ def manifest(plan: Plan, gathered: Gathered, batches: Batches) -> dict[str, Any]
         "software": {
             "neuron-activation-indexer": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
+            **versions(PACKAGES),
             "kernels": describe(plan.kernels),
             "device": plan.loaded.device.type,
             "gpu": torch.cuda.get_device_name(plan.loaded.device) if _on_gpu(plan) else None,

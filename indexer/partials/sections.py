@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from indexer.partials.agreement import Input, whole_list
-from indexer.version import __version__
+from indexer.version import __version__, versions
 
 _FIRST_NON_FINITE = ("document", "sequence", "position", "layer", "unit")
 _PACKAGES = ("numpy", "pyarrow")
@@ -87,7 +86,7 @@ def _software(inputs: Sequence[Input]) -> dict[str, Any]:
     return _common([one.manifest.software for one in inputs]) | {
         "neuron-activation-indexer": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **versions(_PACKAGES),
         "machine": platform.machine(),
     }
 
