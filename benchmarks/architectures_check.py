@@ -152,7 +152,7 @@ def _wrong(index: indexer.Index, projections: dict[int, str], truth: Truth) -> s
                 )
     peaks = index.sql(
         "SELECT layer, unit, value, document, sequence, position FROM examples "
-        "WHERE extreme = 'top' AND rank = 1 ORDER BY layer, unit"
+        "WHERE kind = 'top' AND rank = 1 ORDER BY layer, unit"
     )
     for peak in peaks.to_pylist():
         path = projections[peak["layer"]]

@@ -25,12 +25,11 @@ from benchmarks.synthetic import (
     synthetic_vocabulary,
 )
 from indexer.index import schema
+from indexer.index.codecs import CODECS, folders
 from indexer.index.groups import RowGroups
-from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256
+from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256, sites_of
 from indexer.index.write import IndexWriter
 from indexer.names import MLP, Key
-
-FILES = (schema.examples_file, schema.histograms_file, schema.sums_file)
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,15 @@ class Inputs:
         path = self.input_path(number)
         if path.exists():
             return path
-        for folder in schema.FOLDERS:
+        for folder in folders():
             (path / folder).mkdir(parents=True)
         contents = [self.content(number, layer) for layer in range(self.layers)]
         first = self.content_path(contents[0])
         files = [_linked(first, path, name, name) for name in (schema.VOCABULARY_FILE, schema.VIEWS)]
         for layer, content in enumerate(contents):
-            for name in FILES:
-                one, other = name(Key(MLP, 0)), name(Key(MLP, layer))
-                files.append(_linked(self.content_path(content), path, one, other))
+            for codec in CODECS:
+                old, new = codec.file(Key(MLP, 0)), codec.file(Key(MLP, layer))
+                files.append(_linked(self.content_path(content), path, old, new))
         files.append(self._write_units(path, contents))
         files.append(self._write_documents(path, sorted(set(contents))))
         entry = read_manifest(first).layers[0]
@@ -91,7 +90,7 @@ class Inputs:
             version=schema.VERSION,
             created="2026-01-01T00:00:00+00:00",
             **_sections(self.size, number),
-            layers=[entry.model_copy(update={"layer": layer}) for layer in range(self.layers)],
+            sites=sites_of([replace(entry, key=Key(MLP, layer)) for layer in range(self.layers)]),
             files=files,
         )
         (path / schema.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -103,13 +102,14 @@ class Inputs:
             for layer, content in enumerate(contents):
                 table = pq.read_table(self.content_path(content) / schema.UNITS_FILE)
                 number = pa.repeat(pa.scalar(layer, pa.int32()), table.num_rows)
-                groups.add(table.set_column(1, "layer", number))
+                groups.add(table.set_column(1, "layer", number), table.num_rows)
         return _entry(path, schema.UNITS_FILE, groups.rows)
 
     def _write_documents(self, path: Path, contents: list[int]) -> FileEntry:
         with RowGroups(path / schema.DOCUMENTS_FILE, schema.DOCUMENTS, schema.DOCUMENT_ROWS) as groups:
             for content in contents:
-                groups.add(pq.read_table(self.content_path(content) / schema.DOCUMENTS_FILE))
+                table = pq.read_table(self.content_path(content) / schema.DOCUMENTS_FILE)
+                groups.add(table, table.num_rows)
         return _entry(path, schema.DOCUMENTS_FILE, groups.rows)
 
 

@@ -144,11 +144,11 @@ def _check_unit(index: Index, name: str, reference: Statistics, place: int) -> N
     for field, values in (("lower", lower[counts > 0]), ("count", counts[counts > 0])):
         found = record.histogram[field].to_numpy()
         must_be_same(f"index against reference, {name} histogram {field}", found, values)
-    for extreme, state in (("top", reference.top), ("bottom", reference.bottom)):
+    for kind, state in (("top", reference.top), ("bottom", reference.bottom)):
         assert state is not None
         ranked = state.ranked()
         taken = int(ranked.filled[place])
-        rows = getattr(record, extreme)
+        rows = getattr(record, kind)
         length = ranked.window_length[place, :taken]
         for field in (*PLACE_FIELDS, *WINDOW_FIELDS):
             if field in WINDOW_FIELDS:
@@ -159,4 +159,4 @@ def _check_unit(index: Index, name: str, reference: Statistics, place: int) -> N
                 wanted, found = length, np.array([len(ids) for ids in rows["token_ids"]], np.int32)
             else:
                 wanted, found = getattr(ranked, field)[place, :taken], rows[field].to_numpy()
-            must_be_same(f"index against reference, {name} {extreme} {field}", found, wanted)
+            must_be_same(f"index against reference, {name} {kind} {field}", found, wanted)

@@ -34,10 +34,10 @@ def check_top(subject: Subject, layer: int, states: list[TopSequences]) -> str:
     """The peer's best values of a layer against the index, within rounding; raises WrongResultError."""
     furthest = 0.0
     with open_index(subject.config.output) as index:
-        for extreme, state in zip(("top", "bottom"), states, strict=True):
+        for kind, state in zip(("top", "bottom"), states, strict=True):
             rows = index.sql(
-                "SELECT value FROM examples WHERE layer = $layer AND extreme = $extreme ORDER BY unit, rank",
-                {"layer": layer, "extreme": extreme},
+                "SELECT value FROM examples WHERE layer = $layer AND kind = $kind ORDER BY unit, rank",
+                {"layer": layer, "kind": kind},
             )
             theirs = state.values().numpy()
             ours = rows["value"].to_numpy().reshape(theirs.shape)
@@ -46,7 +46,7 @@ def check_top(subject: Subject, layer: int, states: list[TopSequences]) -> str:
             allowed = ROUNDING[subject.loaded.dtype] * float(np.abs(theirs).max())
             if not apart[worst] <= allowed:
                 raise WrongResultError(
-                    f"mlp.{layer}.{worst[0]}, {extreme} rank {worst[1] + 1}: {ours[worst]:.6g} in the index, "
+                    f"mlp.{layer}.{worst[0]}, {kind} rank {worst[1] + 1}: {ours[worst]:.6g} in the index, "
                     f"{theirs[worst]:.6g} by the peer's algorithm"
                 )
             furthest = max(furthest, float(apart[worst]))

@@ -19,6 +19,7 @@ from benchmarks.report import WrongResultError
 from benchmarks.states import differing
 from benchmarks.synthetic import Size, synthetic_records
 from indexer.index import schema
+from indexer.index.codecs import EXAMPLES, HISTOGRAMS
 from indexer.index.read import Index, UnitRecord
 from indexer.index.records import LayerRecord
 
@@ -47,14 +48,14 @@ def _check_plain_read(index: Index, record: UnitRecord) -> None:
     """The stored columns, against a filtered read of the layer's files."""
     unit = record.unit
     wanted = [("unit", "=", unit.unit)]
-    rows = pq.read_table(index.path / schema.examples_file(unit.key), filters=wanted)
-    for extreme in ("top", "bottom"):
-        stored = rows.filter(pc.equal(rows["extreme"], extreme)).sort_by("rank")
-        found = getattr(record, extreme)
+    rows = pq.read_table(index.path / EXAMPLES.file(unit.key), filters=wanted)
+    for kind in ("top", "bottom"):
+        stored = rows.filter(pc.equal(rows["kind"], kind)).sort_by("rank")
+        found = getattr(record, kind)
         for column in (*FIELDS, "token_id", "token_ids", "activations"):
             if stored[column].to_pylist() != found[column].to_pylist():
-                raise WrongResultError(f"{unit}, {extreme} {column}: the record differs from a plain read")
-    bins = pq.read_table(index.path / schema.histograms_file(unit.key), filters=wanted)
+                raise WrongResultError(f"{unit}, {kind} {column}: the record differs from a plain read")
+    bins = pq.read_table(index.path / HISTOGRAMS.file(unit.key), filters=wanted)
     for column in ("lower", "upper", "count"):
         if bins[column].to_pylist() != record.histogram[column].to_pylist():
             raise WrongResultError(f"{unit}, histogram {column}: the record differs from a plain read")
@@ -69,12 +70,12 @@ def _check_made(record: UnitRecord, made: LayerRecord) -> None:
         ("top", record.top, made.top),
         ("bottom", record.bottom, made.bottom),
     )
-    for extreme, rows, examples in sides:
+    for kind, rows, examples in sides:
         for field in FIELDS:
-            pairs.append((f"{extreme} {field}", rows[field].to_numpy(), getattr(examples, field)[unit]))
+            pairs.append((f"{kind} {field}", rows[field].to_numpy(), getattr(examples, field)[unit]))
         for field in ("token_ids", "activations"):
             found = rows[field].combine_chunks().flatten().to_numpy()
-            pairs.append((f"{extreme} {field}", found, getattr(examples, field)[unit].reshape(-1)))
+            pairs.append((f"{kind} {field}", found, getattr(examples, field)[unit].reshape(-1)))
     for name, found, expected in pairs:
         what = differing(f"{record.unit}, {name}, read and written", found, expected.astype(found.dtype))
         if what is not None:
@@ -86,9 +87,9 @@ def check_search(index: Index, token: str) -> str:
     found = index.sql(SEARCH, {"token": token})
     parts = []
     for entry in index.manifest.layers:
-        path = index.path / schema.examples_file(entry.key)
-        rows = pq.read_table(path, columns=["layer", "unit", "extreme", "token", "value"])
-        parts.append(rows.filter(pc.and_(pc.equal(rows["extreme"], "top"), pc.equal(rows["token"], token))))
+        path = index.path / EXAMPLES.file(entry.key)
+        rows = pq.read_table(path, columns=["layer", "unit", "kind", "token", "value"])
+        parts.append(rows.filter(pc.and_(pc.equal(rows["kind"], "top"), pc.equal(rows["token"], token))))
     rows = pa.concat_tables(parts).group_by(["layer", "unit"])
     grouped = rows.aggregate([("value", "count"), ("value", "max")])
     best_first = [("value_count", "descending"), ("value_max", "descending")]

@@ -8,7 +8,7 @@ from indexer.index.read import Index
 
 SEARCH = """
 SELECT layer, unit, count(*) AS places, max(value) AS strongest FROM examples
-WHERE extreme = 'top' AND token = $token
+WHERE kind = 'top' AND token = $token
 GROUP BY ALL ORDER BY places DESC, strongest DESC, layer, unit LIMIT 20
 """
 SCAN = """

@@ -148,7 +148,7 @@ def _measured(options: Options) -> Constants:
         merged = time.perf_counter() - begin
         with open_index(folder / "merged.index") as index:
             index.verify(full=True)
-            count = index.manifest.layers[0].count
+            count = index.unit(0, 0)["count"][0].as_py()
         if count != INPUTS * size.count:
             raise WrongResultError(f"the merged index counts {count:,} tokens, not {INPUTS * size.count:,}")
         size_on_disk = read_manifest(folder / "again.index").bytes

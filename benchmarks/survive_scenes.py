@@ -20,7 +20,7 @@ from indexer.errors import IndexerError
 
 ORDERS = {
     "units": "site, layer, unit",
-    "examples": "site, layer, unit, extreme, rank",
+    "examples": "site, layer, unit, kind, rank",
     "histograms": "site, layer, unit, lower, upper",
     "documents": "document",
 }
@@ -147,8 +147,7 @@ def scenes(
     here = folder / "here"
     output = ["--output", str(here / OUTPUT)]
     plain = (
-        "--layers 0 --bottom 2 --context 48 --batch-tokens 512 --threads 1 "
-        f"--piece-bytes {piece_bytes}"
+        f"--layers 0 --bottom 2 --context 48 --batch-tokens 512 --threads 1 --piece-bytes {piece_bytes}"
     ).split()
     build = ["build", str(server.model), *corpus, *output, *plain]
     once = [*build, "--checkpoint-minutes", "5"]

@@ -101,7 +101,8 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
     before = size.window * 3 // 4
     keep = Keep(size.top, size.bottom, (before, size.window - before - 1))
     for layer in range(size.layers):
-        record = LayerRecord.empty(Key(MLP, layer), size.count, size.units, keep)
+        record = LayerRecord.empty(Key(MLP, layer), size.units, keep)
+        record.count[:] = size.count
         _fill(random, size, record.top, 1)
         _fill(random, size, record.bottom, -1)
         moments = record.moments

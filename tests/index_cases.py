@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from indexer_kernels import Histogram, Moments, TopK
 from indexer_kernels.histogram import bins_of
 from indexer_kernels.moments import POWERS
 from numpy.typing import NDArray
 
 from benchmarks.synthetic import exact_sums
+from indexer.index import schema
+from indexer.index.codecs import CODECS, EXAMPLES
 from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
@@ -47,28 +50,44 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
     histogram = Histogram.empty(units)
     for unit, values in enumerate(columns):
         np.add.at(histogram.counts[unit], bins_of(values.astype(np.float32)), 1)
+    powers = [[(values**power).sum() for power in range(1, POWERS + 1)] for values in columns]
+    moments = Moments(
+        nan=np.isnan(every).sum(axis=0),
+        inf=np.isinf(every).sum(axis=0),
+        minimum=np.array([min(values, default=np.inf) for values in columns], np.float32),
+        maximum=np.array([max(values, default=-np.inf) for values in columns], np.float32),
+        sums=exact_sums(np.array(powers)),
+        pending=np.zeros(units, np.int32),
+    )
     return LayerRecord(
         key=Key(MLP, layer),
-        count=len(every),
-        moments=Moments(
-            nan=np.isnan(every).sum(axis=0),
-            inf=np.isinf(every).sum(axis=0),
-            minimum=np.array([min(values, default=np.inf) for values in columns], np.float32),
-            maximum=np.array([max(values, default=-np.inf) for values in columns], np.float32),
-            sums=exact_sums(
-                np.array([[(values**power).sum() for power in range(1, POWERS + 1)] for values in columns])
-            ),
-            pending=np.zeros(units, np.int32),
-        ),
-        histogram=histogram,
-        top=_best(sequences, units, 3, 1, random),
-        bottom=_best(sequences, units, 2, -1, random),
+        count=np.full(units, len(every)),
+        states={
+            "moments": moments,
+            "histogram": histogram,
+            "top": _best(sequences, units, 3, 1, random),
+            "bottom": _best(sequences, units, 2, -1, random),
+        },
     )
 
 
 def without_examples(record: LayerRecord, *ends: str) -> LayerRecord:
     """The same but for the ends named, of which no place is kept."""
-    return replace(record, **{end: TopK.empty(record.units, 0, largest=end == "top") for end in ends})
+    none = {end: TopK.empty(record.units, 0, largest=end == "top") for end in ends}
+    return with_states(record, **none)
+
+
+def with_states(record: LayerRecord, **states: Any) -> LayerRecord:
+    """The same but for some states."""
+    return replace(record, states={**record.states, **states})
+
+
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups of a few rows, as far as their number allows."""
+    monkeypatch.setattr(schema, "UNIT_ROWS", 10)
+    monkeypatch.setattr(EXAMPLES, "rows_of_a_group", 10)
+    for codec in CODECS:
+        monkeypatch.setattr(codec, "units_of_a_group", 3)
 
 
 def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, random: Any) -> TopK:

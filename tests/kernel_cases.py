@@ -119,10 +119,11 @@ def rows_of(state: TopK) -> ExampleRows:
 
 def merged(records: Sequence[LayerRecord]) -> LayerRecord:
     """The states of one record after the other merged into those of no tokens."""
-    first, count = records[0], sum(record.count for record in records)
+    first = records[0]
     keep = Keep(first.top.k, first.bottom.k, (first.top.before, first.top.after), first.top.by)
-    whole = LayerRecord.empty(first.key, count, first.units, keep)
+    whole = LayerRecord.empty(first.key, first.units, keep)
     for record in records:
+        whole.count[:] += record.count
         whole.moments.merge(record.moments)
         whole.histogram.counts[:] += record.histogram.counts
         whole.top.offer(rows_of(record.top))

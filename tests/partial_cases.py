@@ -117,7 +117,7 @@ def write_part(
             "dtype": "auto", "shard": [0, 2], "threads": 1, "numerics": "fast", "append": False,
         },
         "totals": {
-            "documents": len(documents), "counted_tokens": records[0].count if records else 0,
+            "documents": len(documents), "counted_tokens": int(records[0].count[0]) if records else 0,
             "seconds": 0.125 * len(numbers), "peak_memory_bytes": 1_000 + numbers[0] if numbers else 0,
             "non_finite": int(sum(one.moments.nan.sum() + one.moments.inf.sum() for one in records)),
             "first_non_finite": _first_non_finite(numbers),

@@ -21,8 +21,8 @@ READING = [
     "indexer_kernels",
     "indexer.names",
     *(
-        f"indexer.{folder}.{path.stem}".removesuffix(".__init__")
-        for folder in ("commands", "display", "index")
+        f"indexer.{folder.replace('/', '.')}.{path.stem}".removesuffix(".__init__")
+        for folder in ("commands", "display", "index", "index/codecs")
         for path in sorted((ROOT / "indexer" / folder).glob("*.py"))
     ),
 ]

@@ -15,14 +15,15 @@ import pytest
 
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.index import schema
+from indexer.index.codecs import EXAMPLES, HISTOGRAMS, MOMENTS
 from indexer.index.manifest import Manifest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
 TABLES = {
     "units.parquet": schema.UNITS,
-    "examples": schema.EXAMPLES_STORED,
-    "histograms": schema.HISTOGRAMS,
-    "sums": schema.SUMS,
+    "examples": EXAMPLES.columns,
+    "histograms": HISTOGRAMS.columns,
+    "sums": MOMENTS.columns,
     "documents.parquet": schema.DOCUMENTS,
     "vocabulary.parquet": schema.VOCABULARY,
 }
@@ -101,7 +102,7 @@ def test_a_record_is_read_by_the_page_alone(index: Path) -> None:
     assert sum(vocabulary["counts"]) == unit["count"]
     known = {row["document"]: row for row in pq.read_table(index / "documents.parquet").to_pylist()}
     examples = rows("examples/mlp.1.parquet")
-    assert {row["extreme"] for row in examples} == {"top", "bottom"}
+    assert {row["kind"] for row in examples} == {"top", "bottom"}
     for row in examples:
         peak = row["position"] - row["window_start"]
         assert len(row["token_ids"]) == len(row["activations"]) > peak >= 0
@@ -109,10 +110,10 @@ def test_a_record_is_read_by_the_page_alone(index: Path) -> None:
         assert row["token_ids"][peak] == row["token_id"]
         assert vocabulary["tokens"][row["token_id"]] == row["token"]
         assert known[row["document"]]["row"] == row["document"] & (1 << 40) - 1
-    for extreme, sign in (("top", -1), ("bottom", 1)):
+    for kind, sign in (("top", -1), ("bottom", 1)):
         order = [
             (sign * row["value"], row["document"], row["sequence"], row["position"])
             for row in examples
-            if row["extreme"] == extreme
+            if row["kind"] == kind
         ]
         assert order == sorted(order)

@@ -20,7 +20,7 @@ import torch
 from indexer_kernels import Keep, Statistics
 
 import indexer
-from indexer.index.schema import sums_file
+from indexer.index.codecs import MOMENTS
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
 from indexer.names import MLP, Key
@@ -33,7 +33,7 @@ LAYERS = {0: torch.float32, 5: torch.bfloat16}
 TOKENS = 30_000
 ORDERS = {
     "units": "layer, unit",
-    "examples": "layer, unit, extreme, rank",
+    "examples": "layer, unit, kind, rank",
     "histograms": "layer, unit, lower, upper",
     "documents": "document",
     "vocabulary": "token_id",
@@ -78,7 +78,7 @@ def digests(index: Path) -> dict[str, str]:
             name: opened.sql(f"SELECT * FROM {name} ORDER BY {order}") for name, order in ORDERS.items()
         }
     for layer in LAYERS:
-        tables[f"sums.{layer}"] = pq.read_table(index / sums_file(Key(MLP, layer)))
+        tables[f"sums.{layer}"] = pq.read_table(index / MOMENTS.file(Key(MLP, layer)))
     return {
         f"{name}.{column}": hashlib.sha256(repr(table[column].to_pylist()).encode()).hexdigest()[:16]
         for name, table in tables.items()

@@ -18,7 +18,9 @@ import pytest
 import indexer
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
-from indexer.index import files, schema
+from indexer.index import files
+from indexer.index.codecs import EXAMPLES as EXAMPLES_CODEC
+from indexer.index.codecs import folders
 from indexer.index.verify import verify_index
 from tests.hostile_cases import craft, edit_manifest, sign
 from tests.hostile_fuzz import answers
@@ -70,8 +72,8 @@ SITES = ["../../other", "/etc", "", "mlp/..", "a'; DROP VIEW units; --", "mlp\0"
 @pytest.mark.parametrize("site", SITES, ids=lambda site: ascii(site)[:20])
 def test_a_site_makes_no_path_and_no_sql(site: Any, index: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
-        manifest["layers"][0]["site"] = site
-        for entry, folder in zip(manifest["files"], schema.FOLDERS, strict=False):
+        manifest["sites"][0]["site"] = site
+        for entry, folder in zip(manifest["files"], folders(), strict=False):
             entry["path"] = f"{folder}/{site}.0.parquet"
 
     edit_manifest(index, change)
@@ -81,23 +83,23 @@ def test_a_site_makes_no_path_and_no_sql(site: Any, index: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda manifest: manifest["layers"][0].update(layer=1 << 40),
-        lambda manifest: manifest["layers"][0].update(layer=-1),
-        lambda manifest: manifest["layers"][0].update(units=1 << 70),
-        lambda manifest: manifest["layers"][0].update(count=10**400),
-        lambda manifest: manifest["layers"].append(manifest["layers"][0]),
+        lambda manifest: manifest["sites"][0]["layers"][0].update(layer=1 << 40),
+        lambda manifest: manifest["sites"][0]["layers"][0].update(layer=-1),
+        lambda manifest: manifest["sites"][0]["layers"][0].update(units=1 << 70),
+        lambda manifest: manifest["sites"][0].update(statistics=["bins"]),
+        lambda manifest: manifest["sites"].append(manifest["sites"][0]),
         lambda manifest: manifest["files"].append(manifest["files"][0]),
         lambda manifest: manifest["files"].extend([manifest["files"][0]] * 100_000),
         lambda manifest: manifest["files"][0].update(bytes=1 << 80),
         lambda manifest: manifest["files"][0].update(bytes="many"),
         lambda manifest: manifest["files"][0].update(sha256="g" * 64),
         lambda manifest: manifest.update(files={}),
-        lambda manifest: manifest.update(layers=None),
+        lambda manifest: manifest.update(sites=None),
         lambda manifest: manifest.update(corpus=3),
         lambda manifest: manifest.update(version="\x1b[2J\n" * 99),
         lambda manifest: manifest.update(version=[1]),
         lambda manifest: manifest.update(format="neuron activation index\n"),
-        lambda manifest: manifest.pop("layers"),
+        lambda manifest: manifest.pop("sites"),
     ],
     ids=range(17),
 )
@@ -190,8 +192,8 @@ def _text(values: list[bytes], rows: int) -> pa.Array:
         (EXAMPLES, "document", lambda old: [-(1 << 63)] * len(old)),
         (EXAMPLES, "rank", lambda old: [0] * len(old)),
         (EXAMPLES, "value", lambda old: [float("nan")] * len(old)),
-        (EXAMPLES, "extreme", lambda old: ["neither"] * len(old)),
-        (EXAMPLES, "extreme", lambda old: _text([b"\xff"], len(old))),
+        (EXAMPLES, "kind", lambda old: ["neither"] * len(old)),
+        (EXAMPLES, "kind", lambda old: _text([b"\xff"], len(old))),
         (EXAMPLES, "token", lambda old: _text([b"\xc3\x28"], len(old))),
         (EXAMPLES, "token_ids", lambda old: [[] for _ in old]),
         (EXAMPLES, "token_ids", lambda old: [[1 << 30] * 4 for _ in old]),
@@ -279,7 +281,7 @@ def test_a_small_file_of_gigabytes_ends_in_one_line_where_memory_is_limited(inde
     place = rows.schema.get_field_index("token")
     field = pa.field("token", token.type, nullable=False)
     table = rows.set_column(place, field, token).cast(
-        pa.schema([field if one.name == "token" else one for one in schema.EXAMPLES_STORED])
+        pa.schema([field if one.name == "token" else one for one in EXAMPLES_CODEC.columns])
     )
     pq.write_table(table, index / EXAMPLES, compression="zstd", store_schema=False)
     assert (index / EXAMPLES).stat().st_size < 1 << 20

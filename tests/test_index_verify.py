@@ -68,7 +68,7 @@ def test_every_flipped_byte_is_found(index: Path) -> None:
 def test_a_damaged_page_is_found_without_a_manifest_to_compare(index: Path) -> None:
     """A flipped byte within a page, in a manifest that was made to agree: only the page's checksum tells."""
     file = index / "examples" / "mlp.0.parquet"
-    column = pq.ParquetFile(file).metadata.row_group(0).column(13)
+    column = pq.ParquetFile(file).metadata.row_group(0).column(12)
     assert column.path_in_schema == "activations.list.element"
     damaged = bytearray(file.read_bytes())
     damaged[column.data_page_offset + column.total_compressed_size - 3] ^= 1
@@ -167,7 +167,7 @@ def test_a_file_is_no_index(tmp_path: Path) -> None:
     [
         ("version", 1, "format version 1; this program reads version 2"),
         ("version", None, "format version None"),
-        ("layers", [{"site": "mlp"}], "damaged at layers.0.layer"),
+        ("sites", [{"site": "mlp"}], "damaged at sites.0.statistics"),
         ("files", [{"path": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64}], "damaged at files.0.path"),
         ("files", [{"path": "/etc/passwd", "bytes": 1, "sha256": "0" * 64}], "damaged at files.0.path"),
         ("files", [{"path": "units.parquet", "bytes": -1, "sha256": "0" * 64}], "damaged at files.0.bytes"),
@@ -222,7 +222,7 @@ TOKENS = "vocabulary.parquet"
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
-        (UNITS, _change("count", 3, lambda v: v + 1), "mlp.0.3: its count is not the layer's"),
+        (UNITS, _change("count", 3, lambda v: v + 1), "mlp.0.3: the counts in the vocabulary do not"),
         (UNITS, _change("nan", 3, lambda v: v + 1), "mlp.0.3: bins, nan and inf do not add up to count"),
         (UNITS, _change("positive", 4, lambda v: v + 1), "mlp.0.4: positive is not the sum"),
         (UNITS, _change("active", 4, lambda v: v + 1), "mlp.0.4: active is not the sum"),
@@ -242,7 +242,7 @@ TOKENS = "vocabulary.parquet"
         (BINS, _change("unit", -1, lambda v: 99), "bins of a unit the layer has not"),
         (EXAMPLES, _change("unit", -1, lambda v: 99), "examples of a unit the layer has not"),
         (EXAMPLES, _change("rank", 4, lambda v: v + 1), "ranks do not count from 1"),
-        (EXAMPLES, _change("extreme", -1, lambda v: "bottom"), "not sorted by unit and extreme"),
+        (EXAMPLES, _change("kind", -1, lambda v: "bottom"), "not sorted by unit and kind"),
         (EXAMPLES, _change("value", -1, lambda v: 9.0), "examples are not in the total order"),
         (EXAMPLES, _change("value", -1, lambda v: -99.0), "another value at its peak"),
         (
@@ -255,7 +255,7 @@ TOKENS = "vocabulary.parquet"
         (EXAMPLES, _change("token_id", -1, lambda v: (v + 1) % 7), "another token at its peak"),
         (EXAMPLES, _change("position", -1, lambda v: v + 50), "a window does not hold its peak"),
         (EXAMPLES, _change("activations", -1, lambda v: v[1:]), "windows of unequal length"),
-        (TOKENS, _change("counts", 0, lambda v: [v[0] + 1, *v[1:]]), "mlp.0: the counts in the vocabulary"),
+        (TOKENS, _change("counts", 0, lambda v: [v[0] + 1, *v[1:]]), "mlp.0.0: the counts in the vocabulary"),
         (TOKENS, _change("counts", 0, lambda v: [-1, sum(v) + 1, *v[2:]]), "the counts in the vocabulary"),
     ],
 )

@@ -23,6 +23,7 @@ from indexer.errors import IndexerError
 from indexer.index import ids as ids_module
 from indexer.index import output as output_module
 from indexer.index import schema
+from indexer.index.codecs import EXAMPLES
 from indexer.index.read import open_index
 from indexer.index.verify import verify_index
 from indexer.index.write import IndexWriter
@@ -32,6 +33,7 @@ from tests.index_cases import (
     TOKENS,
     documents,
     ragged_record,
+    small_groups,
     token_counts,
     without_examples,
     write_index,
@@ -55,13 +57,13 @@ def test_what_was_written_is_what_was_recorded(tmp_path: Path) -> None:
     assert _left(tmp_path) == ["my.index"]
     verify_index(index, full=True)
     for record in records:
-        table = pq.read_table(index / schema.examples_file(record.key))
-        found = {(row["unit"], row["extreme"], row["rank"]): row for row in table.to_pylist()}
+        table = pq.read_table(index / EXAMPLES.file(record.key))
+        found = {(row["unit"], row["kind"], row["rank"]): row for row in table.to_pylist()}
         assert len(found) == record.top.filled.sum() + record.bottom.filled.sum()
-        for extreme in ("top", "bottom"):
-            examples = getattr(record, extreme)
+        for kind in ("top", "bottom"):
+            examples = getattr(record, kind)
             for unit, place in zip(*np.nonzero(examples.taken), strict=True):
-                row = found[unit, extreme, place + 1]
+                row = found[unit, kind, place + 1]
                 for name in ("value", "document", "sequence", "position", "window_start"):
                     assert row[name] == getattr(examples, name)[unit, place]
                 length = examples.window_length[unit, place]
@@ -118,9 +120,7 @@ def test_files_hold_to_the_format(tmp_path: Path) -> None:
 
 
 def test_wide_layers_keep_units_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "EXAMPLE_ROWS", 10)
-    monkeypatch.setattr(schema, "HISTOGRAM_ROWS", 10)
-    monkeypatch.setattr(schema, "UNIT_ROWS", 10)
+    small_groups(monkeypatch)
     record = ragged_record(units=700)
     index = write_index(tmp_path / "i", [record])
     verify_index(index, full=True)
@@ -229,7 +229,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     write_index(tmp_path / "link", [ragged_record(1)], overwrite=True)
     assert (tmp_path / "link").is_symlink()
     with open_index(tmp_path / "real") as index:
-        assert index.manifest.layers[0].layer == 1
+        assert index.manifest.layers[0].key.layer == 1
 
 
 def test_an_error_within_leaves_nothing(tmp_path: Path) -> None:

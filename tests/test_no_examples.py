@@ -40,7 +40,7 @@ def test_all_else_is_there(
         stopped_after(config, 1, monkeypatch)
     found = tables(build(config))
     verify_index(config.output, full=True)
-    kept = [row for row in whole["examples"] if ends[row["extreme"]]]
+    kept = [row for row in whole["examples"] if ends[row["kind"]]]
     assert [row["rank"] for row in found["examples"]] == [row["rank"] for row in kept]
     assert [row["count"] for row in found["units"]] == [row["count"] for row in whole["units"]]
     if kernels == "cpp":

@@ -30,6 +30,7 @@ from indexer.index.verify import verify_index
 from indexer.index.write import IndexWriter
 from indexer.partials import merge as merge_module
 from indexer.partials.merge import merge_indexes
+from tests import index_cases
 from tests.partial_cases import (
     LAYERS,
     PARTS,
@@ -42,8 +43,8 @@ from tests.partial_cases import (
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several row groups and blocks, small as the layers are."""
-    for name, size in (("EXAMPLE_ROWS", 16), ("HISTOGRAM_ROWS", 40), ("UNIT_ROWS", 5), ("DOCUMENT_ROWS", 4)):
-        monkeypatch.setattr(schema, name, size)
+    index_cases.small_groups(monkeypatch)
+    monkeypatch.setattr(schema, "DOCUMENT_ROWS", 4)
     monkeypatch.setattr(merge_module, "BLOCK_BYTES", 20_000)
 
 
@@ -83,7 +84,6 @@ def test_files_have_no_more_row_groups_than_the_format_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema, "MOST_ROW_GROUPS", 4)
-    monkeypatch.setattr(schema, "HISTOGRAM_ROWS", 5)
     parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(PARTS)]
     merged = merge_indexes(parts, tmp_path / "merged")
     for file in merged.rglob("*.parquet"):
@@ -128,7 +128,7 @@ def test_the_manifest_is_that_of_the_whole(tmp_path: Path) -> None:
     assert merged.configuration == {
         **whole.configuration, "output": str(tmp_path / "merged"), "shard": None
     }  # fmt: skip
-    assert [entry.count for entry in merged.layers] == [entry.count for entry in whole.layers]
+    assert merged.layers == whole.layers
     assert merged.software["kernels"] == "reference"
     assert merged.software["python"] == ".".join(map(str, sys.version_info[:3]))
     assert (merged.model, merged.tokenizer) == (whole.model, whole.tokenizer)
@@ -186,8 +186,8 @@ def test_a_damaged_input_leaves_the_output_as_it_was(path: str, tmp_path: Path) 
     content = bytearray((other / path).read_bytes())
     metadata = pq.read_metadata(other / path).row_group(0)
     columns = [metadata.column(number) for number in range(metadata.num_columns)]
-    # texts are put together anew
-    column = [column for column in columns if column.path_in_schema != "text"][-1]
+    # tokens and texts are put together anew
+    column = [column for column in columns if column.path_in_schema not in ("token", "text")][-1]
     # within a page, whose checksum tells
     content[column.data_page_offset + column.total_compressed_size - 2] ^= 8
     (other / path).write_bytes(bytes(content))

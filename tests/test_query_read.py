@@ -13,7 +13,7 @@ import pytest
 import indexer
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
-from indexer.index import schema
+from indexer.index.codecs import EXAMPLES
 from indexer.index.read import Index
 from indexer.names import Unit
 from tests.index_cases import ragged_record, write_index
@@ -40,11 +40,11 @@ def test_python_and_sql_agree(name: str, index: Index) -> None:
     histogram = index.sql(f"SELECT * FROM histograms WHERE {where} ORDER BY lower, upper")
     assert index.histogram(name).equals(histogram)
     assert index.histogram(name).equals(index.sql(f"FROM histogram({layer}, {unit})"))
-    for extreme in ("top", "bottom"):
-        by_view = index.sql(f"SELECT * FROM examples WHERE {where} AND extreme = '{extreme}' ORDER BY rank")
+    for kind in ("top", "bottom"):
+        by_view = index.sql(f"SELECT * FROM examples WHERE {where} AND kind = '{kind}' ORDER BY rank")
         assert by_view.num_rows == 20
-        assert getattr(index, extreme)(name).to_pylist() == by_view.to_pylist()
-        assert index.sql(f"FROM {extreme}({layer}, {unit})").to_pylist() == by_view.to_pylist()
+        assert getattr(index, kind)(name).to_pylist() == by_view.to_pylist()
+        assert index.sql(f"FROM {kind}({layer}, {unit})").to_pylist() == by_view.to_pylist()
 
 
 def test_the_record_is_all_of_it(index: Index) -> None:
@@ -60,7 +60,7 @@ def test_columns_are_the_documented_ones(index: Index) -> None:
     name = "mlp.0.3"
     units = """site layer unit count positive active nan inf minimum maximum mean variance skewness kurtosis
         p01 p10 p50 p90 p99 p999 p9999"""
-    examples = """site layer unit extreme rank value document sequence position token_id token window_start
+    examples = """site layer unit kind rank value document sequence position token_id token window_start
         token_ids tokens activations text"""
     assert index.unit(name).column_names == units.split()
     assert index.top(name).column_names == examples.split()
@@ -188,7 +188,7 @@ def test_schema_lists_are_plain_when_read(index: Index) -> None:
     top = index.top("mlp.0.1")
     assert top.schema.field("activations").type == pa.list_(pa.float32())
     assert all(field.nullable for field in top.schema)
-    assert top.column_names == schema.EXAMPLES.names
+    assert top.column_names == EXAMPLES.shown.names
 
 
 def test_an_index_that_was_replaced_is_not_mixed_with_the_new_one(tmp_path: Path) -> None:

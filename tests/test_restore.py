@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from indexer_kernels import Histogram, Moments, TopK
+from indexer_kernels import Histogram, TopK
 
 from benchmarks.synthetic import Size, synthetic_records, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.codecs import EXAMPLES
 from indexer.index.encoding import parquet_options
 from indexer.index.files import GroupedFile
-from indexer.index.manifest import Manifest, read_manifest
+from indexer.index.manifest import Manifest, expected_files, read_manifest
 from indexer.index.records import LayerRecord
 from indexer.index.restore import LayerFiles, read_layer
 from indexer.index.write import IndexWriter
@@ -28,6 +29,7 @@ from tests.index_cases import (
     TOKENS,
     documents,
     ragged_record,
+    small_groups,
     token_counts,
     without_examples,
     write_index,
@@ -36,17 +38,17 @@ from tests.index_cases import (
 
 def assert_same(left: LayerRecord, right: LayerRecord) -> None:
     """Every number that a record defines."""
-    for field in fields(LayerRecord):
-        one, other = (getattr(record, field.name) for record in (left, right))
+    assert (left.key, left.states.keys()) == (right.key, right.states.keys())
+    np.testing.assert_array_equal(left.count, right.count)
+    for name, one in left.states.items():
+        other = right.states[name]
         if isinstance(one, TopK):
             _assert_same_examples(one.ranked(), other.ranked())
         elif isinstance(one, Histogram):
             np.testing.assert_array_equal(one.counts, other.counts)
-        elif isinstance(one, Moments):
+        else:
             for part in ("nan", "inf", "minimum", "maximum", "sums"):
                 np.testing.assert_array_equal(getattr(one, part), getattr(other, part), err_msg=part)
-        else:
-            assert one == other, field.name
 
 
 def _assert_same_examples(left: TopK, right: TopK) -> None:
@@ -88,8 +90,7 @@ def test_layers_without_examples(top: int, bottom: int, tmp_path: Path) -> None:
 
 
 def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EXAMPLE_ROWS", "HISTOGRAM_ROWS", "UNIT_ROWS"):
-        monkeypatch.setattr(schema, name, 10)
+    small_groups(monkeypatch)
     records = [ragged_record(layer, units=300, seed=layer) for layer in range(2)]
     index = write_index(tmp_path / "i", records)
     manifest = read_manifest(index)
@@ -99,15 +100,12 @@ def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def _cut(record: LayerRecord, first: int, last: int) -> LayerRecord:
-    def cut(value: Any) -> Any:
-        arrays = {
-            name: part for name, part in getattr(value, "__dict__", {}).items() if hasattr(part, "ndim")
-        }
-        return (
-            replace(value, **{name: part[first:last] for name, part in arrays.items()}) if arrays else value
-        )
+    def cut(state: Any) -> Any:
+        arrays = {name: part for name, part in state.__dict__.items() if hasattr(part, "ndim")}
+        return replace(state, **{name: part[first:last] for name, part in arrays.items()})
 
-    return LayerRecord(**{field.name: cut(getattr(record, field.name)) for field in fields(LayerRecord)})
+    states = {name: cut(state) for name, state in record.states.items()}
+    return replace(record, count=record.count[first:last], states=states)
 
 
 def test_a_block_costs_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +177,8 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 
 def _rewritten(index: Path, path: str, change: Any) -> None:
     table = pq.read_table(index / path)
-    wanted = {"sums": schema.SUMS, "histograms": schema.HISTOGRAMS, "examples": schema.EXAMPLES_STORED}.get(
-        path.split("/")[0], schema.UNITS
-    )
+    wanted = expected_files(read_manifest(index))[path]
+    assert wanted is not None
     with pq.ParquetWriter(index / path, wanted, **parquet_options(wanted)) as writer:
         writer.write_table(change(table).cast(wanted))
 
@@ -232,9 +229,9 @@ def test_a_unit_in_two_row_groups_is_refused(tmp_path: Path) -> None:
     manifest = read_manifest(index)
     path = index / "examples/mlp.0.parquet"
     table = pq.read_table(path)
-    with pq.ParquetWriter(path, schema.EXAMPLES_STORED, **parquet_options(schema.EXAMPLES_STORED)) as writer:
+    with pq.ParquetWriter(path, EXAMPLES.columns, **parquet_options(EXAMPLES.columns)) as writer:
         for part in (table, table.slice(table.num_rows - 3)):
-            writer.write_table(part.cast(schema.EXAMPLES_STORED))
+            writer.write_table(part.cast(EXAMPLES.columns))
     with pytest.raises(IndexerError, match="its rows are not those of"):
         read_layer(index, manifest, Key(MLP, 0))
 
@@ -244,20 +241,19 @@ def test_files_that_are_gone_are_told(tmp_path: Path) -> None:
     manifest = read_manifest(index)
     shutil.rmtree(index / "sums")
     with LayerFiles(index, manifest, Key(MLP, 0)) as files, pytest.raises(IndexerError, match="no such file"):
-        files.sums()
+        files.record()
 
 
 @pytest.mark.parametrize("size", [1, 11, 97, 300])
 def test_blocks_are_written_as_the_whole_layer(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("EXAMPLE_ROWS", "HISTOGRAM_ROWS", "UNIT_ROWS"):
-        monkeypatch.setattr(schema, name, 10)
+    small_groups(monkeypatch)
     record = ragged_record(units=300)
     whole = write_index(tmp_path / "whole", [record])
     with IndexWriter(tmp_path / "blocks", TOKENS) as writer:
         blocks = (_cut(record, first, min(first + size, 300)) for first in range(0, 300, size))
-        writer.add_layer_blocks(Key(MLP, 0), 300, record.count, blocks)
+        writer.add_layer_blocks(Key(MLP, 0), 300, blocks)
         index = writer.publish(SECTIONS, documents(), token_counts())
     assert rows(index) == rows(whole)
     for file in index.rglob("*.parquet"):
@@ -266,18 +262,18 @@ def test_blocks_are_written_as_the_whole_layer(
 
 
 @pytest.mark.parametrize(
-    ("blocks", "units", "count", "said"),
+    ("blocks", "layer", "said"),
     [
-        ([(0, 3)], 7, 17, r"blocks of 3 units are not the 7 of mlp\.0"),
-        ([(0, 7), (0, 1)], 7, 17, r"blocks of 8 units are not the 7 of mlp\.0"),
-        ([], 7, 17, r"blocks of 0 units are not the 7 of mlp\.0"),
-        ([(0, 7)], 7, 18, r"a block of mlp\.0, count 17, among those of mlp\.0, count 18"),
+        ([(0, 3)], 0, r"blocks of 3 units are not the 7 of mlp\.0"),
+        ([(0, 7), (0, 1)], 0, r"blocks of 8 units are not the 7 of mlp\.0"),
+        ([], 0, r"blocks of 0 units are not the 7 of mlp\.0"),
+        ([(0, 7)], 1, r"a block of mlp\.0 among those of mlp\.1"),
     ],
 )
 def test_blocks_of_another_layer_are_refused(
-    blocks: list[tuple[int, int]], units: int, count: int, said: str, tmp_path: Path
+    blocks: list[tuple[int, int]], layer: int, said: str, tmp_path: Path
 ) -> None:
     record = ragged_record()
     with IndexWriter(tmp_path / "i", TOKENS) as writer, pytest.raises(IndexerError, match=said):
-        writer.add_layer_blocks(Key(MLP, 0), units, count, (_cut(record, *block) for block in blocks))
+        writer.add_layer_blocks(Key(MLP, layer), 7, (_cut(record, *block) for block in blocks))
     assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ def identity_of(manifest: Manifest) -> dict[str, Any]:
         manifest.configuration,
         manifest.model,
         str(manifest.tokenizer.get("digest")),
-        [entry.layer for entry in manifest.layers],
+        [entry.key.layer for entry in manifest.layers],
         manifest.software.get("device"),
         str(manifest.software.get("kernels", "")).split(" ")[0],
         corpus.get("listing"),

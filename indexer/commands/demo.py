@@ -41,7 +41,7 @@ _SHOWN = 3
 # those that are silent on all
 SELECTIVE = """
 WITH peaks AS (
-  SELECT layer, unit, token, count(*) AS places FROM examples WHERE extreme = 'top' GROUP BY ALL
+  SELECT layer, unit, token, count(*) AS places FROM examples WHERE kind = 'top' GROUP BY ALL
 ), tokens AS (
   SELECT layer, unit, list(token ORDER BY places DESC, token) AS fires_on FROM peaks GROUP BY ALL
 )
@@ -54,7 +54,7 @@ ORDER BY layer
 
 FIRES_ON = """
 SELECT unit_name(site, layer, unit) AS neuron, count(*) AS places, max(value) AS strongest
-FROM examples WHERE extreme = 'top' AND token = '{token}'
+FROM examples WHERE kind = 'top' AND token = '{token}'
 GROUP BY ALL ORDER BY places DESC, strongest DESC LIMIT 8
 """
 

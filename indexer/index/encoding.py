@@ -12,13 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from indexer.index import schema
-
-_FLOATS = {"value", "activations", "minimum", "maximum", *schema.MOMENTS}
-_REPEATING = {"site", "layer", "unit", "extreme", "rank", "document", "token_id", "token", "source"}
-_REPEATING_BINS = {"lower", "upper", "count"}
 _LEVEL = 1
-_LEVEL_OF_ACTIVATIONS = -3
+_LEVEL_OF_WINDOWS = -3
 # A filter for what a row group can hold. Left to itself it is built for a million tokens and then shrunk,
 # which costs more than writing all the rest.
 _TOKENS_OF_A_GROUP = 8_192
@@ -30,19 +25,21 @@ def parquet_options(wanted: pa.Schema) -> dict[str, Any]:
     Statistics for what queries compare with, and a bloom filter that lets a search skip row groups without
     the token.
     """
-    lists = {field.name for field in wanted if pa.types.is_list(field.type)}
-    leaf = {
-        field.name: f"{field.name}.list.element" if field.name in lists else field.name for field in wanted
-    }
-    repeating = _REPEATING | (_REPEATING_BINS if wanted is schema.HISTOGRAMS else set())
+    leaf, encoding = {}, {}
+    for field in wanted:
+        is_list = pa.types.is_list(field.type)
+        leaf[field.name] = f"{field.name}.list.element" if is_list else field.name
+        encoding[field.name] = (field.metadata or {}).get(b"encoding", b"plain").decode()
     return {
         "compression": "zstd",
         "compression_level": {
-            leaf[name]: _LEVEL_OF_ACTIVATIONS if name == "activations" else _LEVEL for name in leaf
+            leaf[name]: _LEVEL_OF_WINDOWS if encoding[name] == "windows" else _LEVEL for name in leaf
         },
-        "use_dictionary": [leaf[name] for name in leaf if name in repeating],
-        "column_encoding": {leaf[name]: "BYTE_STREAM_SPLIT" for name in leaf if name in _FLOATS},
-        "write_statistics": [name for name in leaf if name not in lists and name != "text"],
+        "use_dictionary": [leaf[name] for name in leaf if encoding[name] == "dictionary"],
+        "column_encoding": {
+            leaf[name]: "BYTE_STREAM_SPLIT" for name in leaf if encoding[name] in ("split", "windows")
+        },
+        "write_statistics": [name for name in leaf if leaf[name] == name and name != "text"],
         "write_page_checksum": True,
         "store_schema": False,
         "bloom_filter_options": (

@@ -14,17 +14,17 @@ from indexer.index.encoding import parquet_options
 class RowGroups:
     """A Parquet file that is being written; a context manager, and whole when its block ends.
 
-    Tables are gathered until they have `rows` rows, and are one row group then: of N rows in all there are at
-    most N / rows groups, rounded up, and no table lies in two of them. Memory: the rows of one group, twice.
+    Tables are gathered until they are of `wanted` units, and are one row group then: no table lies in two of
+    them. Memory: the rows of one group, twice.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, rows: int = 1) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, wanted: int = 1) -> None:
         """Create the file. Raises OSError where it cannot be."""
         self.rows = 0
         self._schema = schema
-        self._wanted = rows
+        self._wanted = wanted
         self._gathered: list[pa.Table] = []
-        self._gathered_rows = 0
+        self._units = 0
         self._writer = pq.ParquetWriter(path, schema, **parquet_options(schema))
 
     def __enter__(self) -> RowGroups:
@@ -39,17 +39,17 @@ class RowGroups:
         finally:
             self._writer.close()
 
-    def add(self, table: pa.Table) -> None:
-        """Append rows; strings may be dictionaries. Raises OSError where the disk fails."""
-        if table.num_rows:
-            self._gathered.append(table.cast(self._schema))
-            self._gathered_rows += table.num_rows
-        if self._gathered_rows >= self._wanted:
+    def add(self, table: pa.Table, units: int = 1) -> None:
+        """Append the rows of some units; strings may be dictionaries. Raises OSError where the disk fails."""
+        self._gathered.append(table.cast(self._schema))
+        self._units += units
+        if self._units >= self._wanted:
             self._write()
 
     def _write(self) -> None:
         if self._gathered:
             whole = pa.concat_tables(self._gathered)
-            self._gathered, self._gathered_rows = [], 0
-            self._writer.write_table(whole, row_group_size=whole.num_rows)
+            self._gathered, self._units = [], 0
+            if whole.num_rows:
+                self._writer.write_table(whole, row_group_size=whole.num_rows)
             self.rows += whole.num_rows

@@ -11,6 +11,9 @@ import json
 import os
 import stat
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -19,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.codecs import CODECS, codecs_of, folders
 from indexer.index.files import DAMAGED
 from indexer.index.unfinished import in_short, progress_of
 from indexer.names import Key, check_site
@@ -55,15 +59,32 @@ class FileEntry(BaseModel):
         return path
 
 
-class LayerEntry(BaseModel):
-    """One indexed layer."""
+@dataclass(frozen=True)
+class LayerEntry:
+    """One indexed layer; statistics: the names of the codecs of its files."""
+
+    key: Key
+    units: int
+    statistics: tuple[str, ...]
+
+
+class LayerUnits(BaseModel):
+    """A layer of a site, and how many units it has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int = Field(ge=0, le=_INT32)
+    units: int = Field(ge=0, le=_INT32)
+
+
+class SiteEntry(BaseModel):
+    """One indexed site: what is kept of its units, and its layers."""
 
     model_config = ConfigDict(frozen=True)
 
     site: str
-    layer: int = Field(ge=0, le=_INT32)
-    units: int = Field(ge=0, le=_INT32)
-    count: int = Field(ge=0, le=_INT64)
+    statistics: tuple[str, ...]
+    layers: list[LayerUnits]
 
     @field_validator("site")
     @classmethod
@@ -74,10 +95,13 @@ class LayerEntry(BaseModel):
             raise ValueError("must be the name of a site, for example mlp") from None
         return site
 
-    @property
-    def key(self) -> Key:
-        """Its site and number."""
-        return Key(self.site, self.layer)
+    @field_validator("statistics")
+    @classmethod
+    def _known(cls, statistics: tuple[str, ...]) -> tuple[str, ...]:
+        known = [codec.name for codec in codecs_of(statistics)]
+        if sorted(known) != sorted(statistics):
+            raise ValueError(f"must be of {', '.join(codec.name for codec in CODECS)}, each once")
+        return statistics
 
 
 class Manifest(BaseModel):
@@ -94,8 +118,17 @@ class Manifest(BaseModel):
     configuration: dict[str, Any]
     totals: dict[str, Any]
     software: dict[str, Any]
-    layers: list[LayerEntry]
+    sites: list[SiteEntry]
     files: list[FileEntry]
+
+    @cached_property
+    def layers(self) -> list[LayerEntry]:
+        """All indexed layers, in the order of units.parquet."""
+        return [
+            LayerEntry(Key(site.site, layer.layer), layer.units, site.statistics)
+            for site in self.sites
+            for layer in site.layers
+        ]
 
     @property
     def bytes(self) -> int:
@@ -113,6 +146,17 @@ class Manifest(BaseModel):
     def to_json(self) -> str:
         """The text of manifest.json; its last entry is the SHA-256 of all that stands before that."""
         return sealed(self.model_dump())
+
+
+def sites_of(layers: Sequence[LayerEntry]) -> list[SiteEntry]:
+    """The sites of some layers, both in the order of their names and numbers."""
+    sites = []
+    for name in sorted({entry.key.site for entry in layers}):
+        here = sorted((entry for entry in layers if entry.key.site == name), key=lambda entry: entry.key)
+        assert len({entry.statistics for entry in here}) == 1, f"{name}: its layers differ in statistics"
+        numbers = [LayerUnits(layer=entry.key.layer, units=entry.units) for entry in here]
+        sites.append(SiteEntry(site=name, statistics=here[0].statistics, layers=numbers))
+    return sites
 
 
 def sealed(content: dict[str, Any]) -> str:
@@ -176,9 +220,8 @@ def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
     if manifest.file(schema.LOG) is not None:
         files[schema.LOG] = None
     for entry in manifest.layers:
-        files[schema.examples_file(entry.key)] = schema.EXAMPLES_STORED
-        files[schema.histograms_file(entry.key)] = schema.HISTOGRAMS
-        files[schema.sums_file(entry.key)] = schema.SUMS
+        for codec in codecs_of(entry.statistics):
+            files[codec.file(entry.key)] = codec.columns
     return files
 
 
@@ -187,7 +230,7 @@ def check_files(index: Path, manifest: Manifest) -> None:
 
     Of a Parquet file the end is read, which tells where its footer is; the footer is when the file is used.
     """
-    for folder in schema.FOLDERS:
+    for folder in folders():
         # through a link, its files would be those of another place
         if (index / folder).is_symlink():
             raise IndexerError(f"index {index}: {folder} is a symbolic link and no folder; {DAMAGED}")

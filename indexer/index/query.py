@@ -19,9 +19,11 @@ import duckdb
 import pyarrow as pa
 
 from indexer.errors import IndexerError
+from indexer.index.codecs import CODECS
 from indexer.index.files import printable
 from indexer.index.manifest import Manifest
-from indexer.index.views import literal_path, views
+from indexer.index.sql import literal_path
+from indexer.index.views import views
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
@@ -35,13 +37,14 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "temp_directory": "",
 }
 _TABLE_FUNCTIONS = {
-    *("top", "bottom", "histogram", "histogram_values"),
+    *(macro for codec in CODECS for macro in codec.macros),
+    "histogram_values",
     *("range", "generate_series", "repeat", "unnest", "json_each", "json_tree"),
     *("read_parquet", "parquet_scan", "parquet_schema", "parquet_metadata", "parquet_file_metadata"),
     *("duckdb_columns", "duckdb_functions", "duckdb_settings", "duckdb_views", "pragma_table_info"),
 }
 # names that a registered table would hide
-_VIEWS = {"units", "examples", "histograms", "documents", "vocabulary"}
+_VIEWS = {"units", "documents", "vocabulary", *(codec.view for codec in CODECS)}
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _WRITES = re.compile(
     # an operator that only joins is called PIECEWISE_MERGE_JOIN
@@ -63,13 +66,12 @@ class Queries:
         files = [index / file.path for file in manifest.files if file.path.endswith(".parquet")]
         # both what is searched for and what is found has to be allowed
         allowed = sorted({name for file in files for name in (str(file), literal_path(file))})
-        layers = [entry.key for entry in manifest.layers]
         with _told():
             self._connection = duckdb.connect(":memory:", config=_SETTINGS)
             self._connection.execute("SET parquet_metadata_cache = true")
             self._connection.execute("SET allowed_paths = ?", [allowed])
             self._connection.execute("SET enable_external_access = false")
-            for statement in views(layers, index):
+            for statement in views(manifest.layers, index):
                 self._connection.execute(statement)
             self._connection.execute("SET lock_configuration = true")
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.codecs import EXAMPLES, HISTOGRAMS
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
 from indexer.index.manifest import Manifest, check_files, read_manifest
 from indexer.index.vocabulary import Vocabulary
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
 Opened = TypeVar("Opened", bound=GroupedFile)
 
 # what a unit's examples are read from; the rest is known beforehand or cheaper to look up than to decode
-_STORED = [
-    name for name in schema.EXAMPLES_STORED.names if name not in ("site", "layer", "unit", "token", "text")
-]
+_STORED = [name for name in EXAMPLES.columns.names if name not in ("site", "layer", "unit", "token", "text")]
 _BINS = ["lower", "upper", "count"]
 
 
@@ -41,7 +40,7 @@ def _plain(wanted: pa.Schema) -> pa.Schema:
     return pa.schema(list(zip(wanted.names, kinds, strict=True)))
 
 
-_UNITS, _EXAMPLES, _HISTOGRAMS = map(_plain, (schema.UNITS, schema.EXAMPLES, schema.HISTOGRAMS))
+_UNITS, _EXAMPLES, _HISTOGRAMS = map(_plain, (schema.UNITS, EXAMPLES.shown, HISTOGRAMS.columns))
 
 
 @dataclass(frozen=True)
@@ -154,8 +153,8 @@ class Index:
     def histogram(self, unit: str | Unit | int, number: int | None = None) -> pa.Table:
         """The unit's rows of `histograms`, ascending by value: bins with a count above 0."""
         found = self._find(unit, number)
-        path = schema.histograms_file(found.key)
-        rows = self._open(path, UnitFile, schema.HISTOGRAMS).rows(found.unit, _BINS)
+        path = HISTOGRAMS.file(found.key)
+        rows = self._open(path, UnitFile, HISTOGRAMS.columns).rows(found.unit, _BINS)
         return _with_names(found, {name: rows[name] for name in _BINS}, _HISTOGRAMS)
 
     def top(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
@@ -223,10 +222,7 @@ class Index:
     def info(self) -> dict[str, Any]:
         """What the index holds and how it was made, as plain values."""
         manifest = self.manifest
-        sites = {entry.site for entry in manifest.layers}
-        layers = {
-            site: [entry.layer for entry in manifest.layers if entry.site == site] for site in sorted(sites)
-        }
+        layers = {site.site: [layer.layer for layer in site.layers] for site in manifest.sites}
         return {
             "index": str(self.path),
             "format_version": manifest.version,
@@ -234,7 +230,7 @@ class Index:
             "layers": {site: format_layers(numbers) for site, numbers in layers.items()},
             "units": sum(entry.units for entry in manifest.layers),
             "examples": sum(
-                file.rows or 0 for file in manifest.files if file.path.startswith(schema.EXAMPLES_FOLDER)
+                file.rows or 0 for file in manifest.files if file.path.startswith(f"{EXAMPLES.folder}/")
             ),
             "bytes": manifest.bytes,
             "model": manifest.model,
@@ -256,8 +252,8 @@ class Index:
 
     def _examples(self, unit: Unit) -> pa.Table:
         """All examples of a unit, with tokens and text from the vocabulary."""
-        path = schema.examples_file(unit.key)
-        file = self._open(path, UnitFile, schema.EXAMPLES_STORED)
+        path = EXAMPLES.file(unit.key)
+        file = self._open(path, UnitFile, EXAMPLES.columns)
         vocabulary = self.vocabulary
         with told(file.path):
             columns = _spelled(file.rows(unit.unit, _STORED).combine_chunks(), vocabulary, file.path)
@@ -268,8 +264,8 @@ class Index:
         found = _named(unit, number)
         entry = self.manifest.layer(found.key)
         if entry is None:
-            of_site = [layer.layer for layer in self.manifest.layers if layer.site == found.site]
-            sites = ", ".join(sorted({layer.site for layer in self.manifest.layers}))
+            of_site = [entry.key.layer for entry in self.manifest.layers if entry.key.site == found.site]
+            sites = ", ".join(site.site for site in self.manifest.sites)
             has = (
                 f"layers {format_layers(of_site)} of site {found.site}"
                 if of_site
@@ -336,11 +332,11 @@ def _spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, An
     return columns
 
 
-def _first(examples: pa.Table, extreme: str, k: int | None) -> pa.Table:
-    """The best k of one extreme. The rows of an extreme lie together, by rank."""
+def _first(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
+    """The best k of one kind. The rows of a kind lie together, by rank."""
     if k is not None and k < 1:
         raise IndexerError(f"k = {k}: ask for at least one example")
-    found = np.flatnonzero(pc.equal(examples["extreme"], extreme).to_numpy())
+    found = np.flatnonzero(pc.equal(examples["kind"], kind).to_numpy())
     return examples.slice(int(found[0]) if len(found) else 0, len(found) if k is None else min(k, len(found)))
 
 

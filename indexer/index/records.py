@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from indexer_kernels import Histogram, Keep, Moments, TopK
@@ -15,27 +16,40 @@ from indexer.names import Key
 class LayerRecord:
     """The settled states of one layer of one site, or of a block of its units.
 
-    count: counted tokens, the same for every unit. top, bottom: of no places where none are kept.
+    count: int64 [units], counted tokens.
+    states: by the names that Keep.states gives them. `top` and `bottom` are of no places where none are kept.
     """
 
     key: Key
-    count: int
-    moments: Moments
-    histogram: Histogram
-    top: TopK
-    bottom: TopK
+    count: np.ndarray
+    states: Mapping[str, Any]
 
     @classmethod
-    def empty(cls, key: Key, count: int, units: int, keep: Keep) -> LayerRecord:
-        """The states of no tokens; `count` is of those that are to be merged into it."""
-        return cls(key, count, Moments.empty(units), Histogram.empty(units), *keep.ends(units))
+    def empty(cls, key: Key, units: int, keep: Keep) -> LayerRecord:
+        """The states of no tokens."""
+        return cls(key, np.zeros(units, np.int64), keep.states(units))
 
     @property
     def units(self) -> int:
         """How many units there are."""
-        return self.moments.nan.shape[0]
+        return len(self.count)
 
-    @cached_property
-    def summary(self) -> dict[str, np.ndarray]:
-        """mean, variance (of the population), skewness, kurtosis: float64 [units], NaN where undefined."""
-        return self.moments.summary(self.count)
+    @property
+    def moments(self) -> Moments:
+        """Counts of what is not finite, range and exact sums."""
+        return self.states["moments"]
+
+    @property
+    def histogram(self) -> Histogram:
+        """Counts of values by bin."""
+        return self.states["histogram"]
+
+    @property
+    def top(self) -> TopK:
+        """The places of the largest values."""
+        return self.states["top"]
+
+    @property
+    def bottom(self) -> TopK:
+        """The places of the smallest values."""
+        return self.states["bottom"]

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.codecs import folders
 from indexer.index.files import GroupedFile
 from indexer.index.laws import LayerLaws
 from indexer.index.manifest import (
@@ -47,8 +48,7 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     for file in manifest.files:
         _check_file(index, file, expected[file.path])
     vocabulary, token_counts = read_vocabulary(index)
-    views = views_file([entry.key for entry in manifest.layers])
-    if (index / schema.VIEWS).read_bytes() != views.encode("utf-8"):
+    if (index / schema.VIEWS).read_bytes() != views_file(manifest.layers).encode("utf-8"):
         raise IndexerError(f"index {index}: {schema.VIEWS} is not that of the manifest's layers")
     if full:
         _check_laws(index, manifest, vocabulary, token_counts)
@@ -67,11 +67,11 @@ def _check_foreign(index: Path, expected: Collection[str]) -> None:
 
     Nothing reads it, but what lies in an index is taken for part of it.
     """
-    known = {schema.MANIFEST, *schema.FOLDERS, *expected}
-    folders = [index / folder for folder in schema.FOLDERS]
-    linked = [folder for folder in folders if folder.is_symlink()]
+    known = {schema.MANIFEST, *folders(), *expected}
+    places = [index / folder for folder in folders()]
+    linked = [place for place in places if place.is_symlink()]
     try:
-        found = [Path(entry.path) for place in (index, *folders) for entry in os.scandir(place)]
+        found = [Path(entry.path) for place in (index, *places) for entry in os.scandir(place)]
     except OSError as error:
         raise IndexerError(f"index {index}: {error.filename} cannot be listed: {error.strerror}") from None
     paths = (path.relative_to(index).as_posix() for path in found)
@@ -117,19 +117,13 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary, token_c
     documents = _table(index / schema.DOCUMENTS_FILE, schema.DOCUMENTS)["document"].to_numpy()
     first = 0
     for entry in manifest.layers:
-        laws = LayerLaws(index, entry, units.slice(first, entry.units), vocabulary, documents)
-        first += entry.units
-        laws.check_units()
-        laws.check_token_counts(token_counts)
-        laws.check_histograms(_table(index / schema.histograms_file(entry.key), schema.HISTOGRAMS))
         with LayerFiles(index, manifest, entry.key) as files:
-            laws.check_sums(files.moments())
-        examples = GroupedFile(index / schema.examples_file(entry.key), schema.EXAMPLES_STORED)
-        try:
-            for group in range(examples.metadata.num_row_groups):
-                laws.check_examples(examples.group(group))
-        finally:
-            examples.close()
+            laws = LayerLaws(index, files, units.slice(first, entry.units), vocabulary, documents)
+            laws.check_units()
+            laws.check_token_counts(token_counts)
+            for codec in files.codecs:
+                codec.check(laws)
+        first += entry.units
     if first != units.num_rows:
         raise IndexerError(f"index {index}: units.parquet has {units.num_rows} rows for {first} units")
 

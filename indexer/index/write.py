@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from indexer_kernels.histogram import BINS
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.codecs import codecs_for, folders
 from indexer.index.groups import RowGroups
 from indexer.index.ids import Ids
-from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, sha256
+from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, sha256, sites_of
 from indexer.index.output import check_output, flush, put_in_place
 from indexer.index.records import LayerRecord
 from indexer.index.scratch import Scratch, put_right
-from indexer.index.tables import example_tables, histogram_tables, sums_table, unit_table, units_per_group
+from indexer.index.units import unit_groups, unit_table
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
 from indexer.names import Key, check_site
@@ -111,14 +111,13 @@ class IndexWriter:
 
         Raises IndexerError where its layer was added before, or where writing an earlier layer failed.
         """
-        self._new_layer(record.key, record.units, record.count)
+        self._new_layer(record, record.units)
         self._note(record, 0)
-        rows = int((record.histogram.counts > 0).sum())
 
         def write() -> None:
             try:
                 with ExitStack() as stack:
-                    self._layer_files(stack, record, record.units, rows)(record, 0)
+                    self._layer_files(stack, record, record.units)(record, 0)
                 with self._lock:
                     self.layers_written += 1
             finally:
@@ -128,39 +127,27 @@ class IndexWriter:
         self._later(self._pool.submit(write))
         self._settle(wait=False)
 
-    def add_layer_blocks(
-        self,
-        key: Key,
-        units: int,
-        count: int,
-        blocks: Iterable[LayerRecord],
-        *,
-        histogram_rows: int | None = None,
-    ) -> None:
+    def add_layer_blocks(self, key: Key, units: int, blocks: Iterable[LayerRecord]) -> None:
         """Write one layer out of records of consecutive blocks of its units, while they come.
 
-        units, count: of the whole layer. histogram_rows: its filled bins at most, where that is known; it
-        keeps row groups small. Memory: one block, and what `blocks` itself holds.
+        units: of the whole layer. Memory: one block, and what `blocks` itself holds.
         Raises IndexerError as `add_layer` does, and where the blocks are not those of the layer.
         """
-        self._new_layer(key, units, count)
-        rows = units * BINS if histogram_rows is None else histogram_rows
         first = 0
         with self._told(), ExitStack() as stack:
             write: Callable[[LayerRecord, int], None] | None = None
             for block in blocks:
-                if (block.key, block.count) != (key, count):
-                    raise IndexerError(
-                        f"index {self.output}: a block of {block.key}, count {block.count}, among "
-                        f"those of {key}, count {count}"
-                    )
+                if block.key != key:
+                    raise IndexerError(f"index {self.output}: a block of {block.key} among those of {key}")
+                if write is None:
+                    self._new_layer(block, units)
+                    write = self._layer_files(stack, block, units)
                 self._note(block, first)
-                write = write or self._layer_files(stack, block, units, rows)
                 write(block, first)
                 first += block.units
                 # the next one is made without this one in memory
                 del block
-            if write is None or first != units:
+            if first != units:
                 raise IndexerError(
                     f"index {self.output}: blocks of {first} units are not the {units} of {key}"
                 )
@@ -187,22 +174,20 @@ class IndexWriter:
         if not self._layers:
             raise IndexerError(f"index {self.output}: no layer was added")
         self._layers.sort(key=lambda entry: entry.key)
-        keys = [entry.key for entry in self._layers]
         with self._told():
-            self._write_parquet(
-                schema.UNITS_FILE, schema.UNITS, _unit_groups([self._units.pop(key) for key in keys])
-            )
+            units = unit_groups([self._units.pop(entry.key) for entry in self._layers])
+            self._write_parquet(schema.UNITS_FILE, schema.UNITS, units)
             self._write_documents(documents)
             vocabulary = self.vocabulary.to_table(token_counts)
             self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [vocabulary])
-            self._write_text(schema.VIEWS, views_file(keys))
+            self._write_text(schema.VIEWS, views_file(self._layers))
             self._files.append(_entry(folder, schema.VIEWS, None))
             if log is not None:
                 self._write_text(schema.LOG, log)
                 self._files.append(_entry(folder, schema.LOG, None))
             self._write_text(schema.MANIFEST, self._complete(manifest).to_json())
             self._settle(wait=True)
-            for part in (*(folder / name for name in schema.FOLDERS), folder):
+            for part in (*(folder / name for name in folders()), folder):
                 flush(part)
             check_output(self.output, self.overwrite)
             put_in_place(folder, self._target)
@@ -214,7 +199,7 @@ class IndexWriter:
         put_right(self._target)
         self._scratch = Scratch(self._target)
         folder = self._scratch.index
-        for part in (folder, *(folder / name for name in schema.FOLDERS)):
+        for part in (folder, *(folder / name for name in folders())):
             part.mkdir()
 
     def _remove_folder(self) -> None:
@@ -223,44 +208,40 @@ class IndexWriter:
             self._scratch.close()
             self._scratch = None
 
-    def _new_layer(self, key: Key, units: int, count: int) -> None:
+    def _new_layer(self, record: LayerRecord, units: int) -> None:
+        """Note a layer of so many units; record: any block of it."""
+        key = record.key
         check_site(key.site)
         if key in self._units:
             raise IndexerError(f"index {self.output}: layer {key} was added twice")
         self._units[key] = []
-        self._layers.append(LayerEntry(site=key.site, layer=key.layer, units=units, count=count))
+        statistics = tuple(codec.name for codec in codecs_for(record.states))
+        self._layers.append(LayerEntry(key, units, statistics))
 
     def _note(self, record: LayerRecord, first: int) -> None:
         """Keep what goes into the files that all layers share."""
         self._units[record.key].append(unit_table(record, first))
-        for examples in (record.top, record.bottom):
-            self._documents.add(examples.document[examples.taken])
+        for codec in codecs_for(record.states):
+            self._documents.add(codec.documents(record))
 
     def _layer_files(
-        self, stack: ExitStack, record: LayerRecord, units: int, histogram_rows: int
+        self, stack: ExitStack, record: LayerRecord, units: int
     ) -> Callable[[LayerRecord, int], None]:
         """Open the files of a layer of so many units; returns what writes a record of some of them there.
 
         record: any of the layer. The files are whole when the stack is unwound.
         """
-        key, places = record.key, record.top.k + record.bottom.k
-        at_once = units_per_group(units, places)
-        bins = schema.rows_per_group(histogram_rows, schema.HISTOGRAM_ROWS)
-        examples, histograms, sums = (
-            stack.enter_context(self._file(path, wanted, rows))
-            for path, wanted, rows in (
-                (schema.examples_file(key), schema.EXAMPLES_STORED, at_once * max(places, 1)),
-                (schema.histograms_file(key), schema.HISTOGRAMS, bins),
-                (schema.sums_file(key), schema.SUMS, schema.rows_per_group(units, schema.UNIT_ROWS)),
-            )
-        )
+        files = []
+        for codec in codecs_for(record.states):
+            at_once = codec.group_units(record, units)
+            path = codec.file(record.key)
+            files.append((codec, at_once, stack.enter_context(self._file(path, codec.columns, at_once))))
 
         def write(block: LayerRecord, first: int) -> None:
-            for table in example_tables(block, self.vocabulary, at_once, first):
-                examples.add(table)
-            for table in histogram_tables(block, bins, first):
-                histograms.add(table)
-            sums.add(sums_table(block, first))
+            for codec, at_once, file in files:
+                for start in range(0, block.units, at_once):
+                    chosen = slice(start, min(start + at_once, block.units))
+                    file.add(codec.table(block, chosen, first, self.vocabulary), chosen.stop - chosen.start)
 
         return write
 
@@ -283,15 +264,15 @@ class IndexWriter:
 
     def _write_parquet(self, path: str, wanted: pa.Schema, groups: Iterable[pa.Table]) -> None:
         """Write one row group per table."""
-        with self._file(path, wanted, 1) as file:
+        with self._file(path, wanted) as file:
             for group in groups:
                 file.add(group)
 
     @contextmanager
-    def _file(self, path: str, wanted: pa.Schema, rows: int) -> Iterator[RowGroups]:
+    def _file(self, path: str, wanted: pa.Schema, units: int = 1) -> Iterator[RowGroups]:
         """A file of the index to add rows to; at the end it is flushed, its rows, bytes and digest noted."""
         folder = self._open_folder()
-        with RowGroups(folder / path, wanted, rows) as file:
+        with RowGroups(folder / path, wanted, units) as file:
             yield file
         self._later(self._flushers.submit(flush, folder / path))
         entry = _entry(folder, path, file.rows)
@@ -308,7 +289,7 @@ class IndexWriter:
         tables = [self._pointed_to(documents)] if isinstance(documents, pa.Table) else documents
         described = 0
         rows = schema.rows_per_group(len(wanted), schema.DOCUMENT_ROWS)
-        with self._file(schema.DOCUMENTS_FILE, schema.DOCUMENTS, rows) as file:
+        with self._file(schema.DOCUMENTS_FILE, schema.DOCUMENTS) as file:
             for table in tables:
                 ids = table["document"].to_numpy()
                 if not np.array_equal(ids, wanted[described : described + len(ids)]):
@@ -351,7 +332,7 @@ class IndexWriter:
             version=schema.VERSION,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             **sections,
-            layers=self._layers,
+            sites=sites_of(self._layers),
             files=sorted(self._files, key=lambda file: file.path),
         )
 
@@ -377,11 +358,3 @@ class IndexWriter:
 
 def _entry(folder: Path, path: str, rows: int | None) -> FileEntry:
     return FileEntry(path=path, rows=rows, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))
-
-
-def _unit_groups(layers: list[list[pa.Table]]) -> Iterator[pa.Table]:
-    """Row groups of units.parquet; its rows are found by their number, so a group may cut a layer."""
-    table = pa.concat_tables([block for layer in layers for block in layer])
-    rows = schema.rows_per_group(table.num_rows, schema.UNIT_ROWS)
-    for first in range(0, table.num_rows, rows):
-        yield table.slice(first, rows)

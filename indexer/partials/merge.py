@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from indexer_kernels.histogram import bins_of
-
+from indexer.index.codecs import EXAMPLES
 from indexer.index.manifest import LayerEntry
 from indexer.index.output import check_output
 from indexer.index.records import LayerRecord
 from indexer.index.restore import LayerFiles, kept, read_vocabulary
 from indexer.index.scratch import put_right
-from indexer.index.tables import units_per_group
 from indexer.index.write import IndexWriter
 from indexer.partials.agreement import Input, checked
 from indexer.partials.documents import gathered
@@ -65,9 +62,7 @@ def merge_indexes(
     with IndexWriter(target, vocabulary, overwrite=overwrite, kept=_KEPT) as writer:
         for entry in layers:
             layer = MergedLayer(parts, entry, advance)
-            writer.add_layer_blocks(
-                entry.key, entry.units, layer.count, layer.blocks(), histogram_rows=layer.histogram_rows
-            )
+            writer.add_layer_blocks(entry.key, entry.units, layer.blocks())
         documents = gathered([one.path for one in parts], writer.documents)
         return writer.publish(merged_sections(parts, target), documents, token_counts)
 
@@ -75,7 +70,6 @@ def merge_indexes(
 class MergedLayer:
     """One layer of all inputs, merged block by block.
 
-    count: counted tokens. histogram_rows: filled bins at most, from the range of every unit.
     advance: called with the number of units of one input that were read.
     """
 
@@ -84,17 +78,6 @@ class MergedLayer:
         self._entry = entry
         self._advance = advance
         self._keep = kept(parts[0].path, parts[0].manifest)
-        self.count = 0
-        minimum = np.full(entry.units, np.inf, np.float32)
-        maximum = np.full(entry.units, -np.inf, np.float32)
-        for one in parts:
-            with self._open(one) as files:
-                self.count += files.entry.count
-                found = files.statistics()
-                np.minimum(minimum, found["minimum"], out=minimum)
-                np.maximum(maximum, found["maximum"], out=maximum)
-        seen = minimum <= maximum
-        self.histogram_rows = int((bins_of(maximum[seen]) - bins_of(minimum[seen]) + 1).sum())
 
     def blocks(self) -> Iterator[LayerRecord]:
         """Records of consecutive blocks of units."""
@@ -104,7 +87,7 @@ class MergedLayer:
 
     def _block(self, units: slice) -> LayerRecord:
         size = units.stop - units.start
-        merged = LayerRecord.empty(self._entry.key, self.count, size, self._keep)
+        merged = LayerRecord.empty(self._entry.key, size, self._keep)
         for one in self._parts:
             with self._open(one) as files:
                 files.merge_into(merged, units)
@@ -113,7 +96,8 @@ class MergedLayer:
 
     def _block_units(self) -> int:
         """Units that fit a block; whole row groups of full examples, so that none is read twice."""
-        group = units_per_group(self._entry.units, self._keep.top + self._keep.bottom)
+        empty = LayerRecord.empty(self._entry.key, 0, self._keep)
+        group = EXAMPLES.group_units(empty, self._entry.units)
         return max(BLOCK_BYTES // (self._keep.bytes_per_unit() * group), 1) * group
 
     def _open(self, one: Input) -> LayerFiles:

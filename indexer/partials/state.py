@@ -6,6 +6,7 @@ for whatever comes after.
 
 from __future__ import annotations
 
+import numpy as np
 from indexer_kernels import Statistics, TopK
 
 from indexer.index.records import LayerRecord
@@ -22,7 +23,9 @@ def record_of(statistics: Statistics, key: Key) -> LayerRecord:
         TopK.empty(statistics.units, 0, largest=largest) if end is None else end
         for end, largest in ((statistics.top, True), (statistics.bottom, False))
     )
-    return LayerRecord(key, statistics.count, moments, histogram, top, bottom)
+    count = np.full(statistics.units, statistics.count, np.int64)
+    states = {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
+    return LayerRecord(key, count, states)
 
 
 def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | None = None) -> Statistics:
@@ -34,5 +37,6 @@ def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | 
     statistics = Statistics(
         record.units, record.moments, record.histogram, top, bottom, kernels=kernels, threads=threads
     )
-    statistics.count = record.count
+    # of a layer's units all count the same tokens
+    statistics.count = int(record.count.max(initial=0))
     return statistics

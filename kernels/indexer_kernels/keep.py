@@ -34,12 +34,14 @@ class Keep:
         )
         return top, bottom
 
+    def states(self, units: int) -> dict[str, Any]:
+        """All states of no tokens, by name: what a new statistic is added to."""
+        top, bottom = self.ends(units)
+        moments, histogram = Moments.empty(units), Histogram.empty(units)
+        return {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
+
     def bytes_per_unit(self) -> int:
         """Main memory of one unit's states, in bytes."""
-        states: tuple[Any, ...] = (
-            Moments.empty(1),
-            Histogram.empty(1),
-            *(end for end in self.ends(1) if end.k),
-        )
+        states = (state for state in self.states(1).values() if getattr(state, "k", True))
         values = (getattr(state, one.name) for state in states for one in fields(state))
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

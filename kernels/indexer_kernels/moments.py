@@ -125,10 +125,11 @@ class Moments:
         total[self.sums[..., OVERFLOWED] > 0] = np.nan
         return total
 
-    def summary(self, count: int) -> dict[str, NDArray[np.float64]]:
+    def summary(self, count: int | NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Mean, population variance, skewness and kurtosis (3 for a normal distribution), float64 [units].
 
-        count: counted tokens. NaN where undefined: no finite value, or no spread for the last two.
+        count: counted tokens, of every unit or int64 [units]. NaN where undefined: no finite value, or no
+        spread for the last two.
         """
         finite = (count - self.nan - self.inf).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

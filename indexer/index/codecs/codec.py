@@ -1,0 +1,93 @@
+"""What a codec is: how one statistic lies on disk, and the way there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from indexer.index import schema
+from indexer.index.laws import LayerLaws
+from indexer.index.records import LayerRecord
+from indexer.index.rows import LayerRows
+from indexer.index.sql import Place, view
+from indexer.index.vocabulary import Vocabulary
+from indexer.names import Key
+
+
+class Codec:
+    """One statistic on disk: a file for each layer, FOLDER/SITE.LAYER.parquet, sorted by unit.
+
+    name: as the manifest lists it. states: the states that it keeps, by their names in a record.
+    columns: of its files; the first are schema.UNIT. view: the name of what shows them in SQL; "" for none.
+    macros: names of what its `views` make beside it.
+    units_of_a_group: units of a row group at least; below, a group costs more in the footer than it saves.
+    """
+
+    name: str
+    folder: str
+    states: tuple[str, ...]
+    columns: pa.Schema
+    view: str = ""
+    macros: tuple[str, ...] = ()
+    units_of_a_group = 128
+
+    def file(self, key: Key) -> str:
+        """Path of a layer's file within the index."""
+        return str(PurePosixPath(self.folder) / f"{key}.parquet")
+
+    def group_units(self, record: LayerRecord, units: int) -> int:
+        """Units of a row group at least; record: any block of the layer, which has `units` of them."""
+        return max(-(-units // schema.MOST_ROW_GROUPS), self.units_of_a_group)
+
+    def unit_columns(self, record: LayerRecord) -> dict[str, np.ndarray]:
+        """What it adds to units.parquet: columns of schema.UNITS, one value for each unit; NaN for null."""
+        return {}
+
+    def documents(self, record: LayerRecord) -> np.ndarray:
+        """int64: the documents that its rows point to."""
+        return np.empty(0, np.int64)
+
+    def table(self, record: LayerRecord, units: slice, first: int, vocabulary: Vocabulary) -> pa.Table:
+        """The rows of some units of a record, whose own first unit is number `first` of the layer.
+
+        Strings may be dictionaries. Memory: a few times the table.
+        """
+        raise NotImplementedError
+
+    def merge_into(self, record: LayerRecord, rows: LayerRows, units: slice) -> None:
+        """Merge what the files hold of a block of units into the states of a record of as many.
+
+        The exact inverse of writing, where the record is empty. Raises IndexerError where a file is damaged.
+        """
+        raise NotImplementedError
+
+    def check(self, laws: LayerLaws) -> None:
+        """Raise IndexerError for the first unit that breaks a law of the statistic."""
+        raise NotImplementedError
+
+    def views(self, place: Place, layers: Sequence[Key]) -> Iterator[str]:
+        """The SQL statements that show it; layers: those that have it, one or more."""
+        if self.view:
+            yield view(self.view, self.columns.names, [place(self.file(key)) for key in layers])
+
+
+def constants(record: LayerRecord, unit: np.ndarray) -> dict[str, Any]:
+    """The columns of schema.UNIT for rows of these units, int [rows]."""
+    site = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(unit), np.int8)), [record.key.site])
+    layer = pa.array(np.full(len(unit), record.key.layer, np.int32))
+    return {"site": site, "layer": layer, "unit": pa.array(unit.astype(np.int32))}
+
+
+def as_table(columns: dict[str, Any], wanted: pa.Schema) -> pa.Table:
+    """The columns in the schema's order; strings may stay dictionaries, which Parquet does not tell apart."""
+    fields = [pa.field(field.name, columns[field.name].type, field.nullable) for field in wanted]
+    return pa.Table.from_arrays([columns[field.name] for field in wanted], schema=pa.schema(fields))
+
+
+def no_minus_zero(values: np.ndarray) -> np.ndarray:
+    """The values, zeros without a sign."""
+    return values + np.float32(0)
