@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LOG, RESULTS = "log.txt", "results.json"
-# Of what a step printed, in results.json
+# Of what a step printed that did not end well, in results.json
 KEPT_CHARACTERS = 6000
 # Of all steps; what is unpacked before them takes 10 more
 SECONDS = 520
@@ -126,12 +126,12 @@ def _run(step: Step, seconds: float, log: Path) -> dict[str, Any]:
         in_time = _wait(process, seconds)
     printed = log.read_bytes()[first:].decode(errors="replace")
     print(printed[-KEPT_CHARACTERS // 4 :], flush=True)
-    return {
+    ended = {
         "status": "time is up" if not in_time else "done" if process.returncode == 0 else "failed",
         "exit": process.returncode,
         "seconds": round(time.monotonic() - begin, 1),
-        "printed": printed[-KEPT_CHARACTERS:],
     }
+    return ended if ended["status"] == "done" else {**ended, "printed": printed[-KEPT_CHARACTERS:]}
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
