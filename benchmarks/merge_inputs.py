@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -129,7 +130,7 @@ def _linked(source: Path, target: Path, name: str, new_name: str) -> FileEntry:
     os.link(source / name, target / new_name)
     entry = read_manifest(source).file(name)
     assert entry is not None
-    return entry.model_copy(update={"path": new_name})
+    return msgspec.structs.replace(entry, path=new_name)
 
 
 def _entry(path: Path, name: str, rows: int) -> FileEntry:

@@ -40,7 +40,7 @@ fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
 python=${PYTHON:-python3}
 packages=(
-  pydantic pydantic_core annotated_types typing_inspection typing_extensions typer annotated_doc rich click
+  msgspec pydantic pydantic_core annotated_types typing_inspection typing_extensions typer annotated_doc rich click
   shellingham markdown-it-py mdurl pygments tqdm psutil pybind11 setuptools pytest iniconfig pluggy packaging
 )
 

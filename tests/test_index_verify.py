@@ -167,11 +167,11 @@ def test_a_file_is_no_index(tmp_path: Path) -> None:
     [
         ("version", 1, "format version 1; this program reads version 2"),
         ("version", None, "format version None"),
-        ("sites", [{"site": "mlp"}], "damaged at sites.0.statistics"),
-        ("files", [{"path": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64}], "damaged at files.0.path"),
-        ("files", [{"path": "/etc/passwd", "bytes": 1, "sha256": "0" * 64}], "damaged at files.0.path"),
-        ("files", [{"path": "units.parquet", "bytes": -1, "sha256": "0" * 64}], "damaged at files.0.bytes"),
-        ("model", "x", "damaged at model"),
+        ("sites", [{"site": "mlp"}], "damaged at sites[0]: Object missing required field `statistics`"),
+        ("files", [{"path": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64}], "at files[0]: `path` must be"),
+        ("files", [{"path": "/etc/passwd", "bytes": 1, "sha256": "0" * 64}], "at files[0]: `path` must be"),
+        ("files", [{"path": "units.parquet", "bytes": -1, "sha256": "0" * 64}], "at files[0].bytes: "),
+        ("model", "x", "damaged at model: "),
     ],
 )
 def test_a_damaged_manifest_gets_one_line(key: str, value: Any, said: str, index: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,7 +137,7 @@ def test_states_are_as_the_configuration_says(tmp_path: Path) -> None:
     manifest = read_manifest(index)
     wide = {"top": 9, "bottom": 3, "by": "sequence", "window": [6, 5], "context": 100}
     for configuration, width in ((wide, 12), (wide | {"context": 6}, 11)):
-        described = manifest.model_copy(update={"configuration": configuration})
+        described = msgspec.structs.replace(manifest, configuration=configuration)
         record = read_layer(index, described, Key(MLP, 0))
         assert record.top.token_ids.shape == (5, 9, width)
         assert record.bottom.token_ids.shape == (5, 3, width)
@@ -163,7 +164,7 @@ def test_examples_that_were_not_kept_are_refused(
     manifest = read_manifest(index)
     changed = configuration and manifest.configuration | configuration
     with pytest.raises(IndexerError, match=said):
-        read_layer(index, manifest.model_copy(update={"configuration": changed}), Key(MLP, 0))
+        read_layer(index, msgspec.structs.replace(manifest, configuration=changed), Key(MLP, 0))
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:

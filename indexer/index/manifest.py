@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from indexer.errors import IndexerError
 from indexer.index import schema
@@ -36,27 +36,24 @@ _SEAL_BYTES = len(',\n  "sha256": ""\n}\n') + 64
 # characters of a hostile path that a message repeats
 _SHOWN = 99
 # what the columns of an index can hold
-_INT32, _INT64 = (1 << 31) - 1, (1 << 63) - 1
+_Int32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
+_Int64 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
-class FileEntry(BaseModel):
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One file of the index."""
 
-    model_config = ConfigDict(frozen=True)
-
     path: str
-    rows: int | None = Field(default=None, ge=0, le=_INT64)
-    bytes: int = Field(ge=0, le=_INT64)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    rows: _Int64 | None = None
+    bytes: _Int64
+    sha256: _Digest
 
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        parts = PurePosixPath(path)
-        inside = not parts.is_absolute() and ".." not in parts.parts and "\\" not in path
-        if not inside or str(parts) != path or path == "." or not path.isprintable():
-            raise ValueError("must be a path inside the index")
-        return path
+    def __post_init__(self) -> None:
+        parts = PurePosixPath(self.path)
+        inside = not parts.is_absolute() and ".." not in parts.parts and "\\" not in self.path
+        if not inside or str(parts) != self.path or self.path == "." or not self.path.isprintable():
+            raise ValueError("`path` must be one inside the index")
 
 
 @dataclass(frozen=True)
@@ -68,46 +65,33 @@ class LayerEntry:
     statistics: tuple[str, ...]
 
 
-class LayerUnits(BaseModel):
+class LayerUnits(msgspec.Struct, frozen=True):
     """A layer of a site, and how many units it has."""
 
-    model_config = ConfigDict(frozen=True)
-
-    layer: int = Field(ge=0, le=_INT32)
-    units: int = Field(ge=0, le=_INT32)
+    layer: _Int32
+    units: _Int32
 
 
-class SiteEntry(BaseModel):
+class SiteEntry(msgspec.Struct, frozen=True):
     """One indexed site: what is kept of its units, and its layers."""
-
-    model_config = ConfigDict(frozen=True)
 
     site: str
     statistics: tuple[str, ...]
     layers: list[LayerUnits]
 
-    @field_validator("site")
-    @classmethod
-    def _part_of_a_file_name(cls, site: str) -> str:
+    def __post_init__(self) -> None:
         try:
-            check_site(site)
+            check_site(self.site)
         except IndexerError:
-            raise ValueError("must be the name of a site, for example mlp") from None
-        return site
-
-    @field_validator("statistics")
-    @classmethod
-    def _known(cls, statistics: tuple[str, ...]) -> tuple[str, ...]:
-        known = [codec.name for codec in codecs_of(statistics)]
-        if sorted(known) != sorted(statistics):
-            raise ValueError(f"must be of {', '.join(codec.name for codec in CODECS)}, each once")
-        return statistics
+            raise ValueError("`site` must be the name of a site, for example mlp") from None
+        known = [codec.name for codec in codecs_of(self.statistics)]
+        if sorted(known) != sorted(self.statistics):
+            names = ", ".join(codec.name for codec in CODECS)
+            raise ValueError(f"`statistics` must be of {names}, each once")
 
 
-class Manifest(BaseModel):
+class Manifest(msgspec.Struct, frozen=True, dict=True):
     """The manifest as Python reads it. Sections that the build describes itself with are free JSON."""
-
-    model_config = ConfigDict(frozen=True)
 
     format: Literal["neuron activation index"]
     version: int
@@ -145,7 +129,7 @@ class Manifest(BaseModel):
 
     def to_json(self) -> str:
         """The text of manifest.json; its last entry is the SHA-256 of all that stands before that."""
-        return sealed(self.model_dump())
+        return sealed(msgspec.to_builtins(self))
 
 
 def sites_of(layers: Sequence[LayerEntry]) -> list[SiteEntry]:
@@ -306,13 +290,12 @@ def _check_format(index: Path, content: Any) -> None:
 
 def _validate(index: Path, content: Any) -> Manifest:
     try:
-        manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IndexerError(
-            f"index {index}: {schema.MANIFEST} is damaged at {where}: {first['msg']}"
-        ) from None
+        manifest = msgspec.convert(content, Manifest)
+    except msgspec.ValidationError as error:
+        # of what is wrong in the manifest itself it does not say where
+        told, _, where = str(error).partition(" - at `$.")
+        at = f" at {where.rstrip('`')}" if where else ""
+        raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged{at}: {told}") from None
     layers = Counter(entry.key for entry in manifest.layers)
     twice = [layer for layer, times in layers.items() if times > 1]
     if twice:

@@ -15,7 +15,8 @@ there: NaN and infinities show up in the sum of x^4, and only then is a group re
 Roofline. H200: 4.3 TB/s copied; 132 multiprocessors issue 29.6e12 lane-instructions/s at an ASSUMED 1.755
 GHz. Bytes and instructions per element in bfloat16, the latter counted in the compiled loop for sm_90
 (`python -m benchmarks compile`). Times are predicted from these two alone; what an H100 measured stands in
-benchmarks/README.md. The statistics are free where memory takes longer than issuing: up to 13.8 instructions for 2 bytes.
+benchmarks/README.md. The statistics are free where memory takes longer than issuing: up to 13.8 instructions
+for 2 bytes.
 
 | | bytes | instructions | memory, ps | issue, ps |
 |---|---|---|---|---|
