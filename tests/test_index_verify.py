@@ -168,9 +168,9 @@ def test_a_file_is_no_index(tmp_path: Path) -> None:
         ("version", 1, "format version 1; this program reads version 2"),
         ("version", None, "format version None"),
         ("sites", [{"site": "mlp"}], "damaged at sites[0]: Object missing required field `statistics`"),
-        ("files", [{"path": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64}], "at files[0]: `path` must be"),
-        ("files", [{"path": "/etc/passwd", "bytes": 1, "sha256": "0" * 64}], "at files[0]: `path` must be"),
-        ("files", [{"path": "units.parquet", "bytes": -1, "sha256": "0" * 64}], "at files[0].bytes: "),
+        ("files", [{"path": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64}], "files[0]: `path` must"),
+        ("files", [{"path": "/etc/passwd", "bytes": 1, "sha256": "0" * 64}], "files[0]: `path` must"),
+        ("files", [{"path": "units.parquet", "bytes": -1, "sha256": "0" * 64}], "files[0].bytes: "),
         ("model", "x", "damaged at model: "),
     ],
 )
