@@ -32,6 +32,7 @@ LEFT_OUT = {
     "empty_documents": "empty documents left out",
     "bad_text_skipped": "documents left out for invalid UTF-8",
     "bad_text_replaced": "documents in which U+FFFD replaces invalid UTF-8",
+    "documents_not_in_share": "documents left out by --share",
     "binary_files_skipped": "files left out that are not text",
     "files_without_column_skipped": "files of records left out that lack the column",
 }
@@ -182,6 +183,7 @@ def _corpus(plan: Plan) -> dict[str, Any]:
         "empty_documents": counts.empty,
         "bad_text_replaced": counts.bad_text_replaced,
         "bad_text_skipped": counts.bad_text_skipped,
+        "documents_not_in_share": counts.not_in_share,
         "binary_files_skipped": counts.binary_skipped,
         "files_without_column_skipped": counts.no_column_skipped,
         "characters": counts.characters,

@@ -111,6 +111,8 @@ def build(
     window: Annotated[str | None, choices.WINDOW] = None,
     context_tokens: Annotated[str | None, choices.CONTEXT] = None,
     max_tokens: Annotated[str | None, choices.MAX_TOKENS] = None,
+    share: Annotated[float | None, choices.SHARE] = None,
+    seed: Annotated[str | None, choices.SEED] = None,
     text_column: Annotated[str | None, choices.TEXT_COLUMN] = None,
     ids_column: Annotated[str | None, choices.IDS_COLUMN] = None,
     on_bad_text: Annotated[str | None, choices.ON_BAD_TEXT] = None,

@@ -64,6 +64,14 @@ CONTEXT = _option(_CORPUS, "--context", "N", "Tokens of a sequence, special ones
 MAX_TOKENS = _option(
     _CORPUS, "--max-tokens", "N", "Stop after this many counted tokens, as 5000, 1e6 or 10M.", "all"
 )
+SHARE = _option(
+    _CORPUS,
+    "--share",
+    "PART",
+    "A fair part of the documents, chosen by hash, as 0.1 for a tenth; also with shards and --append.",
+    "1",
+)
+SEED = _option(_CORPUS, "--seed", "N", "Another number, another part.", "0")
 TEXT_COLUMN = _option(
     _CORPUS,
     "--text-column",

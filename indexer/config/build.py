@@ -116,6 +116,8 @@ class BuildConfig(BaseModel):
     context: Annotated[int, Field(ge=3), _as_written] = 256
     window: Annotated[tuple[Places, Places], BeforeValidator(_window)] = (48, 15)
     max_tokens: Count | None = None
+    share: float = Field(1.0, gt=0, le=1, description="of the documents, chosen by hash; 0.1 is a tenth")
+    seed: Annotated[int, Field(ge=0), _as_written] = Field(0, description="what else `share` chooses by")
     batch_tokens: Annotated[Count | None, Reach.PART] = Field(
         None, description="tokens of a batch; 4096 on the CPU, on a GPU chosen from its free memory"
     )

@@ -75,6 +75,7 @@ class Corpus:
     ids_column: the column that holds token ids, in place of a text.
     on_bad_text: what becomes of a document that is not valid UTF-8: `error`, `replace` (by U+FFFD) or `skip`.
     quoting: of CSV and TSV: `standard`, or `none` where quotes are text.
+    share: the part of the documents to be read, above 0 and at most 1; seed: which part, see Reading.takes.
     first_ordinal: the ordinal of the first file, where others come before it.
     allow_empty: whether there may be no text at all, as in a small part of a corpus.
     write_chat: what writes a chat as text, see indexer.tokens.chat. token_ids: how many of them the model
@@ -90,6 +91,8 @@ class Corpus:
         ids_column: str | None = None,
         on_bad_text: str = "error",
         quoting: str = "standard",
+        share: float = 1.0,
+        seed: int = 0,
         first_ordinal: int = 0,
         allow_empty: bool = False,
     ) -> None:
@@ -110,6 +113,8 @@ class Corpus:
             on_bad_text,
             ids_column is not None,
             quoting,
+            share,
+            seed,
         )
         self._reading = self._new_reading()
         self._file: CorpusFile | None = None
@@ -124,6 +129,8 @@ class Corpus:
             ids_column=config.ids_column,
             on_bad_text=config.on_bad_text,
             quoting=config.quoting,
+            share=config.share,
+            seed=config.seed,
             **options,
         )
 
@@ -291,6 +298,9 @@ def _streamed(run: Run, reading: Reading, row: int, parts: Iterable[str]) -> Ite
     if first is None:
         counts.empty += 1
         return
+    document = file.ordinal << ROW_BITS | row
+    if not reading.takes(document):
+        return
     counts.documents += 1
 
     def counted() -> Iterator[str]:
@@ -303,7 +313,7 @@ def _streamed(run: Run, reading: Reading, row: int, parts: Iterable[str]) -> Ite
         reading.covered[file.ordinal].add(row, characters, digest.digest())
 
     rest = counted()
-    yield Document(file.ordinal << ROW_BITS | row, file.source, row, run.pieces[0], rest)
+    yield Document(document, file.source, row, run.pieces[0], rest)
     # what a caller left unread still has to be checked and hashed
     for _ in rest:
         pass
@@ -315,6 +325,8 @@ def _records(run: Run, reading: Reading, rows: Iterator[tuple[int, Content]]) ->
     for row, found in rows:
         if not len(found):
             counts.empty += 1
+            continue
+        if not reading.takes(base | row):
             continue
         counts.documents += 1
         piece = run.pieces[reading.index - first]
@@ -347,6 +359,7 @@ def _no_text(files: int, reading: Reading) -> str:
     told = (
         f"the corpus has no text: {several(files, 'file')}, {several(counts.empty, 'empty document')}, "
         f"{counts.bad_text_skipped} skipped as bad text, {counts.binary_skipped} binary files skipped"
+        + (f", {counts.not_in_share} not in --share {reading.share}" if counts.not_in_share else "")
     )
     if reading.without_column is None:
         return told

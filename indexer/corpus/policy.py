@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class CorpusCounts:
     documents: those handed out, with so many `characters`. empty: those without a character; skipped.
     bad_text_replaced: documents in which U+FFFD stands for bytes that are not UTF-8.
     bad_text_skipped: documents left out because of such bytes.
+    not_in_share: documents left out by `share`.
     binary_skipped: files, found in a folder or by a glob, that are not text.
     no_column_skipped: files, found in a folder or by a glob, whose records do not have the column.
     bytes_read: on disk, compressed as they are.
@@ -38,6 +40,7 @@ class CorpusCounts:
     empty: int = 0
     bad_text_replaced: int = 0
     bad_text_skipped: int = 0
+    not_in_share: int = 0
     binary_skipped: int = 0
     no_column_skipped: int = 0
     bytes_read: int = 0
@@ -50,6 +53,7 @@ class Reading:
 
     text_column: the column that is wanted, of texts or chats; with `ids`, of token ids.
     quoting: of CSV: `standard`, or `none` where quotes are text.
+    share, seed: see `takes`.
     write_chat: messages to text, by the tokenizer's template; see indexer.tokens.chat.
     known_ids: how many token ids the model and its tokenizer know; None before they are loaded.
     digests: what was read of each file, by ordinal; see `note_digest`.
@@ -65,6 +69,8 @@ class Reading:
     on_bad_text: str
     ids: bool = False
     quoting: str = "standard"
+    share: float = 1.0
+    seed: int = 0
     write_chat: Callable[[list[dict[str, Any]]], str] | None = None
     known_ids: int | None = None
     counts: CorpusCounts = field(default_factory=CorpusCounts)
@@ -76,6 +82,19 @@ class Reading:
     utf16: bool = False
     without_column: str | None = None
     bytes_waiting: Callable[[], int] = lambda: 0
+
+    def takes(self, document: int) -> bool:
+        """Whether a document belongs to the fair part of the corpus that is wanted, and count it where not.
+
+        It does where the first eight bytes of the SHA-256 of "SEED document ID", big-endian, are below
+        share * 2^64: whatever else is in the corpus, and whoever reads which part of it.
+        """
+        if self.share == 1:
+            return True
+        digest = hashlib.sha256(f"{self.seed} document {document}".encode()).digest()
+        taken = int.from_bytes(digest[:8], "big") < self.share * 2**64
+        self.counts.not_in_share += not taken
+        return taken
 
     def see(self, file: CorpusFile, row: int) -> None:
         """A row of a file was met, whatever becomes of it."""

@@ -129,7 +129,8 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
 
     def to_json(self) -> str:
         """The text of manifest.json; its last entry is the SHA-256 of all that stands before that."""
-        return sealed(msgspec.to_builtins(self))
+        listed = {"sites": msgspec.to_builtins(self.sites), "files": msgspec.to_builtins(self.files)}
+        return sealed(msgspec.structs.asdict(self) | listed)
 
 
 def sites_of(layers: Sequence[LayerEntry]) -> list[SiteEntry]:
