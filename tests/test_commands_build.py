@@ -43,7 +43,8 @@ def test_defaults_are_the_configs(built: list[BuildConfig]) -> None:
 def test_every_option_arrives(built: list[BuildConfig]) -> None:
     options = (
         "--layers 0-5,7 --top 3 --bottom 4 --by token --context 128 --window 8,2 --max-tokens 1000 "
-        "--share 0.25 --seed 3 --batch-tokens 512 --padding never --dtype float32 --device cpu --kernels reference "
+        "--share 0.25 --seed 3 "
+        "--batch-tokens 512 --padding never --dtype float32 --device cpu --kernels reference "
         "--text-column body --quoting none --attention eager --count-special-tokens --on-bad-text skip "
         "--output-projection h.*.mlp --revision main --hooks --threads 2 --overwrite --numerics reproducible "
         "--checkpoint-minutes 1.5 --piece-bytes 1000"
