@@ -249,6 +249,22 @@ class Corpus:
         if reading.counts.documents == 0 and not self.allow_empty:
             raise IndexerError(_no_text(len(self.files), reading))
 
+    def content_at(self, row: int) -> Content | None:
+        """The text, or the token ids, of a row of the only file; None where there is none, or it is left out.
+
+        `digests` has that of the file afterwards where all of it was read.
+        """
+        reading = self._reading = self._new_reading()
+        [file] = self.files
+        rows = _READERS[file.kind](Run(file, 0, 1, 1, (0,), row), reading)
+        for number, found in rows:
+            if number >= row:
+                whole = "".join(found) if isinstance(found, Iterator) else found
+                # a file that ends here is read to its end, and its digest known
+                next(rows, None)
+                return whole if number == row else None
+        return None
+
     def mark(self) -> Mark:
         """Where the pass stands; to be called when a document has been used up and no other was asked for."""
         reading, file = self._reading, self._file

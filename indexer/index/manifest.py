@@ -98,7 +98,7 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
     created: str
     model: dict[str, Any]
     tokenizer: dict[str, Any]
-    corpus: dict[str, Any] | list[Any]
+    corpus: dict[str, Any]
     configuration: dict[str, Any]
     totals: dict[str, Any]
     software: dict[str, Any]

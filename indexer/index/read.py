@@ -191,6 +191,22 @@ class Index:
             ]
         )
 
+    def document(self, document: int) -> str:
+        """The text of a document that an example points to, read from its source again.
+
+        Of a corpus of token ids, their tokens one after another.
+        Raises IndexerError where no example points to it, and where its source is out of reach or has changed
+        in size, digest or the document's length. For the cost see corpus.again.
+        """
+        # imported here: no other question needs what reads a corpus
+        from indexer.corpus.again import read_again
+
+        rows = self.documents([document]).to_pylist()
+        if not rows:
+            raise IndexerError(f"index {self.path}: no example points to a document {document}")
+        found = read_again(rows[0], self.manifest.corpus, self.manifest.configuration)
+        return found if isinstance(found, str) else self.vocabulary.text(found)
+
     def sql(self, query: str, parameters: Parameters = None) -> pa.Table:
         """The result of one SELECT over the views units, examples, histograms, documents, vocabulary.
 
