@@ -25,7 +25,7 @@ def options_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity_of(manifest: Manifest) -> dict[str, Any]:
     """The identity of the build that made an index."""
-    corpus = manifest.corpus if isinstance(manifest.corpus, dict) else {}
+    corpus = manifest.corpus
     return identity(
         manifest.configuration,
         manifest.model,

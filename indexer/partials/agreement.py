@@ -48,7 +48,7 @@ class Input:
         """Raises IndexerError where it is no index, damaged, or does not tell what it covers."""
         manifest = read_manifest(path)
         check_files(path, manifest)
-        corpus = manifest.corpus if isinstance(manifest.corpus, dict) else {}
+        corpus = manifest.corpus
         ranges = corpus.get("coverage")
         told = isinstance(ranges, list) and isinstance(corpus.get("listing"), str)
         if not told or keep_of(manifest.configuration) is None:
