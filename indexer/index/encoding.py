@@ -19,11 +19,13 @@ _LEVEL_OF_WINDOWS = -3
 _TOKENS_OF_A_GROUP = 8_192
 
 
-def parquet_options(wanted: pa.Schema) -> dict[str, Any]:
+def parquet_options(wanted: pa.Schema, page_values: int | None = None) -> dict[str, Any]:
     """Arguments for pyarrow.parquet.ParquetWriter to write a file of this schema.
 
     Statistics for what queries compare with, and a bloom filter that lets a search skip row groups without
     the token.
+    page_values: how many elements of four bytes a page of a list column takes; a new page begins with the row
+        after them.
     """
     leaf, encoding = {}, {}
     for field in wanted:
@@ -41,6 +43,10 @@ def parquet_options(wanted: pa.Schema) -> dict[str, Any]:
         },
         "write_statistics": [name for name in leaf if leaf[name] == name and name != "text"],
         "write_page_checksum": True,
+        "write_page_index": True,
+        # a page ends with the batch in which it has grown beyond its size
+        "data_page_size": 3 * page_values if page_values else None,
+        "write_batch_size": page_values,
         "store_schema": False,
         "bloom_filter_options": (
             {"token": {"ndv": _TOKENS_OF_A_GROUP, "fpp": 0.05}} if "token" in leaf else None

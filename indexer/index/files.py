@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.errors import IndexerError
+from indexer.index.pages import Pages
 
 DAMAGED = "the index is damaged; build it again or restore the file"
 # A row group has 1/64 of a file's rows, or a few thousand. Footers that claim more than any index has would
@@ -63,17 +64,6 @@ class GroupedFile:
             arrow_extensions_enabled=False,
         )
 
-    def read(self, group: int, first: int, last: int, columns: Sequence[str]) -> pa.Table:
-        """Rows first ... last - 1 of one row group."""
-        if last <= first:
-            return self.empty(columns)
-        with told(self.path):
-            batches = self.reader().iter_batches(last, row_groups=[group], columns=list(columns))
-            table = pa.Table.from_batches([next(batches).slice(first)]).select(columns)
-            # what is no text, though it is stored as text, would fail where it is used
-            table.validate(full=True)
-            return table
-
     def group(self, group: int) -> pa.Table:
         """All rows of one row group."""
         with told(self.path):
@@ -117,7 +107,11 @@ class RowFile(GroupedFile):
         if group == len(self._before) - 1:
             return self.empty(columns)
         offset = number - int(self._before[group])
-        return self.read(group, offset, offset + 1, columns)
+        with told(self.path):
+            table = self.reader().read_row_group(group, columns=list(columns), use_threads=False)
+            table = table.slice(offset, 1).select(list(columns))
+            table.validate(full=True)
+            return table
 
 
 class UnitFile(GroupedFile):
@@ -132,17 +126,30 @@ class UnitFile(GroupedFile):
             if any(entry is None or not entry.has_min_max for entry in statistics):
                 raise IndexerError(f"{path}: its footer does not tell which units it holds; {DAMAGED}")
             self._first = np.array([entry.min for entry in statistics], np.int64)
+        self._pages = Pages(self._file, self.metadata)
 
     def rows(self, unit: int, columns: Sequence[str]) -> pa.Table:
-        """The unit's rows in the order of the file; none where the file has none."""
+        """The unit's rows in the order of the file; none where the file has none.
+
+        Cost: its row group's columns, and of those that are lists the pages of the unit.
+        """
         group = int(np.searchsorted(self._first, unit, "right")) - 1
         if group < 0:
             return self.empty(columns)
+        lists = [name for name in columns if pa.types.is_list(self.schema.field(name).type)]
+        others = [name for name in columns if name not in lists]
         with told(self.path):
-            # one column of small numbers: next to nothing beside what it saves
-            column = self.reader().read_row_group(group, columns=["unit"], use_threads=False)["unit"]
-        first, last = np.searchsorted(column.to_numpy(), [unit, unit + 1])
-        return self.read(group, int(first), int(last), columns)
+            table = self.reader().read_row_group(group, columns=["unit", *others], use_threads=False)
+            first, last = (int(end) for end in np.searchsorted(table["unit"].to_numpy(), [unit, unit + 1]))
+            if last <= first:
+                return self.empty(columns)
+            table = table.slice(first, last - first)
+            for name, column in self._pages.read(group, first, last, lists).items() if lists else ():
+                table = table.append_column(self.schema.field(name), column)
+            table = table.select(list(columns))
+            # what is no text, though it is stored as text, would fail where it is used
+            table.validate(full=True)
+            return table
 
 
 @contextmanager
@@ -152,7 +159,8 @@ def told(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise IndexerError(f"{path}: no such file; {DAMAGED}") from None
-    except (pa.ArrowException, OSError, StopIteration, ValueError, IndexError, MemoryError) as error:
+    except (pa.ArrowException, OSError, StopIteration, ArithmeticError, LookupError, MemoryError,
+            RecursionError, TypeError, ValueError) as error:  # fmt: skip
         reason = printable((str(error).splitlines() or ["it ends too early"])[0]).rstrip(".")
         raise IndexerError(f"{path}: cannot be read as Parquet: {reason}; {DAMAGED}") from error
 

@@ -18,14 +18,16 @@ class RowGroups:
     them. Memory: the rows of one group, twice.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, wanted: int = 1) -> None:
-        """Create the file. Raises OSError where it cannot be."""
+    def __init__(
+        self, path: Path, schema: pa.Schema, wanted: int = 1, page_values: int | None = None
+    ) -> None:
+        """Create the file; page_values: see parquet_options. Raises OSError where it cannot be."""
         self.rows = 0
         self._schema = schema
         self._wanted = wanted
         self._gathered: list[pa.Table] = []
         self._units = 0
-        self._writer = pq.ParquetWriter(path, schema, **parquet_options(schema))
+        self._writer = pq.ParquetWriter(path, schema, **parquet_options(schema, page_values))
 
     def __enter__(self) -> RowGroups:
         return self

@@ -340,12 +340,28 @@ def _spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, An
     if not np.array_equal(length, pc.list_value_length(activations).to_numpy()):
         raise IndexerError(f"{path}: a window has not one activation for every token; {DAMAGED}")
     offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
+    _check_peaks(columns, ids, activations.flatten(), offsets, path)
     lists = {"token_ids": ids, "tokens": vocabulary.token_strings(ids), "activations": activations.flatten()}
     for name, values in lists.items():
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
     columns["token"] = vocabulary.token_strings(rows["token_id"].combine_chunks())
     columns["text"] = vocabulary.texts(ids, offsets)
     return columns
+
+
+def _check_peaks(
+    columns: dict[str, Any], ids: pa.Array, activations: pa.Array, offsets: np.ndarray, path: Path
+) -> None:
+    """Raise IndexerError where windows are not those of their rows; a page index has no checksum."""
+    position, start = (columns[name].to_numpy() for name in ("position", "window_start"))
+    peak = offsets[:-1] + position - start
+    right = bool(((peak >= offsets[:-1]) & (peak < offsets[1:])).all())
+    pairs = ((ids, "token_id"), (activations, "value"))
+    if not right or not all(
+        np.array_equal(values.to_numpy()[peak], columns[name].to_numpy(), equal_nan=True)
+        for values, name in pairs
+    ):
+        raise IndexerError(f"{path}: a window does not hold its peak; {DAMAGED}")
 
 
 def _first(examples: pa.Table, kind: str, k: int | None) -> pa.Table:

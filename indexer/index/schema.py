@@ -26,7 +26,7 @@ VOCABULARY_FILE = "vocabulary.parquet"
 # A row group is read in part for one unit and skipped or read whole by a scan: small groups serve the
 # one, large groups the other. Below this many rows a group costs more in the footer than it saves.
 MOST_ROW_GROUPS = 64
-UNIT_ROWS = 4_096
+UNIT_ROWS = 2_048
 DOCUMENT_ROWS = 16_384
 
 # how a column is encoded: see encoding.py, which says why

@@ -30,6 +30,5 @@ def unit_groups(layers: list[list[pa.Table]]) -> Iterator[pa.Table]:
     layers: of each the tables of its blocks, in the order of the manifest.
     """
     table = pa.concat_tables([block for layer in layers for block in layer])
-    rows = schema.rows_per_group(table.num_rows, schema.UNIT_ROWS)
-    for first in range(0, table.num_rows, rows):
-        yield table.slice(first, rows)
+    for first in range(0, table.num_rows, schema.UNIT_ROWS):
+        yield table.slice(first, schema.UNIT_ROWS)

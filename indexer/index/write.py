@@ -233,9 +233,9 @@ class IndexWriter:
         """
         files = []
         for codec in codecs_for(record.states):
-            at_once = codec.group_units(record, units)
-            path = codec.file(record.key)
-            files.append((codec, at_once, stack.enter_context(self._file(path, codec.columns, at_once))))
+            at_once, path = codec.group_units(record, units), codec.file(record.key)
+            file = self._file(path, codec.columns, at_once, codec.page_values(record))
+            files.append((codec, at_once, stack.enter_context(file)))
 
         def write(block: LayerRecord, first: int) -> None:
             for codec, at_once, file in files:
@@ -269,10 +269,12 @@ class IndexWriter:
                 file.add(group)
 
     @contextmanager
-    def _file(self, path: str, wanted: pa.Schema, units: int = 1) -> Iterator[RowGroups]:
+    def _file(
+        self, path: str, wanted: pa.Schema, units: int = 1, page_values: int | None = None
+    ) -> Iterator[RowGroups]:
         """A file of the index to add rows to; at the end it is flushed, its rows, bytes and digest noted."""
         folder = self._open_folder()
-        with RowGroups(folder / path, wanted, units) as file:
+        with RowGroups(folder / path, wanted, units, page_values) as file:
             yield file
         self._later(self._flushers.submit(flush, folder / path))
         entry = _entry(folder, path, file.rows)

@@ -43,6 +43,10 @@ class Codec:
         """Units of a row group at least; record: any block of the layer, which has `units` of them."""
         return max(-(-units // schema.MOST_ROW_GROUPS), self.units_of_a_group)
 
+    def page_values(self, record: LayerRecord) -> int | None:
+        """Elements of a page of its list columns, so that one unit's are a small read; None for no such."""
+        return None
+
     def unit_columns(self, record: LayerRecord) -> dict[str, np.ndarray]:
         """What it adds to units.parquet: columns of schema.UNITS, one value for each unit; NaN for null."""
         return {}

@@ -23,6 +23,8 @@ from indexer.names import MLP, Key
 
 # in the order of the rows, which is the order of the words
 KINDS = ("bottom", "top")
+# a page of fewer costs more to write and to scan than it saves
+_VALUES_OF_A_PAGE = 4_096
 _READ = (
     "unit", "kind", "rank", "value", "document", "sequence", "position", "window_start", "token_ids",
     "activations",
@@ -79,6 +81,12 @@ class Examples(Codec):
     def group_units(self, record: LayerRecord, units: int) -> int:
         places = max(record.top.k + record.bottom.k, 1)
         return -(-schema.rows_per_group(units * places, self.rows_of_a_group) // places)
+
+    def page_values(self, record: LayerRecord) -> int:
+        """Those of whole units, where all their places and windows are full."""
+        places = record.top.k + record.bottom.k
+        of_a_unit = max(places * (record.top.before + 1 + record.top.after), 1)
+        return -(-_VALUES_OF_A_PAGE // of_a_unit) * of_a_unit
 
     def documents(self, record: LayerRecord) -> np.ndarray:
         return np.concatenate([end.document[end.taken] for end in (record.top, record.bottom)])
