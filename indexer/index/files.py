@@ -59,7 +59,7 @@ class GroupedFile:
         return pq.ParquetFile(
             self._file,
             metadata=self.metadata,
-            pre_buffer=False,
+            # a request for what lies together, not one for each column
             page_checksum_verification=True,
             arrow_extensions_enabled=False,
         )
