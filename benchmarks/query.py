@@ -1,7 +1,8 @@
 """How long questions take on a large index: one unit's full record, a token search, a scan of the units.
 
 The index is synthetic: the rows of a real one, with made-up numbers. Warm: its files are open and were read
-once. Every unit asked for is another one, in another layer than the one before.
+once. Every unit asked for is another one, in another layer than the one before. And what one unit's record
+takes where files are read over HTTP by ranges: requests of a file, and bytes of all files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.measure import percentile, timed
 from benchmarks.options import option, settings_of
 from benchmarks.query_check import check_records, check_scan, check_search
 from benchmarks.questions import SCAN, SEARCH, four_calls, in_sql
+from benchmarks.ranges import remote
 from benchmarks.report import Report, Table, say
 from benchmarks.synthetic import Size, write_synthetic
 from indexer import open_index
@@ -60,13 +62,16 @@ def run(options: Options) -> Report:
         say("answers checked; measuring")
         seconds = _measured(index, units, tokens, options)
         facts = index.info()
+        ranges = _ranges(index.path, units, options.layers)
     results = {
         "units": facts["units"],
         "examples": facts["examples"],
         "bytes": facts["bytes"],
         "milliseconds": {name: _summary(taken) for name, taken in seconds.items()},
+        "ranges": ranges,
     }
-    return Report(settings_of(options, leave_out=("folder",)), checks, results, [_table(results)])
+    tables = [_table(results), _ranges_table(ranges)]
+    return Report(settings_of(options, leave_out=("folder",)), checks, results, tables)
 
 
 def _opened(folder: Path, size: Size) -> Index:
@@ -112,6 +117,27 @@ def _measured(
     }
 
 
+def _ranges(path: Path, units: Sequence[str], warm: int) -> dict[str, dict[str, float]]:
+    """Requests of the file that is asked most, and bytes of all, of one record over HTTP; p50 and most.
+
+    first: with opening the files of a layer. warm: the files of all layers are open.
+    """
+    records: list[tuple[int, int]] = []
+    with remote(path) as (index, asked):
+        for unit in units:
+            index.record(unit)
+            records.append((max(asked.requests.values()), sum(asked.bytes.values())))
+            asked.clear()
+    found = {}
+    for name, part in (("first", records[:warm]), ("warm", records[warm:])):
+        requests, size = (sorted(column) for column in zip(*part, strict=True))
+        found[name] = {
+            "requests of a file, p50": percentile(requests, 0.5), "requests of a file, most": requests[-1],
+            "bytes, p50": percentile(size, 0.5), "bytes, most": size[-1],
+        }  # fmt: skip
+    return found
+
+
 def _asked(ask: Callable[[Any], object], questions: Sequence[Any], warm: int) -> list[float]:
     for question in questions[:warm]:
         ask(question)
@@ -126,6 +152,12 @@ def _summary(seconds: list[float]) -> dict[str, float | int]:
         "max": 1e3 * max(seconds),
         "asked": len(seconds),
     }
+
+
+def _ranges_table(ranges: dict[str, dict[str, float]]) -> Table:
+    heads = list(ranges["warm"])
+    rows = [(name, *(f"{row[head]:,.0f}" for head in heads)) for name, row in ranges.items()]
+    return Table("record of a unit over HTTP ranges", ("", *heads), rows)
 
 
 def _table(results: dict[str, Any]) -> Table:

@@ -184,6 +184,9 @@ def test_query(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert {"record of a unit", "token search", "scan of all units"} <= set(results["milliseconds"])
         for row in results["milliseconds"].values():
             assert 0 < row["min"] <= row["p50"] <= row["p95"] <= row["max"]
+        warm = results["ranges"]["warm"]
+        assert 0 < warm["requests of a file, most"] <= 4
+        assert 0 < warm["bytes, p50"] < results["ranges"]["first"]["bytes, p50"]
 
 
 def test_query_refuses_wrong_rows(

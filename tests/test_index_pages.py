@@ -88,9 +88,9 @@ def test_pages_begin_with_units_and_one_unit_is_a_small_read(
         for name in ("token_ids", "activations"):
             assert np.array_equal(chunks[name].first_row, np.arange(0, 103 * 40, 80))
         opened.bottom("mlp.0.151")
-    # the index of a row group once, and two columns of each unit
+    # the page index once, and two columns of each unit
     assert len(read) == 5
-    assert sum(read) < windows / 50
+    assert sum(read) - max(read) < windows / 50
 
 
 def test_windows_that_are_not_full_are_found(tmp_path: Path) -> None:

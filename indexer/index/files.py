@@ -6,7 +6,7 @@ Pages are checked against their checksums on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,20 +26,29 @@ _MOST_GROUPS = 1 << 16
 _MOST_TOLD = 400
 
 
+Source = Callable[[Path], pa.NativeFile]
+
+
+def on_disk(path: Path) -> pa.NativeFile:
+    """A file of the disk."""
+    return pa.OSFile(str(path))
+
+
 class GroupedFile:
     """An open Parquet file with its footer. Safe for use by several threads.
 
     The file stays open, so that an index that is replaced meanwhile can still be read.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
         """Open a file and read its footer.
 
+        source: what opens a path, to be read at any place.
         Raises IndexerError where it is not a Parquet file of this schema.
         """
         self.path = path
         with told(path):
-            self._file = pa.OSFile(str(path))
+            self._file = source(path)
             opened = pq.ParquetFile(self._file, arrow_extensions_enabled=False)
             self.metadata = opened.metadata
             self.schema = opened.schema_arrow
@@ -55,11 +64,13 @@ class GroupedFile:
         self._file.close()
 
     def reader(self) -> pq.ParquetFile:
-        """A reader for one use, as readers keep the settings of their last call; the footer is shared."""
+        """A reader for one use, as readers keep the settings of their last call; the footer is shared.
+
+        What lies together it reads at once, so that a remote file is asked once for several columns.
+        """
         return pq.ParquetFile(
             self._file,
             metadata=self.metadata,
-            # a request for what lies together, not one for each column
             page_checksum_verification=True,
             arrow_extensions_enabled=False,
         )
@@ -97,8 +108,8 @@ class GroupedFile:
 class RowFile(GroupedFile):
     """A file whose rows are known by their number."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        super().__init__(path, schema)
+    def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
+        super().__init__(path, schema, source)
         self._before = np.concatenate([[0], np.cumsum(self.group_rows, dtype=np.int64)])
 
     def row(self, number: int, columns: Sequence[str]) -> pa.Table:
@@ -117,8 +128,8 @@ class RowFile(GroupedFile):
 class UnitFile(GroupedFile):
     """A file of one layer, sorted by the column `unit`, whose row groups hold whole units."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        super().__init__(path, schema)
+    def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
+        super().__init__(path, schema, source)
         column = schema.get_field_index("unit")
         with told(path):
             groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]

@@ -25,6 +25,8 @@ _COLUMNS, _BYTE_SIZE, _GROUP_ROWS = 1, 2, 3
 _FILE_OFFSET, _META_DATA, _INDEX_OFFSET, _INDEX_LENGTH = 2, 3, 4, 5
 _TYPE, _ENCODINGS, _PATH, _CODEC, _NUM_VALUES, _UNCOMPRESSED, _COMPRESSED, _DATA_PAGE = 1, 2, 3, 4, 5, 6, 7, 9
 _LOCATIONS = 1
+# of the page index that are read at once: those of a dozen row groups, so that few reads are of it alone
+_INDEX_BYTES = 1 << 16
 # of a page's location: field 1 an int64, field 2 an int32, field 3 an int64, and the end
 _MARKS = (0x16, 0x15, 0x16, 0)
 _PAGE_UNCOMPRESSED, _PAGE_DATA, _PAGE_VALUES = 2, 5, 1
@@ -74,13 +76,15 @@ class Pages:
         # where the footer's row groups begin, as far as they have been looked for
         self._groups: list[int] = []
         self._chunks: dict[int, dict[str, _Chunk]] = {}
+        # parts of the page index, each with its place in the file
+        self._indexes: list[tuple[int, bytes]] = []
         self._templates: dict[tuple[str, ...], Struct] = {}
         self._lock = threading.Lock()
 
     def read(self, group: int, first: int, last: int, columns: Sequence[str]) -> dict[str, pa.ChunkedArray]:
         """Rows first to last - 1 of some columns of a row group.
 
-        Cost: a read for each column, of one page or two; and the first time in a row group of its index.
+        Cost: a read for each column, of one page or two; and now and then one of the page index.
         """
         with self._lock:
             if group not in self._chunks:
@@ -129,11 +133,20 @@ class Pages:
                 at = skip(self._footer, at)
         ends = {name: (of[_INDEX_OFFSET][1], of[_INDEX_LENGTH][1]) for name, of in found.items()}
         begin, end = min(at for at, _ in ends.values()), max(at + size for at, size in ends.values())
-        content = self._read(begin, end - begin)
+        content = self._index(begin, end - begin)
         return {
             name: _Chunk.of(found[name][_META_DATA][1], content[at - begin : at - begin + size])
             for name, (at, size) in ends.items()
         }
+
+    def _index(self, begin: int, size: int) -> bytes:
+        """Some bytes of the page index, of which more than those are read at once."""
+        for first, content in self._indexes:
+            if first <= begin and begin + size <= first + len(content):
+                return content[begin - first : begin - first + size]
+        content = self._read(begin, min(max(size, _INDEX_BYTES), self._file.size() - begin))
+        self._indexes.append((begin, content))
+        return content[:size]
 
     def _read(self, offset: int, size: int) -> bytes:
         if offset < 0 or not 0 <= size <= self._file.size() - offset:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.codecs import EXAMPLES, HISTOGRAMS
-from indexer.index.files import DAMAGED, GroupedFile, RowFile, UnitFile, told
+from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, on_disk, told
 from indexer.index.manifest import Manifest, check_files, read_manifest
 from indexer.index.vocabulary import Vocabulary
 from indexer.names import MLP, Unit, format_layers, parse_unit
@@ -83,8 +83,10 @@ class Index:
     Tables have the columns of the SQL views of the same name, in their order.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: Source = on_disk) -> None:
+        """source: what opens its Parquet files; the manifest is read from the disk."""
         self.path = path
+        self._source = source
         self._stamp = _stamp(path)
         self.manifest: Manifest = read_manifest(path)
         check_files(path, self.manifest)
@@ -299,12 +301,14 @@ class Index:
         if _stamp(self.path) != self._stamp:
             raise IndexerError(f"index {self.path}: it was replaced after it had been opened; open it again")
 
-    def _open(self, path: str, kind: Callable[[Path, pa.Schema], Opened], wanted: pa.Schema) -> Opened:
+    def _open(
+        self, path: str, kind: Callable[[Path, pa.Schema, Source], Opened], wanted: pa.Schema
+    ) -> Opened:
         with self._lock:
             file = self._files.get(path)
             if file is None:
                 self._check_unchanged()
-                file = self._files[path] = kind(self._folder / path, wanted)
+                file = self._files[path] = kind(self._folder / path, wanted, self._source)
             return file  # type: ignore[return-value]
 
 
