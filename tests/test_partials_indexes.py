@@ -189,7 +189,8 @@ def test_a_damaged_input_leaves_the_output_as_it_was(path: str, tmp_path: Path) 
     # tokens and texts are put together anew
     column = [column for column in columns if column.path_in_schema not in ("token", "text")][-1]
     # within a page, whose checksum tells
-    content[column.data_page_offset + column.total_compressed_size - 2] ^= 8
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content[begin + column.total_compressed_size - 2] ^= 8
     (other / path).write_bytes(bytes(content))
     before = rows(one)
     with pytest.raises(IndexerError, match=re.escape(str(other / path))):

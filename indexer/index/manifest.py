@@ -11,11 +11,11 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -26,6 +26,8 @@ from indexer.index.codecs import CODECS, codecs_of, folders
 from indexer.index.files import DAMAGED
 from indexer.index.unfinished import in_short, progress_of
 from indexer.names import Key, check_site
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 # what the build says about itself, in the order of the file; the writer adds the rest
 SECTIONS = ("model", "tokenizer", "corpus", "configuration", "totals", "software")
@@ -38,7 +40,7 @@ _SHOWN = 99
 # what the columns of an index can hold
 _Int32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 _Int64 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     rows: _Int64 | None = None
     bytes: _Int64
-    sha256: _Digest
+    sha256: Digest
 
     def __post_init__(self) -> None:
         parts = PurePosixPath(self.path)
@@ -164,33 +166,56 @@ def read_manifest(index: Path) -> Manifest:
     Raises IndexerError, one line, where `index` is not one that can be read: no folder, no index, one of
     another format version, or a manifest that is not as it was written.
     """
-    path = index / schema.MANIFEST
     try:
-        entry = os.lstat(path)
-        # before it is opened: reading a FIFO would wait forever
-        if not stat.S_ISREG(entry.st_mode):
-            raise IndexerError(f"index {index}: {schema.MANIFEST} is not a plain file; {DAMAGED}")
-        if entry.st_size > _MOST_BYTES:
-            raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged ({entry.st_size} bytes)")
-        data = path.read_bytes()
-        content = json.loads(data, parse_constant=_refuse)
+        content = read_sealed(index / schema.MANIFEST, f"index {index}", _check_format)
     except FileNotFoundError:
         raise IndexerError(_no_manifest(index)) from None
     except NotADirectoryError:
         raise IndexerError(f"index {index}: is a file; give the folder that build wrote") from None
+    return _validate(index, content)
+
+
+def read_sealed(
+    path: Path, what: str, check: Callable[[str, Any], None] = lambda what, content: None
+) -> dict[str, Any]:
+    """The JSON values of a manifest that `sealed` wrote.
+
+    what: whose it is, for messages. check: given that and the values before the seal is looked at.
+    Raises IndexerError, one line; FileNotFoundError and NotADirectoryError where there is no such file.
+    """
+    try:
+        entry = os.lstat(path)
+        # before it is opened: reading a FIFO would wait forever
+        if not stat.S_ISREG(entry.st_mode):
+            raise IndexerError(f"{what}: {path.name} is not a plain file; {DAMAGED}")
+        if entry.st_size > _MOST_BYTES:
+            raise IndexerError(f"{what}: {path.name} is damaged ({entry.st_size} bytes)")
+        data = path.read_bytes()
+        content = json.loads(data, parse_constant=_refuse)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
     except OSError as error:
-        raise IndexerError(f"index {index}: cannot read {schema.MANIFEST}: {error.strerror}") from None
+        raise IndexerError(f"{what}: cannot read {path.name}: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise IndexerError(
-            f"index {index}: {schema.MANIFEST} is damaged (not JSON); build the index again"
-        ) from None
-    _check_format(index, content)
+        raise IndexerError(f"{what}: {path.name} is damaged (not JSON); build the index again") from None
+    check(what, content)
     if data[-_SEAL_BYTES:] != _seal(data[:-_SEAL_BYTES]).encode():
         raise IndexerError(
-            f"index {index}: {schema.MANIFEST} is not the one that was written: its SHA-256 differs; "
+            f"{what}: {path.name} is not the one that was written: its SHA-256 differs; "
             "restore the file or build the index again"
         )
-    return _validate(index, content)
+    return content
+
+
+def converted(content: Any, kind: type[Struct], what: str) -> Struct:
+    """JSON values of a manifest as a struct of some kind; raises IndexerError where they are not."""
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        # of what is wrong in the manifest itself it does not say where
+        told, _, where = str(error).partition(" - at `$.")
+        at = f" at {where.rstrip('`')}" if where else ""
+        raise IndexerError(f"{what}: {schema.MANIFEST} is damaged{at}: {told}") from None
 
 
 def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
@@ -261,6 +286,12 @@ def size_problem(index: Path, file: FileEntry) -> str | None:
     return None
 
 
+def file_entry(folder: Path, path: str, rows: int | None = None) -> FileEntry:
+    """The entry of a file that is there."""
+    file = folder / path
+    return FileEntry(path=path, rows=rows, bytes=file.stat().st_size, sha256=sha256(file))
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -276,27 +307,21 @@ def _no_manifest(index: Path) -> str:
     return f"index {index}: not an index: it has no {schema.MANIFEST}; give the folder that build wrote"
 
 
-def _check_format(index: Path, content: Any) -> None:
+def _check_format(what: str, content: Any) -> None:
     if not isinstance(content, dict) or content.get("format") != schema.FORMAT:
-        raise IndexerError(f"index {index}: {schema.MANIFEST} is not that of a {schema.FORMAT}")
+        raise IndexerError(f"{what}: {schema.MANIFEST} is not that of a {schema.FORMAT}")
     version = content.get("version")
     if version != schema.VERSION:
         # of a damaged or hostile file, it may be anything
         told = version if version is None or isinstance(version, int) else f"({type(version).__name__})"
         raise IndexerError(
-            f"index {index}: format version {told}; this program reads version {schema.VERSION}. "
+            f"{what}: format version {told}; this program reads version {schema.VERSION}. "
             "Use the version of it that wrote the index, or build the index again"
         )
 
 
 def _validate(index: Path, content: Any) -> Manifest:
-    try:
-        manifest = msgspec.convert(content, Manifest)
-    except msgspec.ValidationError as error:
-        # of what is wrong in the manifest itself it does not say where
-        told, _, where = str(error).partition(" - at `$.")
-        at = f" at {where.rstrip('`')}" if where else ""
-        raise IndexerError(f"index {index}: {schema.MANIFEST} is damaged{at}: {told}") from None
+    manifest = converted(content, Manifest, f"index {index}")
     layers = Counter(entry.key for entry in manifest.layers)
     twice = [layer for layer, times in layers.items() if times > 1]
     if twice:

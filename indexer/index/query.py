@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from indexer.errors import IndexerError
+from indexer.index.addons import VIEWS, addon_views, read_addons
 from indexer.index.codecs import CODECS
 from indexer.index.files import printable
 from indexer.index.manifest import Manifest
@@ -43,8 +44,6 @@ _TABLE_FUNCTIONS = {
     *("read_parquet", "parquet_scan", "parquet_schema", "parquet_metadata", "parquet_file_metadata"),
     *("duckdb_columns", "duckdb_functions", "duckdb_settings", "duckdb_views", "pragma_table_info"),
 }
-# names that a registered table would hide
-_VIEWS = {"units", "documents", "vocabulary", *(codec.view for codec in CODECS)}
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _WRITES = re.compile(
     # an operator that only joins is called PIECEWISE_MERGE_JOIN
@@ -63,7 +62,11 @@ class Queries:
                 f"SQL: the path of the index, {index}, has both a backslash and one of * ? [, with which "
                 "DuckDB finds no file; rename the folder"
             )
-        files = [index / file.path for file in manifest.files if file.path.endswith(".parquet")]
+        addons = read_addons(index)
+        # names that a registered table would hide
+        self._views = {*VIEWS, *(table for addon in addons for table in addon.tables)}
+        paths = [*(file.path for file in manifest.files), *(path for one in addons for path in one.paths())]
+        files = [index / path for path in paths if path.endswith(".parquet")]
         # both what is searched for and what is found has to be allowed
         allowed = sorted({name for file in files for name in (str(file), literal_path(file))})
         with _told():
@@ -73,6 +76,9 @@ class Queries:
             self._connection.execute("SET enable_external_access = false")
             for statement in views(manifest.layers, index):
                 self._connection.execute(statement)
+            for one in addons:
+                for statement in addon_views(one.name, one.tables, index):
+                    self._connection.execute(statement)
             self._connection.execute("SET lock_configuration = true")
 
     def close(self) -> None:
@@ -81,7 +87,7 @@ class Queries:
 
     def register(self, name: str, table: Any) -> None:
         """Let queries read a table under a name. Raises IndexerError for a name or a table that cannot be."""
-        if not _NAME.fullmatch(name) or name.lower() in _VIEWS:
+        if not _NAME.fullmatch(name) or name.lower() in self._views:
             raise IndexerError(
                 f'SQL: cannot register a table as "{name}"; give a plain word, and none of the views'
             )

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.addons import read_addons
 from indexer.index.codecs import EXAMPLES, HISTOGRAMS
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, on_disk, told
 from indexer.index.manifest import Manifest, check_files, read_manifest
@@ -210,7 +211,7 @@ class Index:
         return found if isinstance(found, str) else self.vocabulary.text(found)
 
     def sql(self, query: str, parameters: Parameters = None) -> pa.Table:
-        """The result of one SELECT over the views units, examples, histograms, documents, vocabulary.
+        """The result of one SELECT over the views of the index and of its add-ons.
 
         parameters: values for ? (a list) or $name (a mapping) in the query.
         Checksums of pages are not checked on this way; `verify` does. Neither the time nor the size of the
@@ -257,6 +258,7 @@ class Index:
             "configuration": manifest.configuration,
             "totals": manifest.totals,
             "software": manifest.software,
+            "addons": {addon.name: addon.tables for addon in read_addons(self._folder)},
         }
 
     def verify(self, full: bool = False) -> dict[str, Any]:

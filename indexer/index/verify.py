@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.addons import FOLDER, read_addons
 from indexer.index.codecs import folders
 from indexer.index.files import GroupedFile
 from indexer.index.laws import LayerLaws
@@ -44,9 +46,15 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     index = Path(path)
     manifest = read_manifest(index)
     expected = expected_files(manifest)
-    _check_foreign(index, expected)
+    addons = read_addons(index)
+    _check_foreign(index, [*expected, *(path for addon in addons for path in addon.paths())])
     for file in manifest.files:
         _check_file(index, file, expected[file.path])
+    for addon in addons:
+        for file in addon.files:
+            table = file.path.endswith(".parquet")
+            folder = index / FOLDER / addon.name
+            _check_file(folder, file, pq.read_schema(folder / file.path) if table else None)
     vocabulary, token_counts = read_vocabulary(index)
     if (index / schema.VIEWS).read_bytes() != views_file(manifest.layers).encode("utf-8"):
         raise IndexerError(f"index {index}: {schema.VIEWS} is not that of the manifest's layers")
@@ -58,6 +66,7 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
         "files": len(manifest.files),
         "bytes": manifest.bytes,
         "rows": sum(file.rows or 0 for file in manifest.files),
+        "addons": [addon.name for addon in addons],
         "checked": checked + (["laws of the content"] if full else []),
     }
 
@@ -67,8 +76,9 @@ def _check_foreign(index: Path, expected: Collection[str]) -> None:
 
     Nothing reads it, but what lies in an index is taken for part of it.
     """
-    known = {schema.MANIFEST, *folders(), *expected}
-    places = [index / folder for folder in folders()]
+    inside = sorted({parent.as_posix() for path in expected for parent in PurePosixPath(path).parents[:-1]})
+    known = {schema.MANIFEST, *folders(), *expected, *inside}
+    places = [index / folder for folder in dict.fromkeys([*folders(), *inside])]
     linked = [place for place in places if place.is_symlink()]
     try:
         found = [Path(entry.path) for place in (index, *places) for entry in os.scandir(place)]

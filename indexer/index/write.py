@@ -27,7 +27,7 @@ from indexer.index import schema
 from indexer.index.codecs import codecs_for, folders
 from indexer.index.groups import RowGroups
 from indexer.index.ids import Ids
-from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, sha256, sites_of
+from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, file_entry, sites_of
 from indexer.index.output import check_output, flush, put_in_place
 from indexer.index.records import LayerRecord
 from indexer.index.scratch import Scratch, put_right
@@ -181,10 +181,10 @@ class IndexWriter:
             vocabulary = self.vocabulary.to_table(token_counts)
             self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [vocabulary])
             self._write_text(schema.VIEWS, views_file(self._layers))
-            self._files.append(_entry(folder, schema.VIEWS, None))
+            self._files.append(file_entry(folder, schema.VIEWS))
             if log is not None:
                 self._write_text(schema.LOG, log)
-                self._files.append(_entry(folder, schema.LOG, None))
+                self._files.append(file_entry(folder, schema.LOG))
             self._write_text(schema.MANIFEST, self._complete(manifest).to_json())
             self._settle(wait=True)
             for part in (*(folder / name for name in folders()), folder):
@@ -277,7 +277,7 @@ class IndexWriter:
         with RowGroups(folder / path, wanted, units, page_values) as file:
             yield file
         self._later(self._flushers.submit(flush, folder / path))
-        entry = _entry(folder, path, file.rows)
+        entry = file_entry(folder, path, file.rows)
         with self._lock:
             self._files.append(entry)
 
@@ -356,7 +356,3 @@ class IndexWriter:
             raise IndexerError(
                 f"index {self.output}: cannot write into {self._target.parent}: {reason}. {self._kept}"
             ) from error
-
-
-def _entry(folder: Path, path: str, rows: int | None) -> FileEntry:
-    return FileEntry(path=path, rows=rows, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))
