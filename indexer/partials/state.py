@@ -25,7 +25,7 @@ def record_of(statistics: Statistics, key: Key) -> LayerRecord:
     )
     count = np.full(statistics.units, statistics.count, np.int64)
     states = {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
-    return LayerRecord(key, count, states)
+    return LayerRecord(key, count, states | statistics.others)
 
 
 def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | None = None) -> Statistics:
@@ -33,9 +33,11 @@ def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | 
 
     kernels, threads: as in Statistics.empty.
     """
-    top, bottom = (end if end.k else None for end in (record.top, record.bottom))
+    others = dict(record.states)
+    moments, histogram = others.pop("moments"), others.pop("histogram")
+    ends = (end if end.k else None for end in (others.pop("top"), others.pop("bottom")))
     statistics = Statistics(
-        record.units, record.moments, record.histogram, top, bottom, kernels=kernels, threads=threads
+        record.units, moments, histogram, *ends, others=others, kernels=kernels, threads=threads
     )
     # of a layer's units all count the same tokens
     statistics.count = int(record.count.max(initial=0))

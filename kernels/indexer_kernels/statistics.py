@@ -7,6 +7,7 @@ of each state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Statistics:
-    """The state of one layer; any part that is None is not kept."""
+    """The state of one layer; any part that is None is not kept.
+
+    others: further states by name. No kernel knows them: their own `update` follows each kernel.
+    """
 
     _on_device: DeviceStatistics | None = None
     _windows: Windows = "device"
@@ -43,9 +47,11 @@ class Statistics:
         top: TopK | None,
         bottom: TopK | None,
         *,
+        others: Mapping[str, Any] | None = None,
         kernels: str = "auto",
         threads: int | None = None,
     ) -> None:
+        self.others = dict(others or {})
         self.units = units
         self.count = 0
         self.moments, self.histogram, self.top, self.bottom = moments, histogram, top, bottom
@@ -57,10 +63,10 @@ class Statistics:
         cls, units: int, keep: Keep | None = None, *, kernels: str = "auto", threads: int | None = None
     ) -> Statistics:
         """The statistics of no tokens over `units` units."""
-        ends = (end if end.k else None for end in (keep or Keep()).ends(units))
-        return cls(
-            units, Moments.empty(units), Histogram.empty(units), *ends, kernels=kernels, threads=threads
-        )
+        others = (keep or Keep()).states(units)
+        moments, histogram = others.pop("moments"), others.pop("histogram")
+        ends = (end if end.k else None for end in (others.pop("top"), others.pop("bottom")))
+        return cls(units, moments, histogram, *ends, others=others, kernels=kernels, threads=threads)
 
     def update(self, activations: Tensor, sequences: Sequences) -> None:
         """Take in activations that exist.
@@ -76,6 +82,7 @@ class Statistics:
             self._launch(None, activations, None, activations, sequences)
         else:
             self._process(0, activations, None, None, sequences)
+        self._update_others(activations, sequences)
         self._count(sequences)
 
     def activate(
@@ -106,6 +113,7 @@ class Statistics:
             self._launch(function, gate, up, out, sequences)
         else:
             self._process(1 + functions.FUNCTIONS.index(function), gate, up, out, sequences)
+        self._update_others(out, sequences)
         self._count(sequences)
         return out
 
@@ -184,6 +192,12 @@ class Statistics:
         values = activations.float().cpu().numpy()
         for state in (self.moments, self.histogram, self.top, self.bottom):
             if state is not None:
+                state.update(values, sequences)
+
+    def _update_others(self, activations: Tensor, sequences: Sequences) -> None:
+        if self.others:
+            values = activations.float().cpu().numpy()
+            for state in self.others.values():
                 state.update(values, sequences)
 
     def _launch(
