@@ -97,15 +97,16 @@ def _judged(name: str, folder: Path) -> Verdict:
         part = told.get("part") or ""
         try:
             truth = Truth(
-                folder / "model", part, [layer["projection"] for layer in told["layers"]], documents
+                folder / "model", part, [layer["place"] for layer in told["layers"]], documents
             )
         except Exception as error:
             return Verdict(name, "WRONG", f"a sequence alone does not run: {_told(error)}")
-        wrong = _wrong(index, {layer["layer"]: layer["projection"] for layer in told["layers"]}, truth)
+        wrong = _wrong(index, {layer["layer"]: layer["place"] for layer in told["layers"]}, truth)
     verdict = "WRONG" if wrong else "PARTIAL" if truth.missed else "RIGHT"
     note = wrong or f"left out: {truth.missed}" if truth.missed else wrong or (part and f"its part {part}")
     paths = "+".join(sorted({layer["path"] for layer in told["layers"]}))
-    return Verdict(name, verdict, note, paths, told["activation"])
+    kinds = {(layer["function"] or "another") + " * up" * layer["gated"] for layer in told["layers"]}
+    return Verdict(name, verdict, note, paths, ", ".join(sorted(kinds)))
 
 
 class Truth:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -19,12 +20,11 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from indexer_kernels import Sequences, Statistics
+from indexer_kernels import Statistics
 from indexer_kernels._cpp import instruction_sets
 from indexer_kernels.histogram import Histogram, active, positive
 from indexer_kernels.moments import Moments
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 import indexer
@@ -33,7 +33,9 @@ from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from indexer.commands.demo import model_folder, write_corpus
 from indexer.corpus import Corpus
-from indexer.models import LoadedModel, Runner, load
+from indexer.models import LoadedModel, Runner, Values, load
+from indexer.names import Key
+from indexer.sites import find
 from indexer.tokens import Batch, Batches
 
 # What a model of transformers calls.
@@ -63,41 +65,39 @@ class Options:
 
 
 class Counters:
-    """An observer (see models.Observer) that counts what torch and every kernel make of the same gates.
+    """Counts what torch and every kernel make of the same gates; `take` is for a Runner.
 
-    counts: statistics by kernel and layer; "torch" is what the others are compared with, OF_TRITON what
+    counts: statistics by kernel and probe; "torch" is what the others are compared with, OF_TRITON what
         "triton" is, which takes fewer units and tokens.
     """
 
-    def __init__(self, loaded: LoadedModel, triton_tokens: int) -> None:
-        self.counts: dict[tuple[str, int], Statistics] = {}
-        self._left = {layer.layer: triton_tokens for layer in loaded.layers}
+    def __init__(self, triton_tokens: int) -> None:
+        self.counts: dict[tuple[str, Key], Statistics] = {}
+        self._left: defaultdict[Key, int] = defaultdict(lambda: triton_tokens)
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        """Never called: a layer that is read by a hook has no gate."""
-        raise WrongResultError(f"layer {layer} is read by a hook: no kernel computes its function")
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        """Count all, and hand on what torch computes."""
+    def take(self, key: Key, values: Values) -> None:
+        """Count all, and let the model go on with what torch computes."""
+        function, gate, up, sequences = values.function, values.matrix, values.up, values.sequences
+        if function is None:
+            raise WrongResultError(f"{key} is read by a hook: no kernel computes its function")
         computed = TORCH[function](gate.contiguous())
         computed = computed if up is None else computed * up
-        self._statistics("torch", layer, gate.shape[1], "cpp").update(computed, sequences)
+        self._statistics("torch", key, gate.shape[1], "cpp").update(computed, sequences)
         for name in instruction_sets():
             with patch.dict(os.environ, {"NEURON_INDEXER_ISA": name}):
-                self._statistics(name, layer, gate.shape[1], "cpp").activate(function, gate, up, sequences)
-        self._statistics("reference", layer, gate.shape[1], "reference").activate(
+                self._statistics(name, key, gate.shape[1], "cpp").activate(function, gate, up, sequences)
+        self._statistics("reference", key, gate.shape[1], "reference").activate(
             function, gate, up, sequences
         )
-        if self._left[layer] > 0:
-            self._left[layer] -= sequences.tokens
+        if self._left[key] > 0:
+            self._left[key] -= sequences.tokens
             part = slice(0, TRITON_UNITS)
             few_gate, few_up = gate[:, part], None if up is None else up[:, part]
             units = few_gate.shape[1]
-            self._statistics(OF_TRITON, layer, units, "cpp").update(computed[:, part], sequences)
-            self._statistics("triton", layer, units, "triton").activate(function, few_gate, few_up, sequences)
-        return out.copy_(computed)
+            self._statistics(OF_TRITON, key, units, "cpp").update(computed[:, part], sequences)
+            self._statistics("triton", key, units, "triton").activate(function, few_gate, few_up, sequences)
+        gate.copy_(computed)
+        values.leave()
 
     def apart(self, kernel: str) -> tuple[list[int], int]:
         """Of positive, active, NaN and infinite, how far a kernel's counts are from torch's, over all units.
@@ -106,18 +106,18 @@ class Counters:
         """
         wanted = OF_TRITON if kernel == "triton" else "torch"
         total, values = np.zeros(len(COUNTED), np.int64), 0
-        for (name, layer), statistics in self.counts.items():
+        for (name, key), statistics in self.counts.items():
             if name == kernel:
-                found, expected = (counted(s) for s in (statistics, self.counts[wanted, layer]))
+                found, expected = (counted(s) for s in (statistics, self.counts[wanted, key]))
                 total += np.abs(found - expected).sum(axis=1)
                 values += statistics.count * statistics.units
         return total.tolist(), values
 
-    def _statistics(self, name: str, layer: int, units: int, kernels: str) -> Statistics:
-        if (name, layer) not in self.counts:
+    def _statistics(self, name: str, key: Key, units: int, kernels: str) -> Statistics:
+        if (name, key) not in self.counts:
             parts = (Moments.empty(units), Histogram.empty(units), None, None)
-            self.counts[name, layer] = Statistics(units, *parts, kernels=kernels)
-        return self.counts[name, layer]
+            self.counts[name, key] = Statistics(units, *parts, kernels=kernels)
+        return self.counts[name, key]
 
 
 def counted(statistics: Statistics) -> NDArray[np.int64]:
@@ -156,8 +156,8 @@ def run(options: Options) -> Report:
 def _kernels(
     loaded: LoadedModel, dtype: str, corpus: tuple[str, ...], options: Options
 ) -> Iterator[dict[str, Any]]:
-    counters = Counters(loaded, options.triton_tokens)
-    with Runner(loaded, None, counters) as runner:
+    counters = Counters(options.triton_tokens)
+    with Runner(loaded, find(loaded), counters.take) as runner:
         for batch in _batches(loaded, corpus, options):
             runner.run(batch)
     for kernel in (*instruction_sets(), "reference", "triton"):

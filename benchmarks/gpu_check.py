@@ -4,83 +4,74 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from indexer_kernels import Keep, Sequences, Statistics
+from indexer_kernels import Sequences, Statistics
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.gpu_kernels import some_units
 from benchmarks.report import WrongResultError
 from benchmarks.states import first_difference
-from indexer.building.observer import StatisticsObserver
-from indexer.models import LoadedModel, Runner
+from indexer.building.states import States
+from indexer.models import LoadedModel, Probe, Runner, Values
+from indexer.names import Key
 from indexer.tokens import Batch
 
 SAMPLED = 4
 
 
 class Columns:
-    """An observer that hands on to another one, and keeps what it saw of a few units.
+    """Hands values on to states, and keeps what they were shown of a few units.
 
-    units: int64 [SAMPLED] of every layer. seen: by layer, activations [tokens, SAMPLED] on the CPU, and
+    units: int64 [SAMPLED] of every probe. seen: by probe, activations [tokens, SAMPLED] on the CPU, and
     sequences.
     """
 
-    def __init__(self, observer: StatisticsObserver, units: dict[int, NDArray[np.int64]]) -> None:
-        self.observer, self.units = observer, units
-        self.seen: dict[int, tuple[Tensor, Sequences]] = {}
+    def __init__(self, states: States, units: dict[Key, NDArray[np.int64]]) -> None:
+        self.states, self.units = states, units
+        self.seen: dict[Key, tuple[Tensor, Sequences]] = {}
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        """Hand on, and keep."""
-        self.observer.update(layer, activations, sequences)
-        self._keep(layer, activations, sequences)
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
+    def take(self, key: Key, values: Values) -> None:
         """Hand on, and keep what came of it."""
-        result = self.observer.activate(layer, function, gate, up, sequences, out)
-        self._keep(layer, result, sequences)
-        return result
-
-    def _keep(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        columns = torch.from_numpy(self.units[layer]).to(activations.device)
-        self.seen[layer] = (activations[:, columns].cpu(), sequences)
+        self.states.take(key, values)
+        columns = torch.from_numpy(self.units[key]).to(values.matrix.device)
+        self.seen[key] = (values.made()[:, columns].cpu(), values.sequences)
 
 
-def checked_columns(loaded: LoadedModel, layers: list[int], batch: Batch, keep: Keep) -> str:
-    """Run a batch for some layers alone, and compare a few units with the reference, bit for bit.
+def checked_columns(loaded: LoadedModel, probes: list[Probe], batch: Batch) -> str:
+    """Run a batch for some probes alone, and compare a few units with the reference, bit for bit.
 
     Returns what was checked, in words. Raises WrongResultError.
     """
     random = np.random.default_rng(0)
-    every = {layer.layer: layer.units for layer in loaded.select(layers)}
-    units = {layer: np.sort(random.choice(count, SAMPLED, replace=False)) for layer, count in every.items()}
-    observer = StatisticsObserver(every, keep, kernels="triton", threads=1)
-    columns = Columns(observer, units)
-    with Runner(loaded, list(every), columns) as runner:
+    units = {probe.key: np.sort(random.choice(probe.units, SAMPLED, replace=False)) for probe in probes}
+    states = States(probes, kernels="triton", threads=1)
+    columns = Columns(states, units)
+    with Runner(loaded, probes, columns.take) as runner:
         runner.run(batch)
-    for layer, (activations, sequences) in columns.seen.items():
-        reference = Statistics.empty(SAMPLED, keep, kernels="reference")
+    for probe in probes:
+        key, (activations, sequences) = probe.key, columns.seen[probe.key]
+        reference = Statistics.empty(SAMPLED, probe.keep, kernels="reference")
         reference.update(activations, sequences)
-        found = first_difference(some_units(observer.statistics[layer], units[layer]), reference)
+        found = first_difference(some_units(states.statistics[key], units[key]), reference)
         if found is not None:
-            raise WrongResultError(f"layer {layer}, units {units[layer].tolist()}: {found}")
-    named = ", ".join(f"mlp.{layer}.{unit}" for layer, chosen in units.items() for unit in chosen)
+            raise WrongResultError(f"{key}, units {units[key].tolist()}: {found}")
+    named = ", ".join(f"{key}.{unit}" for key, chosen in units.items() for unit in chosen)
     return f"statistics on the way equal the reference on the same activations, bit for bit, for {named}"
 
 
-def check_sums(observer: StatisticsObserver) -> str:
-    """Every value of the first, middle and last layer is in a bin, or not finite; else WrongResultError."""
-    layers = sorted(observer.statistics)
-    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    for layer in chosen:
-        state = observer.statistics[layer]
+def check_sums(states: States) -> str:
+    """Every value of the first, middle and last probe is in a bin, or not finite; else WrongResultError."""
+    keys = sorted(states.statistics)
+    chosen = sorted({keys[0], keys[len(keys) // 2], keys[-1]})
+    for key in chosen:
+        state = states.statistics[key]
         state.settle()
         assert state.histogram is not None
         assert state.moments is not None
         held = state.histogram.counts.sum(axis=1) + state.moments.nan + state.moments.inf
         if not (held == state.count).all():
             raise WrongResultError(
-                f"layer {layer}: bins hold {held.min()} to {held.max()} of {state.count} values"
+                f"{key}: bins hold {held.min()} to {held.max()} of {state.count} values"
             )
-    return f"after all rounds, bins + nan + inf = counted tokens for every unit of layers {chosen}"
+    named = ", ".join(map(str, chosen))
+    return f"after all rounds, bins + nan + inf = counted tokens for every unit of {named}"

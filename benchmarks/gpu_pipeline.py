@@ -44,9 +44,11 @@ from benchmarks.gpu_models import (
 from benchmarks.measure import Side, interleaved, measured_parts, ratios
 from benchmarks.peers import TopSequences
 from benchmarks.report import say
-from indexer.building.observer import StatisticsObserver
-from indexer.models import LoadedModel, Runner
+from indexer.building.states import States
+from indexer.models import LoadedModel, Probe, Runner, Values
 from indexer.models.forward import call_model, embedding_rows
+from indexer.names import Key
+from indexer.sites import Asked, find
 from indexer.tokens import Batch
 
 Figures = dict[str, Any]
@@ -78,52 +80,38 @@ def measure(model: str, device: torch.device, *, dry: bool, save: Callable[[Figu
 
 
 class Plainly:
-    """An observer (see models.Observer) that computes activations and takes none of them in.
+    """Computes values and takes none of them in; `take` is for a Runner.
 
-    splits: programs that share a batch's rows, by layer, as in the statistics that this is compared with.
+    splits: programs that share a batch's rows, by probe, as in the statistics that this is compared with.
     """
 
-    def __init__(self, splits: Mapping[int, int]) -> None:
+    def __init__(self, splits: Mapping[Key, int]) -> None:
         self.splits = splits
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        """Activations that the model computed are left alone."""
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        """The fused kernel without statistics; [tokens, units]."""
+    def take(self, key: Key, values: Values) -> None:
+        """The fused kernel without statistics; values that the model computed are left alone."""
         from benchmarks.plain_triton import activate_plain
 
-        activate_plain(function, gate, up, out, Plan.of(sequences, gate.device), self.splits[layer])
-        return out
+        if values.function is not None:
+            gate, plan = values.matrix, Plan.of(values.sequences, values.matrix.device)
+            activate_plain(values.function, gate, values.up, gate, plan, self.splits[key])
+            values.leave()
 
 
 class Settling:
-    """An observer that shows a layer's activations to its statistics again and again, units exchanged.
+    """Shows a probe's values to its statistics again and again, units exchanged; `take` is for a Runner.
 
     others: sequences of as many tokens as the batch, which have other documents.
     """
 
-    def __init__(self, observer: StatisticsObserver, others: list[Sequences]) -> None:
-        self.observer, self.others = observer, others
+    def __init__(self, states: States, others: list[Sequences]) -> None:
+        self.states, self.others = states, others
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
+    def take(self, key: Key, values: Values) -> None:
         """Take in what the model computed, and what it might have computed."""
-        self.observer.update(layer, activations, sequences)
-        self._again(layer, activations)
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        """The same, computed on the way."""
-        result = self.observer.activate(layer, function, gate, up, sequences, out)
-        self._again(layer, result)
-        return result
-
-    def _again(self, layer: int, activations: Tensor) -> None:
+        self.states.take(key, values)
         for number, other in enumerate(self.others, 1):
-            self.observer.statistics[layer].update(activations.roll(number, dims=1), other)
+            self.states.statistics[key].update(values.made().roll(number, dims=1), other)
 
 
 @dataclass
@@ -138,8 +126,8 @@ class Bench:
     dry: bool
     loaded: LoadedModel
     batches: RandomBatches
-    keep: Keep
-    observer: StatisticsObserver
+    probes: list[Probe]
+    states: States
     runner: Runner
     installed: ExitStack
     checks: list[str] = field(default_factory=list)
@@ -151,11 +139,11 @@ class Bench:
         loaded = random_model(shape, device, torch.bfloat16, dry=dry)
         sequence, tokens = (8, 16) if dry else (shape.sequence, shape.tokens)
         batches = RandomBatches(embedding_rows(loaded.model), sequence, tokens)
-        units = {layer.layer: layer.units for layer in loaded.layers}
         keep = Keep(top=1, bottom=1, window=(1, 1)) if dry else Keep()
-        observer = StatisticsObserver(units, keep, kernels="triton", threads=1)
-        runner = Runner(loaded, None, observer)
-        return cls(model, device, dry, loaded, batches, keep, observer, runner, installed)
+        probes = find(loaded, asked=Asked(keep))
+        states = States(probes, kernels="triton", threads=1)
+        runner = Runner(loaded, probes, states.take)
+        return cls(model, device, dry, loaded, batches, probes, states, runner, installed)
 
     @property
     def rounds(self) -> int:
@@ -168,21 +156,20 @@ class Bench:
         return 1 if self.dry else SHAPES[self.model].batches
 
     @property
-    def few_layers(self) -> list[int]:
-        """The first, middle and last layer."""
-        layers = self.loaded.layers
-        return sorted({layers[place].layer for place in (0, len(layers) // 2, -1)})
+    def few(self) -> list[Probe]:
+        """The first, middle and last probe."""
+        return [self.probes[place] for place in sorted({0, len(self.probes) // 2, len(self.probes) - 1})]
 
     def prepare(self) -> None:
         """Check the statistics of a batch, then settle the states."""
         begin = time.perf_counter()
         (batch,) = self.batches.take(1)
-        self.checks.append(checked_columns(self.loaded, self.few_layers, batch, self.keep))
+        self.checks.append(checked_columns(self.loaded, self.few, batch))
         say(f"{self.checks[-1]}; {time.perf_counter() - begin:.1f} s")
         self.installed.enter_context(self.runner)
         first, *others = self.batches.take(2 if self.dry else 1 + -(-SETTLED // self.batches.rows))
-        settling = Settling(self.observer, [other.sequences() for other in others])
-        self.runner.run_for(first, settling)
+        settling = Settling(self.states, [other.sequences() for other in others])
+        self.runner.run_for(first, settling.take)
         self.wait()
         say(f"states have seen {self.batches.documents:,} sequences; {time.perf_counter() - begin:.1f} s")
 
@@ -195,8 +182,8 @@ class Bench:
             "shape": SHAPES[self.model].name,
             "dry": int(self.dry),
             "parameters": every,
-            "layers": len(self.loaded.layers),
-            "units": sum(layer.units for layer in self.loaded.layers),
+            "layers": len(self.probes),
+            "units": sum(probe.units for probe in self.probes),
             "sequence_tokens": self.batches.width,
             "batch_tokens": self.batches.tokens,
             "batches_per_round": self.round_batches,
@@ -234,7 +221,7 @@ class Bench:
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 for batch in steady:
-                    self.observer.run(self.runner, batch)
+                    self.states.run(self.runner, batch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         waits = [one for one in caught if "called a synchronizing" in str(one.message)]
@@ -243,14 +230,14 @@ class Bench:
 
     def peer(self) -> Figures:
         """The algorithm in use elsewhere on a few layers, extrapolated to all."""
-        layers = len(self.loaded.layers)
-        sides: dict[str, Side] = {f"layer {layer}": partial(self._peer, layer) for layer in self.few_layers}
+        layers = len(self.probes)
+        sides: dict[str, Side] = {str(probe.key): partial(self._peer, probe) for probe in self.few}
         seconds = interleaved({**sides, "build": self._build}, 1 if self.dry else 2, announce=say)
         build = median(seconds.pop("build"))
         pass_seconds = median(taken for every in seconds.values() for taken in every)
         tokens = self.batches.tokens * self.round_batches
         return {
-            "peer_layers_measured": self.few_layers,
+            "peer_layers_measured": [probe.key.layer for probe in self.few],
             "peer_pass_tokens_per_second": tokens / pass_seconds,
             "peer_tokens_per_second_extrapolated": tokens / pass_seconds / layers,
             "peer_per_build_extrapolated": pass_seconds * layers / build,
@@ -258,7 +245,7 @@ class Bench:
 
     def compiled(self) -> Figures:
         """Build and forward with --compile, in turns; compiling comes before."""
-        with self._another(Runner(self.loaded, None, self.observer, compiled=True)):
+        with self._another(Runner(self.loaded, self.probes, self.states.take, compiled=True)):
             begin = time.perf_counter()
             self._build()
             taken = time.perf_counter() - begin
@@ -274,15 +261,15 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def _build(self) -> float:
-        return self._timed(lambda batch: self.observer.run(self.runner, batch))
+        return self._timed(lambda batch: self.states.run(self.runner, batch))
 
     def _forward(self) -> float:
         splits = {}
-        for layer, statistics in self.observer.statistics.items():
+        for key, statistics in self.states.statistics.items():
             assert statistics._on_device is not None, "states have seen batches"
-            splits[layer] = statistics._on_device.splits
+            splits[key] = statistics._on_device.splits
         plainly = Plainly(splits)
-        return self._timed(lambda batch: self.runner.run_for(batch, plainly))
+        return self._timed(lambda batch: self.runner.run_for(batch, plainly.take))
 
     def _plain(self, batch: Batch) -> None:
         with torch.inference_mode():
@@ -292,10 +279,9 @@ class Bench:
         with self._another(None):
             return self._timed(self._plain)
 
-    def _peer(self, layer: int) -> float:
+    def _peer(self, probe: Probe) -> float:
         """Seconds of a pass for one layer's top sequences."""
-        state = TopSequences(self.keep.top, self.batches.width, 1)
-        module = self.loaded.select([layer])[0].module
+        state = TopSequences(probe.keep.top, self.batches.width, 1)
         present: list[Batch] = []
 
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -308,7 +294,7 @@ class Bench:
             present[:] = [batch]
             self._plain(batch)
 
-        with self._another(None), module.register_forward_pre_hook(hook):
+        with self._another(None), probe.module.register_forward_pre_hook(hook):
             # a first batch outside of the clock: later ones find k sequences held
             run(self.batches.take(1)[0])
             return self._timed(run)
@@ -339,8 +325,8 @@ class Bench:
             self.installed.enter_context(own)
 
     def _check_sums(self) -> None:
-        self.observer.finish()
-        self.checks.append(check_sums(self.observer))
+        self.states.finish()
+        self.checks.append(check_sums(self.states))
 
     def _of_sides(self, seconds: Mapping[str, list[float]]) -> Figures:
         figures = {}

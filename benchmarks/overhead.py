@@ -36,8 +36,8 @@ from benchmarks.subject import MODELS, Subject, prepare
 from indexer.building.run import build
 from indexer.index.manifest import read_manifest
 from indexer.models.forward import call_model
-from indexer.models.fused import forward_of
 from indexer.models.matmul import OnednnForward, is_plain_linear, uses_onednn
+from indexer.models.probe import Probe, forward_of
 from indexer.tokens import Batch
 
 BARE, BARE_ONEDNN = "bare", "bare, oneDNN"
@@ -109,33 +109,33 @@ class Sides:
             TopSequences(config.bottom, config.context, -1),
         ]
 
-        def take(layer: int, activations: Tensor, batch: Batch) -> None:
+        def take(number: int, activations: Tensor, batch: Batch) -> None:
             token_ids, counted = torch.from_numpy(batch.token_ids).int(), torch.from_numpy(batch.counted)
             for state in self.top:
                 state.update(activations.view(*token_ids.shape, -1), token_ids, counted)
 
-        self._hooked([self.layer], take)
+        self._hooked([self.subject.probes[self.layer]], take)
 
     def peer_histograms(self) -> None:
         """Histograms of all layers, in one pass."""
-        layers = self.subject.loaded.layers
-        self.histograms = [UnitHistograms.empty(layer.units) for layer in layers]
+        probes = self.subject.probes
+        self.histograms = [UnitHistograms.empty(probe.units) for probe in probes]
 
-        def take(layer: int, activations: Tensor, batch: Batch) -> None:
-            self.histograms[layer].update(activations, torch.from_numpy(batch.counted).view(-1))
+        def take(number: int, activations: Tensor, batch: Batch) -> None:
+            self.histograms[number].update(activations, torch.from_numpy(batch.counted).view(-1))
 
-        self._hooked([layer.layer for layer in layers], take)
+        self._hooked(probes, take)
 
-    def _hooked(self, layers: list[int], take: Callable[[int, Tensor, Batch], None]) -> None:
-        """A plain pass with hooks on the output projections; take(layer, [tokens, units], batch)."""
+    def _hooked(self, probes: list[Probe], take: Callable[[int, Tensor, Batch], None]) -> None:
+        """A plain pass with hooks on the output projections; take(number, [tokens, units], batch)."""
         present: list[Batch] = []
 
-        def hook(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            return lambda module, inputs: take(layer, inputs[0].reshape(-1, inputs[0].shape[-1]), present[0])
+        def hook(number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda module, inputs: take(number, inputs[0].reshape(-1, inputs[0].shape[-1]), present[0])
 
         with ExitStack() as stack, torch.inference_mode():
-            for found in self.subject.loaded.select(layers):
-                handle = found.module.register_forward_pre_hook(hook(found.layer))
+            for number, probe in enumerate(probes):
+                handle = probe.module.register_forward_pre_hook(hook(number))
                 stack.callback(handle.remove)
             for batch in self.subject.batches:
                 present[:] = [batch]
@@ -163,7 +163,7 @@ def run(options: Options) -> Report:
                 bottom=options.top,
                 threads=threads,
             )
-            sides = Sides(subject, threads, layer=len(subject.loaded.layers) // 2)
+            sides = Sides(subject, threads, layer=len(subject.probes) // 2)
             seconds = _measured(sides, options)
             say("measured; checking the results")
             return _report(options, sides, seconds, _checks(sides))
@@ -173,7 +173,7 @@ def run(options: Options) -> Report:
 
 def _measured(sides: Sides, options: Options) -> dict[str, list[float]]:
     """Seconds of every side, those of the build's loop and of the peer's whole model included."""
-    loaded = sides.subject.loaded
+    subject, loaded = sides.subject, sides.subject.loaded
     chosen = {BARE: timed(sides.bare), BUILD: sides.build}
     if uses_onednn("auto", loaded.dtype, loaded.device):
         chosen[BARE_ONEDNN] = timed(sides.bare_onednn)
@@ -183,7 +183,7 @@ def _measured(sides: Sides, options: Options) -> dict[str, list[float]]:
     # the first is that of the warm-up
     seconds[LOOP] = sides.loops[1:]
     if options.peers:
-        layers = len(loaded.layers)
+        layers = len(subject.probes)
         pairs = list(zip(seconds[PEER_TOP], seconds[BARE], strict=True))
         seconds[PEER_TOP_ALL] = [layers * one for one, _ in pairs]
         seconds[PEER_TOP_ONCE] = [bare + layers * max(0.0, one - bare) for one, bare in pairs]
@@ -224,7 +224,7 @@ def _report(options: Options, sides: Sides, seconds: dict[str, list[float]], che
         "tokens": tokens,
         "sequences": totals.sequences,
         "padding_share": totals.padding / (totals.padding + totals.tokens),
-        "layers": len(subject.loaded.layers),
+        "layers": len(subject.probes),
         "units": subject.units,
         "writing_seconds": spread(writing),
         "writing_share": spread([part / whole for part, whole in zip(writing, seconds[BUILD], strict=True)]),

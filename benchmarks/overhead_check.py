@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from indexer_kernels import Keep, Sequences, Statistics
+from indexer_kernels import Sequences, Statistics
 from indexer_kernels.examples import PLACE_FIELDS
 from indexer_kernels.topk import WINDOW_FIELDS
 from numpy.typing import NDArray
@@ -23,43 +23,32 @@ from benchmarks.report import WrongResultError
 from benchmarks.states import must_be_same
 from benchmarks.subject import Subject
 from indexer import open_index
-from indexer.building.observer import StatisticsObserver
 from indexer.building.plan import CHUNK_TOKENS
+from indexer.building.states import States
 from indexer.index.read import Index
-from indexer.models import Runner
+from indexer.models import Runner, Values
+from indexer.names import Key
 
 SAMPLED = 3
 
 
-class Recorder(StatisticsObserver):
-    """The build's observer, which also keeps what it shows the states of a few units.
+class Recorder(States):
+    """The build's states, which also keep what a few units were shown.
 
-    units: int64 by layer. shown: by layer, (activations [tokens, units], sequences) in order.
+    units: int64 by probe. shown: by probe, (activations [tokens, units], sequences) in order.
     """
 
-    def __init__(self, subject: Subject, units: dict[int, NDArray[np.int64]], threads: int) -> None:
-        every = {layer.layer: layer.units for layer in subject.loaded.layers}
-        config = subject.config
-        self.keep = Keep(config.top, config.bottom, config.window, config.by)
-        super().__init__(every, self.keep, kernels="cpp", threads=threads)
+    def __init__(self, subject: Subject, units: dict[Key, NDArray[np.int64]], threads: int) -> None:
+        super().__init__(subject.probes, kernels="cpp", threads=threads)
+        self.keep = subject.probes[0].keep
         self.units = units
-        self.shown: dict[int, list[tuple[Tensor, Sequences]]] = {layer: [] for layer in units}
+        self.shown: dict[Key, list[tuple[Tensor, Sequences]]] = {key: [] for key in units}
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        super().update(layer, activations, sequences)
-        self._keep(layer, activations, sequences)
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        result = super().activate(layer, function, gate, up, sequences, out)
-        self._keep(layer, result, sequences)
-        return result
-
-    def _keep(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        if layer in self.units:
-            columns = torch.from_numpy(self.units[layer])
-            self.shown[layer].append((activations[:, columns].clone(), sequences))
+    def take(self, key: Key, values: Values) -> None:
+        super().take(key, values)
+        if key in self.units:
+            columns = torch.from_numpy(self.units[key])
+            self.shown[key].append((values.made()[:, columns].clone(), values.sequences))
 
 
 def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> list[str]:
@@ -72,15 +61,15 @@ def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> li
         raise WrongResultError(f"the build ran {ran}, but the batches hold {subject.totals}")
     recorder = _recorded(subject, threads)
     with open_index(subject.config.output) as index:
-        for layer, shown in recorder.shown.items():
+        for key, shown in recorder.shown.items():
             reference = Statistics.empty(SAMPLED, recorder.keep, kernels="reference")
             for activations, sequences in shown:
                 reference.update(activations, sequences)
             reference.settle()
-            for place, unit in enumerate(recorder.units[layer]):
-                _check_unit(index, f"mlp.{layer}.{unit}", reference, place)
-            _check_peers(f"layer {layer}", subject.config.context, shown, reference)
-    sampled = ", ".join(f"mlp.{layer}.{unit}" for layer, found in recorder.units.items() for unit in found)
+            for place, unit in enumerate(recorder.units[key]):
+                _check_unit(index, f"{key}.{unit}", reference, place)
+            _check_peers(f"layer {key.layer}", subject.config.context, shown, reference)
+    sampled = ", ".join(f"{key}.{unit}" for key, found in recorder.units.items() for unit in found)
     return [
         f"the build took the same {subject.totals.sequences:,} sequences as the bare forward",
         f"the index equals the reference, number by number, for {sampled}",
@@ -90,11 +79,11 @@ def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> li
 
 def _recorded(subject: Subject, threads: int) -> Recorder:
     """The batches once more, some units of the first, middle and last layer written down."""
-    layers, random = subject.loaded.layers, np.random.default_rng(0)
-    chosen = {layers[place].layer: layers[place].units for place in (0, len(layers) // 2, -1)}
-    units = {layer: np.sort(random.choice(count, SAMPLED, replace=False)) for layer, count in chosen.items()}
+    probes, random = subject.probes, np.random.default_rng(0)
+    chosen = {probes[place].key: probes[place].units for place in (0, len(probes) // 2, -1)}
+    units = {key: np.sort(random.choice(count, SAMPLED, replace=False)) for key, count in chosen.items()}
     recorder = Recorder(subject, units, threads)
-    with Runner(subject.loaded, None, recorder, chunk_tokens=CHUNK_TOKENS) as runner:
+    with Runner(subject.loaded, probes, recorder.take, chunk_tokens=CHUNK_TOKENS) as runner:
         for batch in subject.batches:
             runner.run(batch)
     return recorder

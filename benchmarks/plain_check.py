@@ -58,18 +58,18 @@ def check_histograms(subject: Subject, states: list[UnitHistograms]) -> str:
     lower = lower_edges()
     moved = 0.0
     with open_index(subject.config.output) as index:
-        for found, state in zip(subject.loaded.layers, states, strict=True):
+        for probe, state in zip(subject.probes, states, strict=True):
             query = "SELECT unit, lower, upper, count FROM histograms WHERE layer = $layer"
-            rows = index.sql(query, {"layer": found.layer})
-            ours = np.zeros((389, found.units), np.int64)
+            rows = index.sql(query, {"layer": probe.key.layer})
+            ours = np.zeros((389, probe.units), np.int64)
             bins = np.searchsorted(lower, rows["lower"].to_numpy())
             # lower edges are distinct but for zero's own bin and the one above it
             bins += (rows["lower"].to_numpy() == 0) & (rows["upper"].to_numpy() > 0)
             ours[bins, rows["unit"].to_numpy()] = rows["count"].to_numpy()
             theirs = state.counts.long().numpy()
-            must_be_same(f"counts of layer {found.layer}, ours and the peer's", ours.sum(0), theirs.sum(0))
+            must_be_same(f"counts of {probe.key}, ours and the peer's", ours.sum(0), theirs.sum(0))
             share = np.abs(ours - theirs).sum() / 2 / theirs.sum()
             if share > MOVED[subject.loaded.dtype]:
-                raise WrongResultError(f"histograms of layer {found.layer}: {share:.2%} in other bins")
+                raise WrongResultError(f"histograms of {probe.key}: {share:.2%} in other bins")
             moved = max(moved, float(share))
     return f"the peer's histograms are ours but for rounding ({moved:.2%} of values in another bin)"

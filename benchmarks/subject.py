@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from indexer_kernels import Keep
 
 from indexer.commands.demo import model_folder, write_corpus
 from indexer.config import BuildConfig
 from indexer.corpus import Corpus
 from indexer.errors import IndexerError
-from indexer.models import LoadedModel, adapt, load
+from indexer.models import LoadedModel, Probe, adapt, load
 from indexer.models.loading import DTYPES, quiet_transformers
 from indexer.models.memory import CPU_BATCH_TOKENS
+from indexer.sites import Asked, find
 from indexer.tokens import Batch, Batches, TokenTotals
 
 # A token of source code has fewer: the corpus is larger than what is taken of it.
@@ -31,9 +34,14 @@ class Subject:
     batches: list[Batch]
     totals: TokenTotals
 
+    @cached_property
+    def probes(self) -> list[Probe]:
+        config = self.config
+        return find(self.loaded, asked=Asked(Keep(config.top, config.bottom, config.window, config.by)))
+
     @property
     def units(self) -> int:
-        return sum(layer.units for layer in self.loaded.layers)
+        return sum(probe.units for probe in self.probes)
 
 
 def prepare(

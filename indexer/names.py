@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,6 +112,14 @@ def parse_layers(text: str, layers: Sequence[int]) -> tuple[int, ...]:
             )
         chosen |= found
     return tuple(sorted(chosen))
+
+
+def by_site(keys: Iterable[Key]) -> dict[str, str]:
+    """The layers of each site, as `parse_layers` reads them."""
+    layers: dict[str, list[int]] = {}
+    for site, layer in sorted(keys):
+        layers.setdefault(site, []).append(layer)
+    return {site: format_layers(numbers) for site, numbers in layers.items()}
 
 
 def format_layers(layers: Sequence[int]) -> str:

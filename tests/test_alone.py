@@ -17,8 +17,9 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.models import LoadedModel, Runner, adapt
 from indexer.models.alone import Batching, Plain, Rows, alone, batching, difference
+from indexer.names import MLP
 from indexer.partials.merge import merge_indexes
-from tests.tiny_batches import tiny_batch
+from tests.tiny_batches import mlps, tiny_batch
 from tests.tiny_models import POSITIONS, REQUIRED, fresh, saved, tiny, tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,10 +33,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def found(loaded: LoadedModel, **options: Any) -> Batching:
-    layers = [layer.layer for layer in loaded.layers]
+    probes = mlps(loaded)
     return batching(
-        lambda some: Runner(loaded, some, Plain("cpp")),
-        loaded, layers, **{"context": POSITIONS - 2, "kernels": "cpp", **options},
+        lambda some: Runner(loaded, some, Plain("cpp").take),
+        loaded, probes, probes, **{"context": POSITIONS - 2, "kernels": "cpp", **options},
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def plain(model: Path, file: Path, projections: list[str]) -> list[NDArray[np.fl
 
 def check_equal(index: Path, model: Path, file: Path) -> None:
     """Every neuron's count, extremes and mean are those of the plain model, each sequence alone."""
-    projections = [layer["projection"] for layer in read_manifest(index).model["layers"]]
+    projections = [layer["place"] for layer in read_manifest(index).model["layers"]]
     with indexer.open_index(index) as opened:
         for layer, values in enumerate(plain(model, file, projections)):
             units = opened.sql(f"SELECT * FROM units WHERE layer = {layer} ORDER BY unit").to_pydict()
@@ -164,7 +165,7 @@ def test_a_model_that_mixes_sequences_is_run_with_one_at_a_time() -> None:
 def test_a_random_model_is_refused() -> None:
     model = fresh("llama")
     model.layers[1].mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0] + torch.rand(()),))
-    with pytest.raises(IndexerError, match=r"it is random: a sequence of 5 tokens differs by .* in layer"):
+    with pytest.raises(IndexerError, match=r"it is random: a sequence of 5 tokens differs by .* at mlp\.\d"):
         found(adapt(model))
 
 
@@ -180,8 +181,8 @@ def test_an_mlp_with_more_rows_than_the_batch_is_refused(hooks: bool) -> None:
     # tokens are filled up to whole chunks of 16, as many as the structure is looked for with
     loaded = adapt(tiny("reformer"))
     with (
-        Runner(loaded, [0], Plain("cpp"), force_hooks=hooks) as runner,
-        pytest.raises(IndexerError, match=r"encoder.layers.0.* its MLP 64 rows for a batch of 40 tokens"),
+        Runner(loaded, mlps(loaded, [0], hooks=hooks), Plain("cpp").take) as runner,
+        pytest.raises(IndexerError, match=r"encoder.layers.0.* gives it 64 rows for a batch of 40 tokens"),
     ):
         runner.run(tiny_batch(20, 13))
 
@@ -190,11 +191,11 @@ def test_a_sequence_alone_is_the_one_of_the_batch() -> None:
     batch, loaded = tiny_batch(9, 14, 5), adapt(tiny("bert"))
     keys = [(0, 0), (1, 0), (2, 0)]
     rows = Rows("cpp")
-    with Runner(loaded, None, rows) as runner:
+    with Runner(loaded, mlps(loaded), rows.take) as runner:
         together = rows.of(runner, batch, keys)
         for number, key in enumerate(keys):
             apart = rows.of(runner, alone(batch, number, copies=1 + number % 2), [key])[key]
-            assert set(together[key]) == set(apart) == {0, 1, 2}
+            assert set(together[key]) == set(apart) == {(MLP, 0), (MLP, 1), (MLP, 2)}
             for layer, values in together[key].items():
                 assert len(values) == batch.length[number]
                 assert float(difference(values, apart[layer])) < 1e-5
@@ -213,7 +214,7 @@ def test_differences_are_relative_to_a_tokens_length() -> None:
 def test_a_build_is_stopped_by_what_it_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, file = saved(tmp_path / "model", "fnet"), corpus(tmp_path)
     monkeypatch.setattr("indexer.building.plan.batching", lambda *args, **options: Batching())
-    message = r"document \d+, sequence 0: its \d+ tokens differ by .* in layer \d, .* with --padding never$"
+    message = r"document \d+, sequence 0: its \d+ tokens differ by .* at mlp\.\d, .* with --padding never$"
     with pytest.raises(IndexerError, match=message):
         build(model, file, tmp_path / "index")
     assert not (tmp_path / "index").exists()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from indexer_kernels import Sequences
+from torch import Tensor
 
 import indexer
 from benchmarks import architectures_check
@@ -14,7 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.architectures_check import judged
 from benchmarks.architectures_small import DATA, small_config
 from indexer.errors import IndexerError
-from indexer.models.runner import Runner
+from indexer.models import Values
 
 
 def test_a_run_of_some_is_kept_and_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -32,13 +34,10 @@ def test_a_run_of_some_is_kept_and_counted(capsys: pytest.CaptureFixture[str], t
 
 
 def test_activations_of_another_place_are_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    right = Runner._hook
+    def wrong(matrix: Tensor, sequences: Sequences) -> Values:
+        return Values(matrix.roll(1, -1), sequences)
 
-    def wrong(self: Runner, layer: Any, last: bool) -> Any:
-        hook = right(self, layer, last)
-        return lambda module, args, kwargs: hook(module, tuple(x.roll(1, -1) for x in args), kwargs)
-
-    monkeypatch.setattr(Runner, "_hook", wrong)
+    monkeypatch.setattr("indexer.sites.hook.Values", wrong)
     assert judged("esm", tmp_path / "made").verdict == "WRONG"
     assert not (tmp_path / "made").exists()
 

@@ -100,7 +100,7 @@ def test_rooms_import_those_above_them() -> None:
     there = {path.parent.name for path in (ROOT / "indexer").glob("*/__init__.py")}
     assert set(rank) == there
     for room in there:
-        for path in (ROOT / "indexer" / room).glob("*.py"):
+        for path in (ROOT / "indexer" / room).rglob("*.py"):
             for module in named(imports(path), "indexer"):
                 other = module.split(".")[1] if "." in module else ""
                 assert rank.get(other, 0) <= rank[room], f"{path.name} of {room} imports {module}"

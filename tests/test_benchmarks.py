@@ -21,9 +21,10 @@ from benchmarks.counts import TORCH
 from benchmarks.measure import interleaved, percentile, ratios
 from benchmarks.peers import UnitHistograms
 from benchmarks.synthetic import Size, write_synthetic
-from indexer.building.observer import StatisticsObserver
+from indexer.building.states import States
 from indexer.index.read import Index, UnitRecord
 from indexer.index.records import LayerRecord
+from indexer.names import Key
 
 SPREAD = {"median", "min", "max", "all"}
 
@@ -99,15 +100,15 @@ def test_overhead(capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) 
 def test_overhead_refuses_a_wrong_index(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = StatisticsObserver.record
+    right = States.record
 
-    def wrong(self: StatisticsObserver, layer: int, **options: bool) -> LayerRecord:
-        record = right(self, layer, **options)
-        if layer == 3:
+    def wrong(self: States, key: Key, **options: bool) -> LayerRecord:
+        record = right(self, key, **options)
+        if key.layer == 3:
             record.top.position[:, 1] += 1
         return record
 
-    monkeypatch.setattr(StatisticsObserver, "record", wrong)
+    monkeypatch.setattr(States, "record", wrong)
     assert "mlp.3." in refused(capsys, "overhead", "--threads", "1", "--no-peers")
 
 

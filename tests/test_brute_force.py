@@ -61,18 +61,19 @@ def built(files: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[I
     )  # fmt: skip
     seen: dict[tuple[int, int], Sequence] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("indexer.building.gathered.StatisticsObserver", recording(seen))
+        patch.setattr("indexer.building.gathered.States", recording(seen))
         build(config)
     return indexer.open_index(output), list(seen.values())
 
 
 def recording(seen: dict[tuple[int, int], Sequence]) -> type:
-    """The observer of the build, which also writes down what it is shown."""
-    from indexer.building.observer import StatisticsObserver
+    """The states of the build, which also write down what they are shown."""
+    from indexer.building.states import States
 
-    class Recording(StatisticsObserver):
-        def activate(self, layer, function, gate, up, sequences, out):  # type: ignore[no-untyped-def]
-            result = super().activate(layer, function, gate, up, sequences, out)
+    class Recording(States):
+        def take(self, key, values):  # type: ignore[no-untyped-def]
+            super().take(key, values)
+            result, sequences = values.made(), values.sequences
             for index in range(len(sequences)):
                 rows = slice(sequences.start[index], sequences.start[index] + sequences.length[index])
                 key = (int(sequences.document[index]), int(sequences.ordinal[index]))
@@ -83,7 +84,6 @@ def recording(seen: dict[tuple[int, int], Sequence]) -> type:
                     seen[key] = Sequence(
                         *key, sequences.token_ids[rows].tolist(), sequences.counted[rows], values
                     )
-            return result
 
     return Recording
 

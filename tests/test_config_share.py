@@ -15,6 +15,7 @@ from indexer.engines import processes
 from indexer.errors import IndexerError
 from indexer.models import adapt, memory
 from indexer.models.placement import free_memory
+from tests.tiny_batches import mlps
 from tests.tiny_models import fresh
 
 KEEP = Keep(top=3, bottom=2, window=(4, 3))
@@ -47,10 +48,11 @@ def test_what_a_build_holds_already_is_part_of_its_part(monkeypatch: pytest.Monk
 
 def test_statistics_that_do_not_fit_a_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = adapt(fresh("llama"), None)
-    needed = memory.state_bytes([layer.units for layer in loaded.layers], KEEP, lambda units: 1).host
+    probes = mlps(loaded, keep=KEEP)
+    needed = memory.state_bytes(probes, lambda units: 1).host
 
     def plan() -> memory.MemoryPlan:
-        return memory.plan_memory(loaded, loaded.layers, KEEP, context=16, batch_tokens=None)
+        return memory.plan_memory(loaded, probes, context=16, batch_tokens=None)
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * needed))
     assert plan().free == 3 * needed

@@ -8,7 +8,7 @@ from indexer_kernels._cpp import instruction_sets
 
 from benchmarks.counts import Counters
 from indexer.models import Runner, adapt
-from tests.tiny_batches import tiny_batch
+from tests.tiny_batches import mlps, tiny_batch
 from tests.tiny_models import fresh
 
 SCALE = 4
@@ -27,8 +27,8 @@ def test_every_kernel_counts_what_torch_computes(name: str, dtype: torch.dtype) 
             if "gate_proj" in part or "mlp.Wi" in part:
                 weight.mul_(SCALE)
     loaded = adapt(model, name=name)
-    counters = Counters(loaded, triton_tokens=1)
-    with Runner(loaded, [1], counters) as runner:
+    counters = Counters(triton_tokens=1)
+    with Runner(loaded, mlps(loaded, [1]), counters.take) as runner:
         runner.run(tiny_batch(16, 7, 1))
     for kernel in (*instruction_sets(), "reference", "triton"):
         apart, values = counters.apart(kernel)

@@ -25,13 +25,14 @@ import indexer
 from benchmarks.gpu_check import checked_columns
 from benchmarks.gpu_kernels import some_units
 from benchmarks.states import first_difference
-from indexer.building.observer import StatisticsObserver
+from indexer.building.states import States
 from indexer.index.verify import verify_index
 from indexer.models import Runner, adapt
 from indexer.tokens import Batch
 from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, some_sequences
 from tests.test_activations import further_than_rounding, pre_activations
 from tests.test_statistics import Batches, gathered, pieces, some_batches
+from tests.tiny_batches import mlps
 from tests.tiny_models import VOCABULARY, fresh, saved
 
 pytestmark = [
@@ -160,24 +161,23 @@ def test_statistics_taken_on_the_way_through_a_model_equal_the_reference(name: s
     ids = rng.integers(2, VOCABULARY, inside.shape)
     batch = Batch(ids, length, np.arange(4), np.zeros(4, np.int64), inside)
     loaded = adapt(fresh(name, torch.bfloat16).to(GPU), name=name)
-    layers = [layer.layer for layer in loaded.layers]
-    assert "bit for bit" in checked_columns(loaded, layers, batch, KEEP)
+    assert "bit for bit" in checked_columns(loaded, mlps(loaded, keep=KEEP), batch)
 
 
 def test_a_value_that_is_not_finite_is_found_in_a_model() -> None:
     model = fresh("gpt2").to(GPU)
     # of a model that is damaged from the start no MLP would be recognised
     loaded = adapt(model, name="gpt2")
+    probes = mlps(loaded, keep=KEEP)
     with torch.no_grad():
         model.h[1].mlp.c_fc.bias[5] = torch.nan
-    units = {layer.layer: layer.units for layer in loaded.layers}
-    observer = StatisticsObserver(units, KEEP, kernels="triton", threads=1)
+    states = States(probes, kernels="triton", threads=1)
     ids = np.random.default_rng(0).integers(2, VOCABULARY, (2, 9))
     batch = Batch(ids, np.array([9, 9]), np.array([3, 4]), np.zeros(2, np.int64), np.ones((2, 9), bool))
-    with Runner(loaded, None, observer) as runner:
-        observer.run(runner, batch)
-        observer.finish()
-    assert str(observer.first_non_finite).startswith("nan at mlp.1.5, document 3, sequence 0, position 0")
+    with Runner(loaded, probes, states.take) as runner:
+        states.run(runner, batch)
+        states.finish()
+    assert str(states.first_non_finite).startswith("nan at mlp.1.5, document 3, sequence 0, position 0")
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])

@@ -6,26 +6,24 @@ Run without conftest.py, as tests/test_gpu_kernels.py is.
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from indexer_kernels import Keep, Statistics
+from indexer_kernels import Statistics
 from indexer_kernels.pinned import TYPES, pinned_on_device
-from torch import Tensor
 
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
 
 from indexer_kernels import topk_triton
 from triton.runtime.interpreter import InterpretedFunction
 
-from indexer.models import LoadedModel, Runner, adapt
+from indexer.models import LoadedModel, Probe, Runner, adapt
 from indexer.models.memory import MemoryPlan, plan_memory
-from indexer.models.peak import peak_bytes
+from indexer.models.peak import leave, peak_bytes
 from tests.kernel_cases import KEEP, assert_equal
 from tests.test_statistics import gathered, some_batches
-from tests.tiny_batches import TinyBatch
+from tests.tiny_batches import TinyBatch, mlps
 from tests.tiny_models import VOCABULARY, fresh
 
 pytestmark = [
@@ -37,15 +35,6 @@ pytestmark = [
 GPU = torch.device("cuda", 0)
 # how far above what is taken the plan may lie
 LOOSEST = 1.3
-
-
-class Nothing:
-    """An observer that takes no memory."""
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Any, out: Tensor
-    ) -> Tensor:
-        return out
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -68,15 +57,16 @@ def test_windows_in_the_main_memory() -> None:
     assert_equal(statistics, gathered(130, batches, "reference", KEEP))
 
 
-def planned() -> tuple[LoadedModel, MemoryPlan]:
+def planned() -> tuple[LoadedModel, list[Probe], MemoryPlan]:
     model = fresh("llama", torch.bfloat16, hidden_size=512, intermediate_size=2048)
     loaded = adapt(model.to(GPU))
-    return loaded, plan_memory(loaded, loaded.layers, Keep(), context=64, batch_tokens=8192)
+    probes = mlps(loaded)
+    return loaded, probes, plan_memory(loaded, probes, context=64, batch_tokens=8192)
 
 
 def test_states_take_what_was_planned() -> None:
-    loaded, plan = planned()
-    statistics = [Statistics.empty(layer.units, Keep(), kernels="triton") for layer in loaded.layers]
+    _, probes, plan = planned()
+    statistics = [Statistics.empty(probe.units, probe.keep, kernels="triton") for probe in probes]
     # what the planning or another test has left in circles would go in between
     gc.collect()
     before = torch.cuda.memory_allocated(GPU)
@@ -87,10 +77,10 @@ def test_states_take_what_was_planned() -> None:
 
 
 def test_the_forward_takes_what_was_planned() -> None:
-    loaded, plan = planned()
+    loaded, probes, plan = planned()
     ids = np.random.default_rng(0).integers(3, VOCABULARY, (128, 64))
     peaks = {GPU: 0}
-    with Runner(loaded, None, Nothing()) as runner, peak_bytes(peaks):
+    with Runner(loaded, probes, leave) as runner, peak_bytes(peaks):
         runner.run(TinyBatch(ids, np.full(128, 64)))
     # two float32 extremes per unit, and blocks of 16 tokens, belong to the kernel
     extremes = 8192 * 2048 * 8 // 16

@@ -20,7 +20,7 @@ from indexer.errors import IndexerError
 from indexer.models import Runner, adapt
 from tests import tiny_models
 from tests.real_model import minilm
-from tests.tiny_batches import Keeper, tiny_batch
+from tests.tiny_batches import Keeper, mlps, tiny_batch
 from tests.tiny_models import fresh, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,11 +46,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacken
 def test_blocks_are_whole_graphs_and_give_the_same(name: str, graphs: CompileCounterWithBackend) -> None:
     loaded, compiled, plain = adapt(tiny(name), name=name), Keeper(), Keeper()
     # parts for a processor's cache, which a block does not take
-    with Runner(loaded, None, compiled, compiled=True, chunk_tokens=16) as runner:
+    with Runner(loaded, mlps(loaded), compiled.take, compiled=True, chunk_tokens=16) as runner:
         for batch in BATCHES:
             runner.run(batch)
     assert graphs.frame_count > 0
-    with Runner(loaded, None, plain, matmul="torch") as runner:
+    with Runner(loaded, mlps(loaded), plain.take, matmul="torch") as runner:
         for batch in BATCHES:
             runner.run(batch)
     assert compiled.calls == plain.calls
@@ -64,8 +64,8 @@ def test_blocks_that_are_alike_share_their_graph(
     kind, settings = tiny_models.CONFIGURATIONS["llama"]
     deep = {**settings, "num_hidden_layers": 11}
     monkeypatch.setitem(tiny_models.CONFIGURATIONS, "llama", (kind, deep))
-    keeper = Keeper()
-    with Runner(adapt(fresh("llama"), name="llama"), None, keeper, compiled=True) as runner:
+    loaded, keeper = adapt(fresh("llama"), name="llama"), Keeper()
+    with Runner(loaded, mlps(loaded), keeper.take, compiled=True) as runner:
         for batch in BATCHES[:3]:
             runner.run(batch)
     assert len(keeper.calls) == 33
@@ -73,18 +73,18 @@ def test_blocks_that_are_alike_share_their_graph(
 
 
 def test_blocks_without_a_chosen_layer_are_compiled_too(graphs: CompileCounterWithBackend) -> None:
-    keeper = Keeper()
-    with Runner(adapt(tiny("gpt2"), name="gpt2"), [2], keeper, compiled=True) as runner:
+    loaded, keeper = adapt(tiny("gpt2"), name="gpt2"), Keeper()
+    with Runner(loaded, mlps(loaded, [2]), keeper.take, compiled=True) as runner:
         runner.run(BATCHES[0])
-    assert keeper.calls == ["activate 2"]
+    assert keeper.calls == ["made 2"]
     assert graphs.frame_count == 1
 
 
 def test_the_compiler_itself_gives_the_same() -> None:
     loaded, compiled, plain = adapt(tiny("gpt2"), name="gpt2"), Keeper(), Keeper()
     torch._dynamo.reset()
-    Runner(loaded, None, compiled, compiled=True).run(BATCHES[0])
-    Runner(loaded, None, plain, matmul="torch").run(BATCHES[0])
+    Runner(loaded, mlps(loaded), compiled.take, compiled=True).run(BATCHES[0])
+    Runner(loaded, mlps(loaded), plain.take, matmul="torch").run(BATCHES[0])
     for layer in plain.kept:
         torch.testing.assert_close(compiled.layer(layer), plain.layer(layer), rtol=1e-4, atol=1e-5)
 
@@ -98,9 +98,10 @@ def test_the_model_is_left_as_it_was(name: str, graphs: CompileCounterWithBacken
         def _keep(self, *args: Any) -> None:
             raise KeyboardInterrupt
 
+    loaded = adapt(model, name=name)
     with (
         pytest.raises(KeyboardInterrupt),
-        Runner(adapt(model, name=name), None, Failing(), compiled=True) as runner,
+        Runner(loaded, mlps(loaded), Failing().take, compiled=True) as runner,
     ):
         runner.run(BATCHES[0])
     after: dict[str, nn.Module] = dict(model.named_modules())
@@ -129,8 +130,9 @@ def test_a_build_compiles_its_blocks(graphs: CompileCounterWithBackend, tmp_path
 
 
 def test_what_cannot_be_compiled_is_told() -> None:
-    with pytest.raises(IndexerError, match="--compile: layer 0 is read by a hook"):
-        Runner(adapt(tiny("gpt2"), name="gpt2"), None, Keeper(), force_hooks=True, compiled=True)
+    loaded = adapt(tiny("gpt2"), name="gpt2")
+    with pytest.raises(IndexerError, match=r"--compile: mlp\.0 is read by a hook"):
+        Runner(loaded, mlps(loaded, hooks=True), Keeper().take, compiled=True)
     asked = {"model": "m", "corpus": ("c",), "output": "o", "compile": True}
     for other in ({"hooks": True}, {"numerics": "reproducible"}):
         with pytest.raises(IndexerError, match="--compile"):

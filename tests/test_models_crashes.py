@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import indexer
 from indexer.errors import IndexerError
-from indexer.models import Runner, adapt
-from indexer.models.functions import is_activation
-from indexer.models.structure import find
-from indexer.models.traced import blocks
+from indexer.models import Runner, Values, adapt
+from indexer.models.runner import blocks
+from indexer.names import Key
+from indexer.sites.mlp.functions import is_activation
 from tests.test_models_structure import Block, Body, Packed, Spread, body
-from tests.tiny_batches import Keeper, TinyBatch, tiny_batch
+from tests.tiny_batches import Keeper, TinyBatch, mlps, tiny_batch
 from tests.tiny_models import COMMON, GROUPED, HIDDEN, LAYERS, UNITS, tokenizer
 
 VISION = {
@@ -39,8 +39,8 @@ def siglip() -> Any:
 
 
 def test_projections_of_something_else_than_tokens_are_passed_over() -> None:
-    layers = find(made("DebertaV2Config", **RELATIVE, share_att_key=False)).layers
-    assert [(layer.projection, layer.path) for layer in layers] == [
+    layers = mlps(adapt(made("DebertaV2Config", **RELATIVE, share_att_key=False)))
+    assert [(layer.place, layer.provenance["path"]) for layer in layers] == [
         (f"encoder.layer.{i}.output.dense", "fused") for i in range(LAYERS)
     ]
 
@@ -51,18 +51,18 @@ def test_a_model_that_wants_pixels_is_indexed_by_its_language_model() -> None:
     assert loaded.model is model.text_model
     assert loaded.provenance["architecture"] == "SiglipModel"
     assert loaded.provenance["part"] == "text_model"
-    projections = [layer.projection for layer in loaded.layers]
+    projections = [layer.place for layer in mlps(loaded)]
     assert projections == [f"text_model.encoder.layers.{i}.mlp.fc2" for i in range(LAYERS)]
-    assert all(layer.module is model.get_submodule(layer.projection) for layer in loaded.layers)
-    by_hand = find(model, "text_model.encoder.layers.*.mlp.fc2").layers
-    assert [layer.projection for layer in by_hand] == projections
+    assert all(layer.module is model.get_submodule(layer.place) for layer in mlps(loaded))
+    by_hand = mlps(adapt(model), output_projection="text_model.encoder.layers.*.mlp.fc2")
+    assert [layer.place for layer in by_hand] == projections
 
 
 def test_a_language_model_of_a_part_is_taken_without_its_head() -> None:
     text = {**COMMON, "model_type": "opt", "ffn_dim": UNITS, "word_embed_proj_dim": HIDDEN}
     former = {**VISION, "vocab_size": 9, "encoder_hidden_size": 16}
     model = made("Blip2Config", text_config=text, vision_config=VISION, qformer_config=former)
-    assert find(model).part == "language_model.model"
+    assert adapt(model).part == "language_model.model"
 
 
 def test_an_index_of_a_part_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_an_index_of_a_part_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     with indexer.open_index(built) as index:
         assert index.manifest.model["part"] == "text_model"
-        assert index.manifest.model["layers"][0]["projection"] == "text_model.encoder.layers.0.mlp.fc2"
+        assert index.manifest.model["layers"][0]["place"] == "text_model.encoder.layers.0.mlp.fc2"
         assert index.info()["model"]["part"] == "text_model"
     assert "does not run on token ids alone; its part text_model is indexed" in capsys.readouterr().err
 
@@ -123,26 +123,21 @@ class Short(nn.Module):
 
 
 class Quiet:
-    """An observer that takes nothing, or raises what it is given."""
+    """Takes nothing, or raises what it is given."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def update(self, layer: int, activations: Tensor, sequences: Any) -> None:
+    def take(self, key: Key, values: Values) -> None:
         if self.error is not None:
             raise self.error
 
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Any, out: Tensor
-    ) -> Tensor:
-        self.update(layer, gate, sequences)
-        return out
 
-
-def ran(error: Exception | None, observer: Quiet) -> None:
+def ran(error: Exception | None, quiet: Quiet) -> None:
     batch = tiny_batch(20, 5)
     batch = TinyBatch(batch.token_ids % 50, batch.length)
-    Runner(adapt(body(Packed(), Short(error))), None, observer).run(batch)
+    loaded = adapt(body(Packed(), Short(error)))
+    Runner(loaded, mlps(loaded), quiet.take).run(batch)
 
 
 def test_a_model_that_fails_in_the_middle_of_a_build_is_one_line() -> None:
@@ -163,7 +158,7 @@ def test_want_of_memory_is_told_elsewhere(error: Exception) -> None:
     model = body(Packed(), Short(error))
     model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
-        find(model)
+        mlps(adapt(model))
 
 
 def test_parameters_of_three_dimensions_alone_make_no_experts() -> None:
@@ -171,11 +166,11 @@ def test_parameters_of_three_dimensions_alone_make_no_experts() -> None:
         "RwkvConfig", vocab_size=97, hidden_size=HIDDEN, intermediate_size=UNITS, num_hidden_layers=2,
         context_length=32,
     )  # fmt: skip
-    assert [layer.units for layer in find(rwkv).layers] == [UNITS, UNITS]
+    assert [layer.units for layer in mlps(adapt(rwkv))] == [UNITS, UNITS]
     gemma = made("RecurrentGemmaConfig", **GROUPED, lru_width=HIDDEN, attention_window_size=16)
-    assert [layer.path for layer in find(gemma).layers] == ["fused"] * LAYERS
+    assert [layer.provenance["path"] for layer in mlps(adapt(gemma))] == ["fused"] * LAYERS
     with pytest.raises(IndexerError, match=r"layers\.0 .*: mlp\.experts is a mixture of experts"):
-        find(made("Qwen2MoeConfig", **GROUPED, num_experts=4, moe_intermediate_size=24))
+        mlps(adapt(made("Qwen2MoeConfig", **GROUPED, num_experts=4, moe_intermediate_size=24)))
 
 
 class LowRank(nn.Module):
@@ -209,9 +204,9 @@ BETWEEN: dict[str, Any] = {
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "scaling", "softmax"])
 def test_what_is_no_activation_makes_no_mlp(name: str) -> None:
     with pytest.raises(IndexerError, match=r"no linear layer is fed f\(gate\)"):
-        find(body(LowRank(BETWEEN[name]())))
+        mlps(adapt(body(LowRank(BETWEEN[name]()))))
     both = nn.Sequential(LowRank(BETWEEN[name]()), Packed())
-    assert find(body(both)).layers[0].projection == "blocks.0.mlp.1.down"
+    assert mlps(adapt(body(both)))[0].place == "blocks.0.mlp.1.down"
 
 
 @pytest.mark.parametrize(
@@ -267,14 +262,14 @@ class Sparse(nn.Module):
 def test_what_stands_in_the_way_of_a_kernel_is_read_by_hook(
     mlp: type[nn.Module], gated: bool, reason: str
 ) -> None:
-    (layer,) = find(body(mlp())).layers
-    assert (layer.path, layer.units, layer.gated, layer.projection) == (
+    (layer,) = mlps(adapt(body(mlp())))
+    assert (layer.provenance["path"], layer.units, layer.provenance["gated"], layer.place) == (
         "hook",
         24,
         gated,
         "blocks.0.mlp.down",
     )
-    assert reason in layer.reason
+    assert reason in layer.provenance["reason"]
 
 
 class Listed(Block):
@@ -295,7 +290,7 @@ def test_blocks_that_return_lists() -> None:
     model = body()
     model.blocks.extend([Listed(Packed()), Listed(Packed())])
     model.forward = lambda input_ids: _through(model, input_ids)[0]  # type: ignore[method-assign]
-    assert [layer.path for layer in find(model).layers] == ["fused", "fused"]
+    assert [layer.provenance["path"] for layer in mlps(adapt(model))] == ["fused", "fused"]
 
 
 def _through(model: Body, ids: Tensor) -> Any:
@@ -309,9 +304,9 @@ def test_rows_that_are_not_tokens_in_order_are_refused() -> None:
     model = body()
     model.blocks.append(Turned(nn.ReLU()))
     with pytest.raises(IndexerError, match=r"no linear layer is fed"):
-        find(model)
+        mlps(adapt(model))
     with pytest.raises(IndexerError, match=r"rows of shape \[8, 2\] for 2 sequences of 8 tokens"):
-        find(model, "blocks.*.down")
+        mlps(adapt(model), output_projection="blocks.*.down")
 
 
 class Twice(Body):
@@ -327,22 +322,23 @@ class Twice(Body):
 
 def test_mlps_in_more_than_one_list_are_refused() -> None:
     with pytest.raises(IndexerError, match=r"more than one list of blocks \(blocks \(2\), more\.0 \(1\)\)"):
-        find(Twice().eval())
-    assert len(find(Twice().eval(), "more.0.*.mlp.down").layers) == 1
+        mlps(adapt(Twice().eval()))
+    assert len(mlps(adapt(Twice().eval()), output_projection="more.0.*.mlp.down")) == 1
 
 
 def test_a_list_of_embeddings_is_no_list_of_blocks() -> None:
     model = body(Packed())
     model.tables = nn.ModuleList(nn.Embedding(9000, 16) for _ in range(3))
     model.forward = lambda input_ids: _through(model, input_ids) + sum(t(input_ids) for t in model.tables)  # type: ignore
-    assert [layer.projection for layer in find(model).layers] == ["blocks.0.mlp.down"]
+    assert [layer.place for layer in mlps(adapt(model))] == ["blocks.0.mlp.down"]
 
 
 def test_a_projection_by_hand_that_is_given_more_than_a_tensor() -> None:
     model = made("IBertConfig", **COMMON)
-    loaded = adapt(model, output_projection="encoder.layer.*.output.dense")
+    loaded = adapt(model)
+    probes = mlps(loaded, output_projection="encoder.layer.*.output.dense")
     batch, keeper, given = tiny_batch(9), Keeper(), []
-    Runner(loaded, None, keeper).run(batch)
+    Runner(loaded, probes, keeper.take).run(batch)
     handle = model.encoder.layer[1].output.dense.register_forward_pre_hook(lambda _, x: given.append(x[0]))
     with torch.inference_mode():
         model(input_ids=torch.from_numpy(batch.token_ids))

@@ -16,7 +16,7 @@ from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Runner, load
 from indexer.models.weights import digest, weight_files
 from indexer.tokens.encode import Encoder
-from tests.tiny_batches import Keeper, tiny_batch
+from tests.tiny_batches import Keeper, mlps, tiny_batch
 from tests.tiny_models import LAYERS, fresh, saved, tokenizer
 
 
@@ -56,7 +56,7 @@ def test_a_folder_is_loaded_and_recorded(llama: Path) -> None:
     assert not loaded.model.training
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
     assert (loaded.dtype, loaded.device, loaded.context) == (torch.float32, torch.device("cpu"), 64)
-    assert [layer.layer for layer in loaded.layers] == list(range(LAYERS))
+    assert [probe.key.layer for probe in mlps(loaded)] == list(range(LAYERS))
     assert loaded.tokenizer("w1 w2")["input_ids"] == [1, 5, 6, 2]
     assert loaded.provenance == {
         "name": str(llama),
@@ -66,7 +66,6 @@ def test_a_folder_is_loaded_and_recorded(llama: Path) -> None:
         "part": None,
         "model_type": "llama",
         "dtype": "float32",
-        "activation": "silu * up",
         "attention": "sdpa",
         "weights_not_used": [],
         "code_not_run": [],
@@ -121,9 +120,9 @@ def test_dtypes(tmp_path: Path, stored: torch.dtype, asked: str, got: torch.dtyp
     loaded = load(str(tmp_path), dtype=asked, device="cpu")
     assert loaded.dtype == got
     assert loaded.provenance["dtype"] == str(got).removeprefix("torch.")
-    assert {layer.path for layer in loaded.layers} == {"fused"}
+    assert {layer.provenance["path"] for layer in mlps(loaded)} == {"fused"}
     keeper = Keeper()
-    Runner(loaded, None, keeper).run(tiny_batch(5))
+    Runner(loaded, mlps(loaded), keeper.take).run(tiny_batch(5))
     assert keeper.layer(2).dtype == got
 
 
@@ -174,8 +173,8 @@ def test_a_padding_token_without_an_embedding(copy: Path, configured: int | None
     assert encoder.is_special([97]).all()
     together, alone = Keeper(), Keeper()
     batch = tiny_batch(9, 3)
-    Runner(loaded, None, together).run(batch)
-    Runner(loaded, None, alone).run(batch.alone(1))
+    Runner(loaded, mlps(loaded), together.take).run(batch)
+    Runner(loaded, mlps(loaded), alone.take).run(batch.alone(1))
     width = batch.token_ids.shape[1]
     for layer in range(LAYERS):
         assert torch.allclose(together.layer(layer)[width : width + 3], alone.layer(layer), atol=1e-5)
@@ -200,12 +199,14 @@ def test_options_that_name_nothing(llama: Path) -> None:
     assert refused(llama, device="tpu") == "device tpu: choose among auto, cpu, cuda, cuda:N, spread"
     assert "device cuda:99: this machine has" in refused(llama, device="cuda:99")
     assert "--revision main is for models of the hub" in refused(llama, revision="main")
-    assert "no module of LlamaModel fits" in refused(llama, output_projection="h.*.mlp.c_proj")
 
 
 def test_projection_by_hand(llama: Path) -> None:
-    layers = load(str(llama), output_projection="layers.*.self_attn.o_proj").layers
-    assert [(layer.path, layer.projection) for layer in layers] == [
+    loaded = load(str(llama))
+    with pytest.raises(IndexerError, match="no module of LlamaModel fits"):
+        mlps(loaded, output_projection="h.*.mlp.c_proj")
+    layers = mlps(loaded, output_projection="layers.*.self_attn.o_proj")
+    assert [(layer.provenance["path"], layer.place) for layer in layers] == [
         ("hook", f"layers.{number}.self_attn.o_proj") for number in range(LAYERS)
     ]
 
@@ -399,9 +400,9 @@ def minilm() -> Path:
 
 def test_a_real_model() -> None:
     loaded = load(str(minilm()), device="cpu")
-    assert [(layer.units, layer.path, layer.function) for layer in loaded.layers] == [
-        (1536, "fused", "gelu")
-    ] * 6
+    probes = mlps(loaded)
+    found = [(probe.units, probe.fused, probe.provenance["function"]) for probe in probes]
+    assert found == [(1536, True, "gelu")] * 6
     assert (loaded.context, loaded.causal, loaded.dtype) == (512, False, torch.float32)
     texts = [
         "The cat sat on the mat.",
@@ -412,12 +413,12 @@ def test_a_real_model() -> None:
     batch = tiny_batch(*encoded["attention_mask"].sum(1).tolist())
     batch.token_ids = encoded["input_ids"].astype("int64")
     fused, hooked = Keeper(), Keeper()
-    Runner(loaded, None, fused).run(batch)
-    Runner(loaded, None, hooked, force_hooks=True).run(batch)
+    Runner(loaded, probes, fused.take).run(batch)
+    Runner(loaded, mlps(loaded, hooks=True), hooked.take).run(batch)
     counted = torch.from_numpy(batch.sequences().counted)
     for layer in range(6):
         assert torch.allclose(fused.layer(layer)[counted], hooked.layer(layer)[counted], atol=5e-6)
     for number, length in enumerate(batch.length):
         alone, start = Keeper(), number * batch.token_ids.shape[1]
-        Runner(loaded, None, alone).run(batch.alone(number))
+        Runner(loaded, probes, alone.take).run(batch.alone(number))
         assert torch.allclose(fused.layer(5)[start : start + length], alone.layer(5), atol=5e-6)

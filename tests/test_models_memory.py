@@ -24,9 +24,9 @@ from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Runner, adapt, memory, peak
 from indexer.models.memory import MemoryPlan, plan_memory, state_bytes
 from indexer.models.peak import forward_bytes
-from indexer.models.plan import MlpLayer
+from indexer.sites.hook import Hook
 from indexer.talk import in_bytes
-from tests.tiny_batches import TinyBatch
+from tests.tiny_batches import TinyBatch, mlps, places
 from tests.tiny_models import FUSED, HOOKED, VOCABULARY, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,7 +90,7 @@ def measured(loaded: LoadedModel, layers: list[int] | None, rows: int, width: in
     ids = np.random.default_rng(0).integers(3, VOCABULARY, size=(rows, width))
     length = np.full(rows, width)
     length[rows // 2 :] -= 1
-    with Runner(loaded, layers, peak._Nothing(), matmul="torch") as runner, Peak() as counted:
+    with Runner(loaded, mlps(loaded, layers), peak.leave, matmul="torch") as runner, Peak() as counted:
         runner.run(TinyBatch(ids, length))
     return counted.most / (rows * width)
 
@@ -104,10 +104,10 @@ def test_the_forward_takes_what_a_small_batch_tells(
 ) -> None:
     # the statistics kernel's own arrays are not made here, and tiny layers make them look large
     monkeypatch.setattr(peak, "EXTREMES_BYTES", 0)
-    monkeypatch.setattr(peak, "PROBE_TOKENS", 128)
+    monkeypatch.setattr(peak, "SMALL_BATCH_TOKENS", 128)
     loaded = adapted(name, dtype)
     for width in (16, 64):
-        estimate = forward_bytes(loaded, loaded.select(layers), width)[torch.device("cpu")]
+        estimate = forward_bytes(loaded, mlps(loaded, layers), width)[torch.device("cpu")]
         taken = measured(loaded, layers, 512 // width, width)
         assert taken <= estimate <= LOOSEST * taken, (width, taken, estimate)
 
@@ -148,7 +148,7 @@ def test_states_take_what_is_stated(
         windows += sum(sizes)
         pinned += sum(map(pinned_bytes, sizes))
         device += device_bytes(there) - sum(sizes)
-    stated = state_bytes(units, keep, lambda count: splits)
+    stated = state_bytes(places(units, keep), lambda count: splits)
     assert (stated.device, stated.windows, stated.pinned, stated.host) == (device, windows, pinned, host)
 
 
@@ -191,8 +191,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[torch.device, int]:
     monkeypatch.setattr(memory, "forward_bytes", lambda *_: dict.fromkeys(free, PER_TOKEN))
     weights = {FIRST: 3 * GB, SECOND: GB}
     monkeypatch.setattr(memory, "_weights", lambda loaded: {device: weights[device] for device in free})
-    place = property(lambda layer: SECOND if layer.layer == 2 and len(free) > 1 else FIRST)
-    monkeypatch.setattr(MlpLayer, "device", place)
+    place = property(lambda probe: SECOND if probe.key.layer == 2 and len(free) > 1 else FIRST)
+    monkeypatch.setattr(Hook, "device", place)
     return free
 
 
@@ -209,10 +209,10 @@ def main_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def planned(*, context: int = 64, batch_tokens: int | None = None) -> MemoryPlan:
     loaded = replace(adapted("llama"), device=FIRST)
-    return plan_memory(loaded, loaded.layers, Keep(), context=context, batch_tokens=batch_tokens)
+    return plan_memory(loaded, mlps(adapted("llama")), context=context, batch_tokens=batch_tokens)
 
 
-STATE = state_bytes([80, 80, 80], Keep(), lambda units: 3)
+STATE = state_bytes(places([80, 80, 80], Keep()), lambda units: 3)
 
 
 def room_for(wanted: int) -> int:
@@ -295,7 +295,7 @@ def test_what_cannot_fit_is_refused_with_figures(gpus: dict[torch.device, int]) 
 @pytest.mark.usefixtures("main_memory")
 def test_each_gpu_has_room_for_its_own_layers(gpus: dict[torch.device, int]) -> None:
     gpus[SECOND] = 10 * GB
-    two, one = (state_bytes([80] * layers, Keep(), lambda units: 3) for layers in (2, 1))
+    two, one = (state_bytes(places([80] * layers, Keep()), lambda units: 3) for layers in (2, 1))
     plan = planned()
     assert (plan.gpus, plan.weights, plan.free) == (2, 4 * GB, 24 * GB)
     assert plan.device_state == two.device + two.windows + one.device + one.windows
@@ -320,7 +320,7 @@ def test_on_the_cpu_the_states_have_to_fit(main_memory: Callable[[int], None]) -
     loaded = adapted("llama")
 
     def plan(batch_tokens: int | None = None) -> MemoryPlan:
-        return plan_memory(loaded, loaded.layers, Keep(), context=64, batch_tokens=batch_tokens)
+        return plan_memory(loaded, mlps(adapted("llama")), context=64, batch_tokens=batch_tokens)
 
     main_memory(STATE.host)
     assert plan() == MemoryPlan(4096, 0, 0, 0, STATE.host, "device", STATE.host, 0)

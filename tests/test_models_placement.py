@@ -14,12 +14,12 @@ from indexer.building.run import build
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, adapt, load, loading, placement
-from indexer.models.fused import Workspace
 from indexer.models.placement import Placement, device_type, weight_bytes
+from indexer.models.probe import Workspace
 from indexer.models.weights import read_headers, weight_files
 from tests.test_models_runner import run
 from tests.test_pipeline import tables
-from tests.tiny_batches import tiny_batch
+from tests.tiny_batches import mlps, tiny_batch
 from tests.tiny_models import FUSED, HOOKED, LAYERS, fresh, saved, words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,7 +116,7 @@ def test_weights_are_known_from_their_files(tmp_path: Path, dtype: torch.dtype) 
 
 
 def test_scratch_memory_is_where_the_layer_is() -> None:
-    workspace = Workspace()
+    workspace = Workspace(nn.Identity())
     here = workspace.take(0, 4, 8, torch.empty(0))
     there = workspace.take(0, 4, 8, torch.empty(0, device="meta"))
     assert (here.device.type, there.device.type) == ("cpu", "meta")
@@ -140,11 +140,11 @@ def spread(model: nn.Module) -> LoadedModel:
 @pytest.mark.parametrize("name", FUSED + HOOKED)
 def test_a_spread_model_gives_the_same_activations(name: str) -> None:
     whole, parted = adapt(fresh(name)), spread(fresh(name))
-    assert all(hasattr(layer.module, "_hf_hook") for layer in parted.layers)
-    assert [layer.path for layer in parted.layers] == [layer.path for layer in whole.layers]
+    assert all(hasattr(probe.module, "_hf_hook") for probe in mlps(parted))
+    assert [probe.fused for probe in mlps(parted)] == [probe.fused for probe in mlps(whole)]
     batch = tiny_batch(40, 7, 23)
-    for options in ({}, {"force_hooks": True}):
-        one, other = run(whole, batch, **options), run(parted, batch, **options)
+    for hooks in (False, True):
+        one, other = run(whole, batch, hooks), run(parted, batch, hooks)
         assert all(torch.equal(one.layer(layer), other.layer(layer)) for layer in range(LAYERS))
 
 
@@ -180,7 +180,7 @@ def test_a_spread_model_gives_the_same_index(tmp_path: Path, monkeypatch: pytest
 
 def _parted(loaded: LoadedModel) -> LoadedModel:
     parted = spread(loaded.model)
-    return replace(loaded, model=parted.model, layers=parted.layers, spread=True)
+    return replace(loaded, model=parted.model, spread=True)
 
 
 @needs_accelerate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Runner, adapt
 from indexer.models.forward import call_model
-from indexer.models.fused import FusedForward, Group, Workspace, installed
-from indexer.models.runner import _groups
-from tests.tiny_batches import Keeper, TinyBatch, tiny_batch
+from indexer.models.probe import Probe, Values, Workspace, groups_of
+from indexer.names import MLP, Key
+from tests.tiny_batches import Keeper, TinyBatch, mlps, tiny_batch
 from tests.tiny_models import BIDIRECTIONAL, FUSED, HOOKED, LAYERS, fresh, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,6 +26,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 
 _adapted: dict[tuple[str, torch.dtype], LoadedModel] = {}
+_found: dict[tuple[str, torch.dtype, bool], list[Probe]] = {}
 
 
 def adapted(name: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
@@ -33,9 +35,18 @@ def adapted(name: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     return _adapted[name, dtype]
 
 
-def run(loaded: LoadedModel, batch: TinyBatch, layers: list[int] | None = None, **options: Any) -> Keeper:
+def probes(loaded: LoadedModel, hooks: bool = False) -> list[Probe]:
+    key = (loaded.provenance["name"], loaded.dtype, hooks)
+    if _adapted.get(key[:2]) is not loaded:
+        return mlps(loaded, hooks=hooks)
+    if key not in _found:
+        _found[key] = mlps(loaded, hooks=hooks)
+    return _found[key]
+
+
+def run(loaded: LoadedModel, batch: TinyBatch, hooks: bool = False, **options: Any) -> Keeper:
     keeper = Keeper()
-    with Runner(loaded, layers, keeper, **options) as runner:
+    with Runner(loaded, probes(loaded, hooks), keeper.take, **options) as runner:
         runner.run(batch)
     return keeper
 
@@ -51,12 +62,12 @@ def by_plain_hooks(loaded: LoadedModel, batch: TinyBatch) -> dict[int, Tensor]:
     """The activations of a whole forward pass of transformers with its usual mask, through other hooks."""
     seen: dict[int, Tensor] = {}
     handles = []
-    for layer in loaded.layers:
+    for probe in probes(loaded):
 
-        def keep(module: nn.Module, args: tuple[Tensor], number: int = layer.layer) -> None:
+        def keep(module: nn.Module, args: tuple[Tensor], number: int = probe.key.layer) -> None:
             seen[number] = args[0].reshape(-1, args[0].shape[-1]).clone()
 
-        handles.append(loaded.model.get_submodule(layer.projection).register_forward_pre_hook(keep))
+        handles.append(loaded.model.get_submodule(probe.place).register_forward_pre_hook(keep))
     mask = torch.from_numpy((np.arange(batch.token_ids.shape[1]) < batch.length[:, None]).astype(np.int64))
     with torch.inference_mode():
         loaded.model(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask)
@@ -71,9 +82,9 @@ def test_both_paths_equal_the_plain_model(name: str, dtype: torch.dtype) -> None
     loaded, batch = adapted(name, dtype), tiny_batch(20, 13, 5, 20)
     counted = torch.from_numpy(batch.sequences().counted)
     expected = by_plain_hooks(loaded, batch)
-    fused, hooked = run(loaded, batch, matmul="torch"), run(loaded, batch, matmul="torch", force_hooks=True)
-    assert hooked.calls == [f"update {layer}" for layer in range(LAYERS)]
-    assert fused.calls == [f"{'update' if name in HOOKED else 'activate'} {layer}" for layer in range(LAYERS)]
+    fused, hooked = run(loaded, batch, matmul="torch"), run(loaded, batch, matmul="torch", hooks=True)
+    assert hooked.calls == [f"read {layer}" for layer in range(LAYERS)]
+    assert fused.calls == [f"{'read' if name in HOOKED else 'made'} {layer}" for layer in range(LAYERS)]
     for layer in range(LAYERS):
         assert float(expected[layer].float().std()) > 0.01
         close(fused.layer(layer)[counted], expected[layer][counted], dtype)
@@ -84,29 +95,26 @@ def test_both_paths_equal_the_plain_model(name: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("name", FUSED)
 def test_the_model_goes_on_as_before(name: str, dtype: torch.dtype) -> None:
     loaded, batch = adapted(name, dtype), tiny_batch(12, 12)
-    keeper, ids, sequences = Keeper(), torch.from_numpy(batch.token_ids), batch.sequences()
-    workspace = Workspace([Group(0, 12, sequences.rows(0, 1)), Group(12, 24, sequences.rows(1, 2))])
+    keeper, ids, workspace = Keeper(), torch.from_numpy(batch.token_ids), Workspace(loaded.model)
+    workspace.begin(batch.sequences(), chunk_tokens=12)
+    assert len(workspace.groups) == 2
     with torch.inference_mode(), ExitStack() as stack:
         expected = call_model(loaded.model, ids)
-        for layer in loaded.layers:
-            assert layer.plan is not None
-
-            def activate(*args: Any, number: int = layer.layer) -> Tensor:
-                return keeper.activate(number, *args)
-
-            forward = FusedForward(layer.plan, layer.projection, activate, workspace)
-            stack.enter_context(installed(layer.plan, forward))
+        for probe in probes(loaded):
+            assert probe.fused
+            take = partial(keeper.take, probe.key)
+            stack.enter_context(probe.attach(take, workspace, last=False))
         close(call_model(loaded.model, ids), expected, dtype)
 
 
-@pytest.mark.parametrize("force_hooks", [False, True], ids=["fused", "hook"])
+@pytest.mark.parametrize("hooks", [False, True], ids=["fused", "hook"])
 @pytest.mark.parametrize("name", FUSED + HOOKED)
-def test_every_sequence_is_run_as_if_alone(name: str, force_hooks: bool) -> None:
+def test_every_sequence_is_run_as_if_alone(name: str, hooks: bool) -> None:
     loaded, batch = adapted(name), tiny_batch(3, 24, 17, 1, 11)
-    together = run(loaded, batch, force_hooks=force_hooks)
+    together = run(loaded, batch, hooks=hooks)
     width = batch.token_ids.shape[1]
     for sequence, length in enumerate(batch.length):
-        alone = run(loaded, batch.alone(sequence), force_hooks=force_hooks)
+        alone = run(loaded, batch.alone(sequence), hooks=hooks)
         for layer in range(LAYERS):
             rows = together.layer(layer)[sequence * width : sequence * width + length]
             close(rows, alone.layer(layer), torch.float32)
@@ -127,40 +135,45 @@ def test_chunks_change_nothing(name: str, chunk_tokens: int) -> None:
 
 def test_groups_hold_whole_sequences_and_every_row() -> None:
     sequences = tiny_batch(4, 9, 2).sequences()
-    groups = _groups(sequences, 18)
+    groups = groups_of(sequences, 18)
     assert [(group.first_row, group.last_row) for group in groups] == [(0, 18), (18, 27)]
     assert [group.sequences.length.tolist() for group in groups] == [[4, 9], [2]]
     assert groups[1].sequences.token_ids.tolist() == sequences.token_ids[18:].tolist()
 
 
-@pytest.mark.parametrize("force_hooks", [False, True], ids=["fused", "hook"])
+@pytest.mark.parametrize("hooks", [False, True], ids=["fused", "hook"])
 @pytest.mark.parametrize("name", FUSED)
-def test_onednn_changes_rounding_only(name: str, force_hooks: bool) -> None:
+def test_onednn_changes_rounding_only(name: str, hooks: bool) -> None:
     loaded, batch = adapted(name), tiny_batch(20, 13, 20)
-    expected = run(loaded, batch, force_hooks=force_hooks, matmul="torch")
-    actual = run(loaded, batch, force_hooks=force_hooks, matmul="onednn")
+    expected = run(loaded, batch, hooks=hooks, matmul="torch")
+    actual = run(loaded, batch, hooks=hooks, matmul="onednn")
     assert actual.calls == expected.calls
     for layer in range(LAYERS):
         close(actual.layer(layer), expected.layer(layer), torch.float32)
 
 
+def runner(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Runner:
+    loaded = adapted(name, dtype)
+    return Runner(loaded, probes(loaded), Keeper().take, **options)
+
+
 def test_which_matrix_product_is_taken() -> None:
-    assert Runner(adapted("gpt2"), None, Keeper()).onednn
-    assert not Runner(adapted("gpt2"), None, Keeper(), matmul="torch").onednn
-    assert not Runner(adapted("gpt2", torch.bfloat16), None, Keeper()).onednn
+    assert runner("gpt2").onednn
+    assert not runner("gpt2", matmul="torch").onednn
+    assert not runner("gpt2", torch.bfloat16).onednn
     with pytest.raises(
         IndexerError, match=r"matmul onednn: it is for float32 on the CPU, and this is torch\.bfloat16"
     ):
-        Runner(adapted("gpt2", torch.bfloat16), None, Keeper(), matmul="onednn")
+        runner("gpt2", torch.bfloat16, matmul="onednn")
     with pytest.raises(IndexerError, match="matmul fast: choose among auto, torch, onednn"):
-        Runner(adapted("gpt2"), None, Keeper(), matmul="fast")  # type: ignore[arg-type]
+        runner("gpt2", matmul="fast")
 
 
 def test_a_torch_without_onednn_multiplies_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not Runner(adapted("gpt2"), None, Keeper()).onednn
+    assert not runner("gpt2").onednn
     with pytest.raises(IndexerError, match="matmul onednn: this torch was built without it; take auto"):
-        Runner(adapted("gpt2"), None, Keeper(), matmul="onednn")
+        runner("gpt2", matmul="onednn")
 
 
 class Log(TorchDispatchMode):
@@ -186,17 +199,18 @@ class Marking(Keeper):
         self.mark = len(self.log.operations)
 
 
-@pytest.mark.parametrize("force_hooks", [False, True], ids=["fused", "hook"])
+@pytest.mark.parametrize("hooks", [False, True], ids=["fused", "hook"])
 @pytest.mark.parametrize("name", FUSED + HOOKED)
-def test_nothing_is_run_after_the_last_site(name: str, force_hooks: bool) -> None:
+def test_nothing_is_run_after_the_last_site(name: str, hooks: bool) -> None:
     loaded, batch, keeper = adapted(name), tiny_batch(9, 5), Marking()
     blocks: list[int] = []
-    path = loaded.layers[0].projection.split(".0.")[0]
+    found = probes(loaded, hooks)
+    path = found[0].place.split(".0.")[0]
     handles = [
         block.register_forward_pre_hook(lambda module, args, number=number: blocks.append(number))
         for number, block in enumerate(loaded.model.get_submodule(path).children())
     ]
-    with Runner(loaded, [1], keeper, force_hooks=force_hooks) as runner, Log() as keeper.log:
+    with Runner(loaded, [found[1]], keeper.take) as runner, Log() as keeper.log:
         runner.run(batch)
     for handle in handles:
         handle.remove()
@@ -225,11 +239,11 @@ def test_scratch_memory_is_shared_by_layers_and_batches() -> None:
     loaded, places = adapted("llama"), set()
 
     class Watching(Keeper):
-        def activate(self, layer: int, function: str, gate: Tensor, *rest: Any) -> Tensor:
-            places.add(gate.data_ptr())
-            return super().activate(layer, function, gate, *rest)
+        def take(self, key: Key, values: Values) -> None:
+            places.add(values.matrix.data_ptr())
+            super().take(key, values)
 
-    with Runner(loaded, None, Watching(), matmul="torch") as runner:
+    with Runner(loaded, probes(loaded), Watching().take, matmul="torch") as runner:
         for _ in range(3):
             runner.run(tiny_batch(8, 8))
     assert len(places) == 1
@@ -239,16 +253,16 @@ def test_scratch_memory_is_shared_by_layers_and_batches() -> None:
 def test_the_model_is_left_as_it_was(name: str) -> None:
     loaded = adapt(fresh(name), name=name)
     run(loaded, tiny_batch(5))
-    run(loaded, tiny_batch(5), force_hooks=True)
+    run(loaded, tiny_batch(5), hooks=True)
 
     class Failing(Keeper):
         def _keep(self, *args: Any) -> None:
             raise KeyboardInterrupt
 
-    for force_hooks in (False, True):
+    for hooks in (False, True):
         with (
             pytest.raises(KeyboardInterrupt),
-            Runner(loaded, None, Failing(), force_hooks=force_hooks) as runner,
+            Runner(loaded, probes(loaded, hooks), Failing().take) as runner,
         ):
             runner.run(tiny_batch(5))
     for module in loaded.model.modules():
@@ -258,8 +272,8 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
 
 def test_a_runner_works_without_a_with_statement() -> None:
     loaded, keeper = adapted("gpt2"), Keeper()
-    Runner(loaded, [0, 2], keeper).run(tiny_batch(5))
-    assert keeper.calls == ["activate 0", "activate 2"]
+    Runner(loaded, mlps(loaded, [0, 2]), keeper.take).run(tiny_batch(5))
+    assert keeper.calls == ["made 0", "made 2"]
 
 
 def test_transformers_gives_no_advice_meanwhile() -> None:
@@ -270,17 +284,29 @@ def test_transformers_gives_no_advice_meanwhile() -> None:
             assert logging.get_verbosity() == logging.ERROR
 
     before = logging.get_verbosity()
-    Runner(adapted("gpt2"), None, Listening()).run(tiny_batch(5, 3))
+    Runner(adapted("gpt2"), probes(adapted("gpt2")), Listening().take).run(tiny_batch(5, 3))
     assert logging.get_verbosity() == before != logging.ERROR
 
 
-def test_layers_that_are_not_there() -> None:
-    with pytest.raises(
-        IndexerError, match=r"layer 7: the model has layers 0 to 2; choose among them with --layers"
-    ):
-        Runner(adapted("gpt2"), [0, 7], Keeper())
-    with pytest.raises(IndexerError, match="no layer chosen"):
-        Runner(adapted("gpt2"), [], Keeper())
+def test_a_probe_that_a_batch_does_not_reach_is_told() -> None:
+    loaded = adapted("gpt2")
+    first, second, third = probes(loaded)
+    keeper = Keeper()
+    with pytest.raises(IndexerError, match=r"h\.2\.mlp\.c_proj: the model ran a batch without it"):
+        # in another order than the model's
+        Runner(loaded, [first, third, second], keeper.take).run(tiny_batch(5))
+    assert keeper.calls == ["made 0", "made 1"]
+
+
+def test_values_that_nobody_asked_for_are_made_all_the_same() -> None:
+    loaded, batch, keeper = adapted("llama"), tiny_batch(9, 4), Keeper()
+
+    def take(key: Key, values: Values) -> None:
+        if key == (MLP, LAYERS - 1):
+            keeper.take(key, values)
+
+    Runner(loaded, probes(loaded), take).run(batch)
+    assert torch.equal(keeper.layer(LAYERS - 1), run(loaded, batch).layer(LAYERS - 1))
 
 
 def test_token_ids_without_embedding() -> None:

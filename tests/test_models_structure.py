@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from indexer.errors import IndexerError
 from indexer.models import adapt
-from indexer.models.functions import recognise
-from indexer.models.structure import find
+from indexer.names import MLP
+from indexer.sites.mlp.functions import recognise
+from indexer.sites.mlp.fused import FusedMlp
+from tests.tiny_batches import mlps
 from tests.tiny_models import (
     BIDIRECTIONAL,
     FUSED,
@@ -45,24 +47,25 @@ UNBOUNDED = {"bloom", "falcon_alibi"}
 @pytest.mark.parametrize("name", FUSED)
 def test_every_architecture_is_recognised(name: str) -> None:
     loaded = adapt(tiny(name), name=name)
-    assert [layer.layer for layer in loaded.layers] == list(range(LAYERS))
-    for layer in loaded.layers:
-        assert layer.path == "fused", layer.reason
-        assert layer.reason == ""
+    probes = mlps(loaded)
+    assert [layer.key for layer in probes] == [(MLP, number) for number in range(LAYERS)]
+    for layer in probes:
+        assert layer.provenance["path"] == "fused", layer.provenance["reason"]
+        assert layer.provenance["reason"] == ""
         assert layer.units == (128 if name == "bloom" else UNITS)
-        assert layer.function == FUNCTION[name]
-        assert layer.gated == (name in GATED)
-    assert loaded.layers[1].projection == PROJECTION.get(name, loaded.layers[1].projection)
+        assert layer.provenance["function"] == FUNCTION[name]
+        assert layer.provenance["gated"] == (name in GATED)
+    assert probes[1].place == PROJECTION.get(name, probes[1].place)
     assert loaded.causal == (name not in BIDIRECTIONAL)
     assert loaded.context == (None if name in UNBOUNDED else POSITIONS)
 
 
 @pytest.mark.parametrize("name", HOOKED)
 def test_other_activations_are_read_by_hook_and_say_why(name: str) -> None:
-    layers = adapt(tiny(name), name=name).layers
-    assert [layer.path for layer in layers] == ["hook"] * LAYERS
+    layers = mlps(adapt(tiny(name), name=name))
+    assert [layer.provenance["path"] for layer in layers] == ["hook"] * LAYERS
     wanted = "no module of its own" if name == "esm" else "no fused kernel for the activation"
-    assert all(wanted in layer.reason for layer in layers)
+    assert all(wanted in layer.provenance["reason"] for layer in layers)
 
 
 @pytest.mark.parametrize("name", UNRECOGNISED)
@@ -71,7 +74,7 @@ def test_unrecognised_structure_tells_what_was_found(name: str) -> None:
         IndexerError,
         match=r"layers\.0 \(MixtralDecoderLayer\): mlp\.experts is a mixture of .*--output-projection",
     ):
-        adapt(tiny(name), name=name)
+        mlps(adapt(tiny(name), name=name))
 
 
 def test_activation_functions_are_told_apart() -> None:
@@ -204,21 +207,21 @@ def body(*mlps: nn.Module) -> Body:
 
 
 def test_packed_the_other_way_round() -> None:
-    layers = find(body(Packed(), Packed())).layers
-    assert [layer.path for layer in layers] == ["fused", "fused"]
-    assert layers[0].plan is not None
+    layers = mlps(adapt(body(Packed(), Packed())))
+    assert [layer.provenance["path"] for layer in layers] == ["fused", "fused"]
+    assert isinstance(layers[0], FusedMlp)
     assert layers[0].plan.packing == "up first"
 
 
 def test_gated_without_activation_module_is_read_by_hook() -> None:
-    layers = find(body(Inline())).layers
-    assert [(layer.path, layer.gated, layer.units) for layer in layers] == [("hook", True, 24)]
+    (layer,) = mlps(adapt(body(Inline())))
+    assert (layer.fused, layer.provenance["gated"], layer.units) == (False, True, 24)
 
 
 def test_fused_path_is_dropped_where_it_changes_the_output() -> None:
-    (layer,) = find(body(Reused())).layers
-    assert layer.path == "hook"
-    assert "differs by" in layer.reason
+    (layer,) = mlps(adapt(body(Reused())))
+    assert layer.provenance["path"] == "hook"
+    assert "differs by" in layer.provenance["reason"]
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -228,27 +231,27 @@ def test_fused_path_is_dropped_where_it_makes_no_numbers(
     def poisoned(*arguments: Any) -> Tensor:
         return activate(*arguments).fill_(poison)
 
-    monkeypatch.setattr("indexer.models.structure.activate", poisoned)
-    (layer,) = find(body(Packed())).layers
-    assert layer.path == "hook"
+    monkeypatch.setattr("indexer.models.probe.activate", poisoned)
+    (layer,) = mlps(adapt(body(Packed())))
+    assert layer.provenance["path"] == "hook"
 
 
 def test_a_model_that_overflows_by_itself_is_fused_all_the_same() -> None:
     model = body(Packed())
     model.blocks[0].mlp.down.bias.data[3] = float("inf")
-    assert find(model).layers[0].path == "fused"
+    assert mlps(adapt(model))[0].fused
 
 
 def test_an_activation_module_that_layers_share_is_not_bypassed() -> None:
     shared, model = nn.ReLU(), body()
     model.blocks.extend([Spread(shared), Spread(shared), Spread(nn.ReLU())])
-    layers = find(model).layers
-    assert [layer.path for layer in layers] == ["hook", "hook", "fused"]
-    assert layers[0].reason == "the activation module is shared between layers"
+    layers = mlps(adapt(model))
+    assert [layer.provenance["path"] for layer in layers] == ["hook", "hook", "fused"]
+    assert layers[0].provenance["reason"] == "the activation module is shared between layers"
 
 
 def test_layers_may_differ_in_path() -> None:
-    assert [layer.path for layer in find(body(Packed(), Inline(), Packed())).layers] == [
+    assert [layer.provenance["path"] for layer in mlps(adapt(body(Packed(), Inline(), Packed())))] == [
         "fused",
         "hook",
         "fused",
@@ -264,7 +267,7 @@ def test_layers_may_differ_in_path() -> None:
 )
 def test_what_is_not_recognised_is_an_error(mlp: type[nn.Module], complaint: str) -> None:
     with pytest.raises(IndexerError, match=complaint) as caught:
-        find(body(mlp()))
+        mlps(adapt(body(mlp())))
     assert "\n" not in str(caught.value)
 
 
@@ -272,29 +275,29 @@ def test_a_block_that_runs_more_than_once_is_an_error() -> None:
     model = body(Packed())
     model.blocks.append(model.blocks[0])
     with pytest.raises(IndexerError, match="no list of blocks runs each of them once"):
-        find(model)
+        mlps(adapt(model))
 
 
 def test_a_model_without_blocks_is_an_error() -> None:
     model = body()
     with pytest.raises(IndexerError, match="no list of repeated blocks"):
-        find(model)
+        mlps(adapt(model))
 
 
 def test_projection_by_hand() -> None:
-    (layer,) = find(body(Softened()), "blocks.*.mlp.down").layers
-    assert (layer.path, layer.units, layer.projection) == ("hook", 24, "blocks.0.mlp.down")
-    assert "named by hand" in layer.reason
-    layers = find(body(Two(), Two()), "*.mlp.right.down").layers
-    assert [(layer.layer, layer.path, layer.projection) for layer in layers] == [
+    (layer,) = mlps(adapt(body(Softened())), output_projection="blocks.*.mlp.down")
+    assert (layer.provenance["path"], layer.units, layer.place) == ("hook", 24, "blocks.0.mlp.down")
+    assert "named by hand" in layer.provenance["reason"]
+    layers = mlps(adapt(body(Two(), Two())), output_projection="*.mlp.right.down")
+    assert [(layer.key.layer, layer.provenance["path"], layer.place) for layer in layers] == [
         (0, "fused", "blocks.0.mlp.right.down"),
         (1, "fused", "blocks.1.mlp.right.down"),
     ]
 
 
 def test_projection_by_hand_of_some_layers_only() -> None:
-    layers = find(body(Packed(), Inline(), Packed()), "blocks.*.mlp.both").layers
-    assert [(layer.layer, layer.units) for layer in layers] == [(0, 16), (2, 16)]
+    layers = mlps(adapt(body(Packed(), Inline(), Packed())), output_projection="blocks.*.mlp.both")
+    assert [(layer.key.layer, layer.units) for layer in layers] == [(0, 16), (2, 16)]
 
 
 @pytest.mark.parametrize(
@@ -311,12 +314,12 @@ def test_projection_by_hand_of_some_layers_only() -> None:
 )
 def test_patterns_that_name_nothing(pattern: str, complaint: str) -> None:
     with pytest.raises(IndexerError, match=complaint):
-        find(body(Packed()), pattern)
+        mlps(adapt(body(Packed())), output_projection=pattern)
 
 
 def test_projection_by_hand_has_to_see_every_token() -> None:
     with pytest.raises(IndexerError, match=r"\[2, 4\] for 2 sequences of 8 tokens"):
-        find(body(Half()), "blocks.*.mlp.down")
+        mlps(adapt(body(Half())), output_projection="blocks.*.mlp.down")
 
 
 def test_encoder_decoder_models_are_refused() -> None:
@@ -337,7 +340,7 @@ def test_weights_in_a_dtype_that_is_not_indexed() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = fresh("bert")
     before = {name: dict(module.__dict__) for name, module in model.named_modules()}
-    find(model)
+    mlps(adapt(model))
     for name, module in model.named_modules():
         assert "forward" not in module.__dict__
         assert not module._forward_hooks
@@ -349,11 +352,11 @@ def test_what_is_nan_throughout_is_told() -> None:
     with torch.no_grad():
         model.embedding.weight.fill_(float("nan"))
     with pytest.raises(IndexerError, match="all it returns is NaN"):
-        find(model)
+        mlps(adapt(model))
 
 
 def test_a_model_of_something_else_than_tokens_is_refused() -> None:
     model = body(Packed())
     model.get_input_embeddings = lambda: nn.Flatten()  # type: ignore[method-assign]
     with pytest.raises(IndexerError, match="it has no embeddings of tokens"):
-        find(model)
+        mlps(adapt(model))

@@ -128,7 +128,7 @@ def test_further_layers(tmp_path: Path) -> None:
     assert "model.layers.*.input_layernorm.weight" in refused(tmp_path)
     # predictions of further tokens are heads, stored as layers
     configure(tmp_path, num_nextn_predict_layers=1)
-    assert len(load(str(tmp_path)).layers) == LAYERS - 1
+    assert load(str(tmp_path)).model.config.num_hidden_layers == LAYERS - 1
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])

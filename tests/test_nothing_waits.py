@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from indexer.building.observer import StatisticsObserver
 from indexer.building.spotcheck import SpotCheck
+from indexer.building.states import States
 from indexer.models import Runner, adapt
-from tests.tiny_batches import TinyBatch, tiny_batch
-from tests.tiny_models import LAYERS, UNITS, fresh
+from tests.tiny_batches import TinyBatch, mlps, tiny_batch
+from tests.tiny_models import LAYERS, fresh
 
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
 pytestmark = pytest.mark.usefixtures("triton_interpreter", "one_thread")
@@ -110,15 +110,14 @@ def test_a_batch_in_the_steady_state_waits_for_nothing(
     name: str, lengths: tuple[int, ...], no_kernels: NoKernel
 ) -> None:
     loaded = adapt(fresh(name), name=name)
-    keep = Keep(top=2, bottom=1, window=(3, 2))
-    units = {layer.layer: layer.units for layer in loaded.layers}
-    observer = StatisticsObserver(units, keep, kernels="triton", threads=1)
-    with Runner(loaded, range(LAYERS), observer) as runner:
+    probes = mlps(loaded, keep=Keep(top=2, bottom=1, window=(3, 2)))
+    states = States(probes, kernels="triton", threads=1)
+    with Runner(loaded, probes, states.take) as runner:
         for seed in range(4):
-            observer.run(runner, tiny_batch(*lengths, seed=seed))
+            states.run(runner, tiny_batch(*lengths, seed=seed))
         before = no_kernels.launched
         with watched() as (calls, operators):
-            observer.run(runner, tiny_batch(*lengths, seed=5))
+            states.run(runner, tiny_batch(*lengths, seed=5))
     # both ends, and the gathering itself
     assert no_kernels.launched - before >= 3 * LAYERS
     assert calls.waited == []
@@ -128,13 +127,13 @@ def test_a_batch_in_the_steady_state_waits_for_nothing(
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_sequence_that_is_run_again_is_waited_for_later(name: str, no_kernels: NoKernel) -> None:
     loaded = adapt(fresh(name), name=name)
-    units = {layer.layer: layer.units for layer in loaded.layers}
-    observer = StatisticsObserver(units, Keep(top=2, bottom=1), kernels="triton", threads=1)
+    probes = mlps(loaded, keep=Keep(top=2, bottom=1))
+    states = States(probes, kernels="triton", threads=1)
     spotcheck = SpotCheck("triton", "padded")
-    with Runner(loaded, range(LAYERS), observer) as runner:
-        observer.run(runner, tiny_batch(9, 4))
+    with Runner(loaded, probes, states.take) as runner:
+        states.run(runner, tiny_batch(9, 4))
         with watched() as (calls, operators):
-            spotcheck.run(runner, tiny_batch(9, 4, seed=1), observer)
+            spotcheck.run(runner, tiny_batch(9, 4, seed=1), states)
     assert spotcheck.checked == 1
     assert calls.waited == []
     assert operators.waited == []
@@ -187,15 +186,16 @@ def test_the_first_that_is_not_finite_is_the_same_when_asked_later(
     with torch.no_grad():
         model.get_input_embeddings().weight[BAD] = torch.inf
     loaded = adapt(model, name="llama")
+    probes = mlps(loaded, [0, 1], keep=Keep(top=0, bottom=0))
     found = []
     for kernels in ("cpp", "triton"):
-        observer = StatisticsObserver({0: UNITS, 1: UNITS}, Keep(top=0, bottom=0), kernels=kernels, threads=1)
-        with Runner(loaded, [0, 1], observer) as runner:
+        states = States(probes, kernels=kernels, threads=1)
+        with Runner(loaded, probes, states.take) as runner:
             runner.most_tokens = most_tokens
             for batch in batches_with_bad_tokens(places):
-                observer.run(runner, batch)
-            observer.finish()
-        found.append((observer.non_finite, observer.first_non_finite, observer.count))
+                states.run(runner, batch)
+            states.finish()
+        found.append((states.non_finite, states.first_non_finite, states.count))
     assert found[0] == found[1]
     assert (found[0][1] is None) == (not places)
 

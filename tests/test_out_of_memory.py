@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +11,11 @@ import torch
 from indexer_kernels import Keep, Sequences
 from torch import Tensor, nn
 
-from indexer.building.observer import StatisticsObserver
+from indexer.building.states import States
 from indexer.errors import IndexerError
-from indexer.models import LoadedModel, Runner, adapt
-from tests.tiny_batches import Keeper, TinyBatch, tiny_batch
+from indexer.models import LoadedModel, Runner, Values, adapt
+from indexer.names import Key
+from tests.tiny_batches import Keeper, TinyBatch, mlps, tiny_batch
 from tests.tiny_models import LAYERS, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,15 +31,9 @@ class Seen(Keeper):
         self.fails = fails
         self.documents: dict[int, dict[int, Tensor]] = {}
 
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
+    def take(self, key: Key, values: Values) -> None:
         maybe_fail(self.fails)
-        return super().activate(layer, function, gate, up, sequences, out)
-
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        maybe_fail(self.fails)
-        super().update(layer, activations, sequences)
+        super().take(key, values)
 
     def _keep(self, call: str, layer: int, activations: Tensor, sequences: Sequences) -> None:
         found = self.documents.setdefault(layer, {})
@@ -77,24 +71,25 @@ def failing_modules(loaded: LoadedModel, fails: Fails) -> Iterator[None]:
             handle.remove()
 
 
-def run(name: str, fails: Fails, **options: Any) -> tuple[dict[int, dict[int, Tensor]], Runner]:
+def run(name: str, fails: Fails, hooks: bool) -> tuple[dict[int, dict[int, Tensor]], Runner]:
     seen, loaded = Seen(fails), adapt(tiny(name), name=name)
-    with failing_modules(loaded, fails), Runner(loaded, None, seen, matmul="torch", **options) as runner:
+    probes = mlps(loaded, hooks=hooks)
+    with failing_modules(loaded, fails), Runner(loaded, probes, seen.take, matmul="torch") as runner:
         runner.run(tiny_batch(*LENGTHS))
     return seen.documents, runner
 
 
-@pytest.mark.parametrize("options", [{}, {"force_hooks": True}], ids=["fused", "hook"])
+@pytest.mark.parametrize("hooks", [False, True], ids=["fused", "hook"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
-def test_every_layer_takes_every_sequence_once(name: str, options: dict[str, bool]) -> None:
+def test_every_layer_takes_every_sequence_once(name: str, hooks: bool) -> None:
     calls = iter(range(10**6))
-    expected, runner = run(name, lambda: next(calls) < 0, **options)
+    expected, runner = run(name, lambda: next(calls) < 0, hooks)
     assert runner.most_tokens > 10**9
     points = next(calls)
     assert points >= 3 * LAYERS
     for point in range(0, points, 2):
         # the half fails as well, a few calls later
-        documents, runner = run(name, at(point, point + 4), **options)
+        documents, runner = run(name, at(point, point + 4), hooks)
         assert runner.most_tokens <= len(LENGTHS) * max(LENGTHS) // 2
         for layer, found in expected.items():
             assert sorted(documents[layer]) == sorted(found)
@@ -104,12 +99,13 @@ def test_every_layer_takes_every_sequence_once(name: str, options: dict[str, boo
 
 def test_statistics_count_every_token_once() -> None:
     loaded, batch = adapt(tiny("llama"), name="llama"), tiny_batch(*LENGTHS)
-    units = {layer.layer: layer.units for layer in loaded.layers}
+    probes = mlps(loaded, keep=Keep(top=2, bottom=2))
     for point in range(0, 12, 3):
-        observer = StatisticsObserver(units, Keep(top=2, bottom=2), kernels="cpp", threads=1)
-        with failing_modules(loaded, at(point)), Runner(loaded, None, observer, matmul="torch") as runner:
+        states = States(probes, kernels="cpp", threads=1)
+        runner = Runner(loaded, probes, states.take, matmul="torch")
+        with failing_modules(loaded, at(point)), runner:
             runner.run(batch)
-        for statistics in observer.statistics.values():
+        for statistics in states.statistics.values():
             statistics.settle()
             assert statistics.count == sum(LENGTHS)
             assert statistics.histogram is not None
@@ -119,7 +115,8 @@ def test_statistics_count_every_token_once() -> None:
 def test_later_batches_are_halved_at_once() -> None:
     failures, loaded = at(3), adapt(tiny("gpt2"), name="gpt2")
     rows: list[int] = []
-    with failing_modules(loaded, failures), Runner(loaded, None, Keeper(), matmul="torch") as runner:
+    probes = mlps(loaded)
+    with failing_modules(loaded, failures), Runner(loaded, probes, Keeper().take, matmul="torch") as runner:
         handle = loaded.model.register_forward_pre_hook(
             lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
         )
@@ -141,8 +138,9 @@ def test_later_batches_are_halved_at_once() -> None:
 )
 def test_what_cannot_be_halved_is_told(batch: TinyBatch, told: str) -> None:
     loaded = adapt(tiny("gpt2"), name="gpt2")
+    probes = mlps(loaded)
     with failing_modules(loaded, lambda: True), pytest.raises(IndexerError, match=told):
-        Runner(loaded, None, Keeper(), matmul="torch").run(batch)
+        Runner(loaded, probes, Keeper().take, matmul="torch").run(batch)
 
 
 def test_rows_without_a_sequence_are_activated_and_not_counted() -> None:

@@ -17,8 +17,8 @@ from indexer_kernels import Keep
 
 import indexer
 from indexer.building import gathered, plan, run
-from indexer.building.observer import StatisticsObserver
 from indexer.building.run import build
+from indexer.building.states import States
 from indexer.config import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.unfinished import progress_of
@@ -73,11 +73,11 @@ def test_instruction_set_and_threads_change_no_row(
         pytest.skip(f"this machine has no {isa}")
     monkeypatch.setenv("NEURON_INDEXER_ISA", isa)
 
-    def on_two_threads(*arguments: Any, **options: Any) -> StatisticsObserver:
-        return StatisticsObserver(*arguments, **{**options, "threads": 2})
+    def on_two_threads(*arguments: Any, **options: Any) -> States:
+        return States(*arguments, **{**options, "threads": 2})
 
     # the model's own products stay on one thread, so that the activations are the same bits
-    monkeypatch.setattr(gathered, "StatisticsObserver", on_two_threads)
+    monkeypatch.setattr(gathered, "States", on_two_threads)
     assert tables(build(options(tmp_path / "a.index", corpus, threads=1))) == expected
 
 
@@ -130,14 +130,15 @@ def test_bfloat16_and_special_tokens(corpus: list[str], tmp_path: Path) -> None:
 def test_non_finite_activations_are_counted_and_placed(
     corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = plan.load
+    original = plan.find
 
-    def poisoned(*arguments: Any, **names: Any) -> Any:
-        loaded = original(*arguments, **names)
+    def poisoned(loaded: Any, *asked: Any) -> Any:
+        # of a model that is damaged from the start no MLP would be recognised
+        found = original(loaded, *asked)
         loaded.model.encoder.layer[1].intermediate.dense.bias[7] = float("nan")
-        return loaded
+        return found
 
-    monkeypatch.setattr(plan, "load", poisoned)
+    monkeypatch.setattr(plan, "find", poisoned)
     output = build(options(tmp_path / "a.index", corpus))
     with indexer.open_index(output) as index:
         row = index.unit("mlp.1.7").to_pylist()[0]
@@ -175,7 +176,7 @@ def test_ctrl_c_stops_cleanly(corpus: list[str], tmp_path: Path) -> None:
     assert program.stderr is not None
     # the plan is said once the model is loaded
     first = program.stderr.readline()
-    assert "indexing 9,216 neurons" in first
+    assert "indexing 9,216 units, mlp of layers 0-5 (6 fused, 0 by hook)" in first
     os.killpg(program.pid, signal.SIGINT)
     out, said = program.communicate(timeout=60)
     assert program.returncode == 130

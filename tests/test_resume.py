@@ -123,7 +123,7 @@ def test_another_build_does_not_continue(
     stopped_after(config, 2, monkeypatch)
     for changes, said in (
         ({"context": 32}, "--context was 48 and is 32"),
-        ({"layers": "0"}, r"--layers was \[1\] and is \[0\]"),
+        ({"layers": "0"}, r'--layers of each site was {"mlp": "1"} and is {"mlp": "0"}'),
         ({"dtype": "bfloat16"}, "the model's dtype was float32 and is bfloat16"),
         ({"attention": "eager"}, "--attention was sdpa and is eager"),
         ({"numerics": "reproducible"}, "--numerics was fast and is reproducible"),

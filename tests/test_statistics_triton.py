@@ -14,9 +14,12 @@ import torch
 from indexer_kernels import Keep, KernelInputError, Sequences, Statistics, dispatch
 from indexer_kernels.histogram import magnitude_edges
 
-from indexer.building.observer import StatisticsObserver
+from indexer.building.states import States
+from indexer.models import Values
+from indexer.names import MLP, Key
 from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, some_activations
 from tests.test_statistics import Batches, gathered, pieces, reference, some_batches
+from tests.tiny_batches import places
 
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
 pytestmark = pytest.mark.usefixtures("triton_interpreter")
@@ -185,17 +188,17 @@ def test_no_tokens_leave_the_empty_state() -> None:
     assert_equal(gathered(3, [(torch.zeros(0, 3), nothing)], "triton"), Statistics.empty(3, KEEP))
 
 
-def test_observer_sees_what_the_device_holds() -> None:
-    batches = some_batches(63, 3, number=2)
-    observers = []
+def test_states_see_what_the_device_holds() -> None:
+    batches, key = some_batches(63, 3, number=2), Key(MLP, 0)
+    both = []
     for kernels in ("triton", "reference"):
-        observer = StatisticsObserver({4: 3}, KEEP, kernels=kernels, threads=1)
+        states = States(places([3], KEEP), kernels=kernels, threads=1)
         for batch in batches:
-            observer.update(4, *batch)
-        observer.finish()
-        seen = (observer.documents().tolist(), observer.non_finite, observer.first_non_finite)
-        observers.append((seen, observer.record(4)))
-    (ours, record), (theirs, expected) = observers
+            states.take(key, Values(*batch))
+        states.finish()
+        seen = (states.documents().tolist(), states.non_finite, states.first_non_finite)
+        both.append((seen, states.record(key)))
+    (ours, record), (theirs, expected) = both
     assert ours == theirs
     np.testing.assert_array_equal(record.histogram.counts, expected.histogram.counts)
     np.testing.assert_array_equal(record.moments.sums, expected.moments.sums)

@@ -1,16 +1,21 @@
-"""Batches for the models of tiny_models, and an observer in plain torch that keeps all it is shown."""
+"""Batches for the models of tiny_models, their probes, and who keeps all that is handed over."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from indexer_kernels import activate
-from indexer_kernels.sequences import Sequences
+from indexer_kernels import Keep, Sequences
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from indexer.models import LoadedModel, Probe, Values
+from indexer.names import MLP, Key
+from indexer.sites import Asked, find
+from indexer.sites.hook import Hook
 from tests.tiny_models import VOCABULARY
 
 
@@ -42,24 +47,32 @@ def tiny_batch(*lengths: int, seed: int = 0) -> TinyBatch:
     return TinyBatch(ids, np.array(lengths))
 
 
+def mlps(loaded: LoadedModel, layers: Iterable[int] | None = None, **asked: Any) -> list[Probe]:
+    """The probes of some layers' MLPs, or of all."""
+    found = find(loaded, asked=Asked(**asked))
+    return found if layers is None else [probe for probe in found if probe.key.layer in layers]
+
+
+def places(units: Iterable[int], keep: Keep) -> list[Probe]:
+    """Probes of no model: of so many units each, for what asks no more of them."""
+    return [
+        Hook(key=Key(MLP, layer), units=count, keep=keep, place=f"{layer}.down", module=nn.Identity())
+        for layer, count in enumerate(units)
+    ]
+
+
 @dataclass
 class Keeper:
-    """An observer that computes activations in plain torch and keeps a copy of them, by layer."""
+    """Computes values in plain torch and keeps a copy of them, by layer; `take` is for a Runner."""
 
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
     shown: list[Sequences] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        self._keep(f"update {layer}", layer, activations, sequences)
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        assert out.data_ptr() == gate.data_ptr(), "the activation function has to work in place"
-        out.copy_(activate(function, gate, up))
-        self._keep(f"activate {layer}", layer, out, sequences)
-        return out
+    def take(self, key: Key, values: Values) -> None:
+        assert key.site == MLP
+        call = "read" if values.function is None else "made"
+        self._keep(f"{call} {key.layer}", key.layer, values.made(), values.sequences)
 
     def _keep(self, call: str, layer: int, activations: Tensor, sequences: Sequences) -> None:
         assert activations.ndim == 2

@@ -19,7 +19,6 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.restore import read_layer, read_vocabulary
 from indexer.index.write import IndexWriter
-from indexer.names import MLP, Key
 from indexer.partials.state import statistics_of
 from indexer.tokens import Batches, Position
 
@@ -39,12 +38,12 @@ def save(
     """Make a checkpoint of all batches that were run; returns the seconds that it took.
 
     To be called between batches. finished: whether there are no more; what was gathered is given up for the
-    index then, layer by layer. written: told the share that is.
+    index then, probe by probe. written: told the share that is.
     Raises IndexerError where the disk fails; the last checkpoint then holds.
     """
     begin = time.perf_counter()
     gathered.finish()
-    tokens = gathered.observer.count
+    tokens = gathered.states.count
     position = {
         **gathered.facts(),
         "reading": batches.position().state,
@@ -55,9 +54,9 @@ def save(
 
     def write(path: Path) -> None:
         with IndexWriter(path, plan.vocabulary, kept=folder.kept) as writer:
-            for layer in plan.numbers:
-                written(writer.layers_written / (len(plan.numbers) + 1))
-                writer.add_layer(gathered.observer.record(layer, last=finished))
+            for probe in plan.probes:
+                written(writer.layers_written / (len(plan.probes) + 1))
+                writer.add_layer(gathered.states.record(probe.key, last=finished))
             documents = gathered.documents.table(plan.corpus, writer.documents)
             if finished:
                 seconds = round(gathered.clock.seconds, 1)
@@ -92,10 +91,10 @@ def restored(plan: Plan, gathered: Gathered, checkpoint: Checkpoint, folder: Wor
             "--overwrite after removing the folder to begin anew"
         )
     manifest = read_manifest(checkpoint.index)
-    for layer in plan.numbers:
-        record = read_layer(checkpoint.index, manifest, Key(MLP, layer))
+    for probe in plan.probes:
+        record = read_layer(checkpoint.index, manifest, probe.key)
         statistics = statistics_of(record, kernels=plan.kernels, threads=plan.threads)
-        gathered.observer.restore(layer, statistics)
+        gathered.states.restore(probe.key, statistics)
     _, counts = read_vocabulary(checkpoint.index)
     gathered.restore(facts, counts)
     return Position(facts["reading"])

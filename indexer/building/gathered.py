@@ -12,10 +12,10 @@ from indexer_kernels import KernelInputError
 
 from indexer.building.documents import Documents
 from indexer.building.nonfinite import NonFinite
-from indexer.building.observer import StatisticsObserver
 from indexer.building.plan import Plan
 from indexer.building.progress import WRITING_SPEED, Course
 from indexer.building.spotcheck import SpotCheck
+from indexer.building.states import States
 from indexer.errors import IndexerError
 from indexer.talk import in_bytes
 from indexer.tokens import Batch
@@ -40,7 +40,7 @@ class Clock:
 
 
 class Gathered:
-    """The statistics of all layers, and what a build knows beside them.
+    """The states of all probes, and what a build knows beside them.
 
     token_counts: int64 [vocabulary], how often each token was counted. course: how far the build is.
     batch_tokens: of a batch; those of the first process, whatever memory is free now.
@@ -50,19 +50,19 @@ class Gathered:
     def __init__(self, plan: Plan, begin: float) -> None:
         """Nothing yet; begin: when this process began, as perf_counter tells it."""
         self.token_counts = np.zeros(len(plan.vocabulary), np.int64)
-        self.observer = StatisticsObserver(plan.units, plan.keep, kernels=plan.kernels, threads=plan.threads)
-        self.documents = Documents(self.observer.documents)
+        self.states = States(plan.probes, kernels=plan.kernels, threads=plan.threads)
+        self.documents = Documents(self.states.documents)
         self.spotcheck = SpotCheck(plan.kernels, plan.batching.together)
-        self.course = Course(sum(plan.units.values()) * plan.keep.bytes_per_unit() / WRITING_SPEED)
+        self.course = Course(plan.state_bytes / WRITING_SPEED)
         self.clock = Clock(begin=begin)
         self.batch_tokens = plan.memory.batch_tokens
         self.tokens_before = 0
 
     def put_on_device(self, plan: Plan) -> None:
-        """Make room for the states on the GPU, each beside its layer."""
+        """Make room for the states on the GPU, each beside its probe."""
         try:
-            for layer in plan.layers:
-                self.observer.statistics[layer.layer].to_device(layer.device, plan.memory.windows)
+            for probe in plan.probes:
+                self.states.statistics[probe.key].to_device(probe.device, plan.memory.windows)
         except KernelInputError as error:
             raise IndexerError(str(error)) from error
         except torch.OutOfMemoryError as error:
@@ -73,22 +73,22 @@ class Gathered:
 
     def run(self, runner: Any, batch: Batch) -> None:
         """Run one batch and take it in."""
-        self.spotcheck.run(runner, batch, self.observer)
+        self.spotcheck.run(runner, batch, self.states)
         counted = batch.token_ids[batch.counted]
         self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
 
     def finish(self) -> None:
         """Wait for what is queued, so that all of it is of every batch that was run."""
         self.spotcheck.finish()
-        self.observer.finish()
+        self.states.finish()
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps beside its index: JSON values and arrays."""
-        met = self.observer.first_non_finite
+        met = self.states.first_non_finite
         return {
             "documents": self.documents.state(),
             "first_non_finite": None if met is None else asdict(met),
-            "kernel_seconds": self.observer.seconds,
+            "kernel_seconds": self.states.seconds,
             "checked": self.spotcheck.checked,
             "largest_difference": self.spotcheck.largest,
             "course": [self.course.share, self.course.writing_seconds],
@@ -97,15 +97,15 @@ class Gathered:
         }
 
     def restore(self, facts: dict[str, Any], token_counts: np.ndarray) -> None:
-        """Go on from the facts of a checkpoint, whose statistics the observer has already."""
+        """Go on from the facts of a checkpoint, whose states are there already."""
         # what was read cannot be added to
         self.token_counts = token_counts.copy()
         met = facts["first_non_finite"]
-        self.observer.first_non_finite = None if met is None else NonFinite(**met)
-        self.observer.seconds = facts["kernel_seconds"]
+        self.states.first_non_finite = None if met is None else NonFinite(**met)
+        self.states.seconds = facts["kernel_seconds"]
         self.documents.restore(facts["documents"])
         self.spotcheck.checked, self.spotcheck.largest = facts["checked"], facts["largest_difference"]
         self.course.share, self.course.writing_seconds = facts["course"]
         self.clock.model, self.clock.waited, self.clock.before = facts["clock"]
         self.batch_tokens = facts["batch_tokens"]
-        self.tokens_before = self.observer.count
+        self.tokens_before = self.states.count

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from indexer.config import Reach, options_reaching
 from indexer.config.options import option_name
 from indexer.index.manifest import Manifest
+from indexer.names import Key, by_site
 
 LISTING = "the digest of the corpus's list of files and sizes"
 
@@ -30,7 +31,7 @@ def identity_of(manifest: Manifest) -> dict[str, Any]:
         manifest.configuration,
         manifest.model,
         str(manifest.tokenizer.get("digest")),
-        [entry.key.layer for entry in manifest.layers],
+        [entry.key for entry in manifest.layers],
         manifest.software.get("device"),
         str(manifest.software.get("kernels", "")).split(" ")[0],
         corpus.get("listing"),
@@ -48,7 +49,7 @@ def identity(
     configuration: Mapping[str, Any],
     model: Mapping[str, Any],
     tokenizer: str,
-    layers: list[int],
+    keys: Sequence[Key],
     device: Any,
     kernels: str,
     listing: Any,
@@ -64,7 +65,7 @@ def identity(
         "--attention": model.get("attention"),
         "which sequences lie together in a batch": model.get("batches"),
         "the tokenizer's digest": tokenizer,
-        "--layers": layers,
+        "--layers of each site": by_site(keys),
         "--device": device,
         "--kernels": kernels,
         LISTING: listing,

@@ -1,6 +1,6 @@
 """Finds the first NaN or infinite activation without making the GPU wait.
 
-On the CPU a layer is asked as soon as it has taken a batch. Kernels on a GPU raise a flag instead; the flags
+On the CPU a state is asked as soon as it has taken a batch. Kernels on a GPU raise a flag instead; the flags
 of a batch are copied to the host behind its work and looked at a few batches later. Where one is raised, the
 batch is run once more for the place alone.
 """
@@ -19,7 +19,7 @@ from indexer_kernels.staging import OnItsWay, to_host
 from torch import Tensor
 
 from indexer.models.alone import Plain
-from indexer.names import MLP, Unit
+from indexer.names import Key, Unit
 
 # Batches that the device may be behind: enough to keep it busy, few enough that stopping does not take long.
 IN_FLIGHT = 2
@@ -33,12 +33,13 @@ class NonFinite:
     sequence: int
     position: int
     layer: int
+    site: str
     unit: int
     value: str
 
     def __str__(self) -> str:
         return (
-            f"{self.value} at {Unit(MLP, self.layer, self.unit)}, document {self.document}, "
+            f"{self.value} at {Unit(self.site, self.layer, self.unit)}, document {self.document}, "
             f"sequence {self.sequence}, position {self.position}"
         )
 
@@ -48,8 +49,8 @@ def earlier(one: NonFinite | None, other: NonFinite | None) -> NonFinite | None:
     return min((place for place in (one, other) if place is not None), default=None)
 
 
-def first_in(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite | None:
-    """The first place in a layer's activations [tokens, units], or None; padding does not matter."""
+def first_in(key: Key, activations: Tensor, sequences: Sequences) -> NonFinite | None:
+    """The first place in a probe's values [tokens, units], or None; padding does not matter."""
     # one look at all of them, and rows one by one only where something was found
     rows = torch.nonzero(~activations.isfinite().all(dim=1)).flatten().cpu().numpy()
     if not len(rows):
@@ -65,7 +66,8 @@ def first_in(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite
                 int(sequences.document[index]),
                 int(sequences.ordinal[index]),
                 int(mine[0] - begin),
-                layer,
+                key.layer,
+                key.site,
                 unit,
                 str(values[unit]),
             )
@@ -73,7 +75,7 @@ def first_in(layer: int, activations: Tensor, sequences: Sequences) -> NonFinite
 
 
 class Locator(Plain):
-    """An observer (see models.Observer) that keeps the first place and nothing else.
+    """Keeps the first place and nothing else.
 
     kernels: those that met it, since others might round it to a number.
     """
@@ -82,9 +84,9 @@ class Locator(Plain):
         super().__init__(kernels)
         self.first: NonFinite | None = None
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        """Look through activations that the model computed; [tokens, units]."""
-        self.first = earlier(self.first, first_in(layer, activations, sequences))
+    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
+        """Look through a probe's values, [tokens, units]."""
+        self.first = earlier(self.first, first_in(key, activations, sequences))
 
 
 @dataclass
@@ -101,9 +103,9 @@ class _Asked:
 
 
 class Watch:
-    """Asks the flags of all layers after every batch, and looks at the answers later.
+    """Asks the flags of all states after every batch, and looks at the answers later.
 
-    run_again(batch, observer): runs a batch for another observer.
+    run_again(batch, take): runs a batch for its values to be handed to `take`.
     found: called with the first place of a batch that has one.
     """
 
@@ -115,7 +117,7 @@ class Watch:
         self._raised: Iterable[Tensor] = ()
 
     def batch_done(self, batch: Any, raised: Iterable[Tensor]) -> None:
-        """Ask for a batch that was queued; raised: int32 [1] of every layer, see Statistics.met_non_finite.
+        """Ask for a batch that was queued; raised: int32 [1] of every state, see Statistics.met_non_finite.
 
         Looks at the answer for the batch that is IN_FLIGHT batches back, which waits for that one's work.
         """
@@ -137,7 +139,7 @@ class Watch:
         # a flag stays set until the host reads it, so later batches in flight report a hit, too
         if self.first is None or _begins_before(asked.batch.sequences(), self.first):
             locator = Locator(self.kernels)
-            self.run_again(asked.batch, locator)
+            self.run_again(asked.batch, locator.take)
             self.first = earlier(self.first, locator.first)
 
 

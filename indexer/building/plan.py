@@ -27,16 +27,17 @@ from indexer.index.manifest import Manifest, read_manifest
 from indexer.index.output import check_output
 from indexer.index.schema import MANIFEST
 from indexer.index.vocabulary import Vocabulary
-from indexer.models import LoadedModel, MlpLayer, Observer, Runner, load
+from indexer.models import LoadedModel, Probe, Runner, TakeAll, load
 from indexer.models.alone import Batching, Plain, batching
 from indexer.models.forward import embedding_rows
 from indexer.models.matmul import uses_onednn
 from indexer.models.memory import MemoryPlan, plan_memory
 from indexer.models.placement import device_type
-from indexer.names import parse_layers
+from indexer.names import Key, parse_layers
+from indexer.sites import Asked, check_sites, find
 from indexer.tokens.chat import chat_writer
 
-# Rows that an MLP takes at a time on a CPU, so that its activations stay in cache until they are projected.
+# Rows that a fused probe takes at a time on a CPU, so that its values stay in cache until they are projected.
 CHUNK_TOKENS = 1024
 
 
@@ -45,8 +46,8 @@ class Plan:
     """Everything about a build that its first batch needs, and that does not change afterwards.
 
     before: (source, bytes) of the files of the index that this one will join, which come before this corpus.
-    pieces: of the corpus, those that this build reads. layers: those that are indexed, in order.
-    keep: what is kept of every unit. threads: of the model and the kernels.
+    pieces: of the corpus, those that this build reads. probes: those that are indexed, in the model's order.
+    threads: of the model and the kernels.
     memory: what goes where, and how large a batch is. batching: which sequences lie together in one, and why.
     """
 
@@ -56,22 +57,21 @@ class Plan:
     pieces: Sequence[Any]
     loaded: LoadedModel
     vocabulary: Vocabulary
-    layers: list[MlpLayer]
-    keep: Keep
+    probes: list[Probe]
     kernels: str
     threads: int
     memory: MemoryPlan
     batching: Batching
 
     @property
-    def numbers(self) -> list[int]:
-        """Of the layers that are indexed."""
-        return [layer.layer for layer in self.layers]
+    def keys(self) -> list[Key]:
+        """What is indexed, in the order of an index."""
+        return sorted(probe.key for probe in self.probes)
 
     @property
-    def units(self) -> dict[int, int]:
-        """How many each layer has, by its number."""
-        return {layer.layer: layer.units for layer in self.layers}
+    def state_bytes(self) -> int:
+        """Of all states, in the main memory."""
+        return sum(probe.units * probe.keep.bytes_per_unit() for probe in self.probes)
 
     @property
     def shapes(self) -> str:
@@ -94,19 +94,15 @@ class Plan:
             self.config.model_dump(mode="json"),
             {**self.loaded.provenance, "batches": self.batching.together},
             tokenizer_digest(self.loaded.tokenizer),
-            self.numbers,
+            self.keys,
             self.loaded.device.type,
             self.kernels,
             self.corpus.listing(self.before),
         )
 
-    def path(self, layer: MlpLayer) -> str:
-        """How a layer is read: fused, or by hook."""
-        return "hook" if self.config.hooks else layer.path
-
-    def runner(self, observer: Observer) -> Runner:
+    def runner(self, take: TakeAll) -> Runner:
         """A runner of the model as this build runs it."""
-        return _runner(self.config, self.loaded, self.numbers, observer)
+        return _runner(self.config, self.loaded, self.probes, take)
 
 
 def threads_of(config: BuildConfig) -> int:
@@ -130,15 +126,15 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
         dtype=config.dtype,
         device=config.device,
         revision=config.revision,
-        output_projection=config.output_projection,
         attention=config.attention,
     )
     _check_context(config, loaded)
     vocabulary = Vocabulary.from_tokenizer(loaded.tokenizer)
     corpus.write_chat = chat_writer(loaded.tokenizer)
     corpus.token_ids = min(embedding_rows(loaded.model), len(vocabulary))
-    layers = _chosen_layers(config, loaded)
     keep = Keep(config.top, config.bottom, config.window, config.by).within(config.context)
+    every = find(loaded, config.sites, Asked(keep, config.hooks, config.output_projection))
+    probes = _chosen(config, every)
     plan = Plan(
         config=config,
         before=before,
@@ -146,12 +142,11 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
         pieces=pieces if config.shard is None else share_of(pieces, *config.shard),
         loaded=loaded,
         vocabulary=vocabulary,
-        layers=layers,
-        keep=keep,
+        probes=probes,
         kernels=kernels,
         threads=threads_of(config),
-        memory=plan_memory(loaded, layers, keep, context=config.context, batch_tokens=config.batch_tokens),
-        batching=_batching(config, loaded, layers, kernels),
+        memory=plan_memory(loaded, probes, context=config.context, batch_tokens=config.batch_tokens),
+        batching=_batching(config, loaded, probes, every, kernels),
     )
     if joins is not None:
         _check_joins(plan, joins)
@@ -165,7 +160,8 @@ def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:
 
 
 def _check_request(config: BuildConfig) -> None:
-    """Raise IndexerError where the output can neither be made nor is the index that is asked for."""
+    """Raise IndexerError for an unknown site, and an output that cannot be made and is not what is asked."""
+    check_sites(config.sites)
     output, overwrite = config.output, config.overwrite
     if overwrite or not (output / MANIFEST).is_file():
         check_output(output, overwrite)
@@ -193,23 +189,23 @@ def _check_joins(plan: Plan, index: Path) -> None:
         raise IndexerError(f"--append: {index} was built in another way: {differing}; give the same options")
 
 
-def _runner(
-    config: BuildConfig, loaded: LoadedModel, layers: Sequence[int] | None, observer: Observer
-) -> Runner:
+def _runner(config: BuildConfig, loaded: LoadedModel, probes: Sequence[Probe], take: TakeAll) -> Runner:
     # parts of a batch of a fixed shape would have shapes that are not
     whole = loaded.device.type != "cpu" or config.numerics == "reproducible"
     return Runner(
-        loaded, layers, observer,
-        chunk_tokens=0 if whole else CHUNK_TOKENS, force_hooks=config.hooks, compiled=config.compile,
-    )  # fmt: skip
+        loaded, probes, take, chunk_tokens=0 if whole else CHUNK_TOKENS, compiled=config.compile
+    )
 
 
-def _batching(config: BuildConfig, loaded: LoadedModel, layers: Sequence[MlpLayer], kernels: str) -> Batching:
+def _batching(
+    config: BuildConfig, loaded: LoadedModel, probes: Sequence[Probe], every: Sequence[Probe], kernels: str
+) -> Batching:
     """Which sequences of this model may lie together in a batch of this build."""
     found = batching(
-        lambda some: _runner(config, loaded, some, Plain(kernels)),
+        lambda some: _runner(config, loaded, some, Plain(kernels).take),
         loaded,
-        [layer.layer for layer in layers],
+        probes,
+        every,
         context=config.context,
         kernels=kernels,
         padding=config.padding == "auto",
@@ -226,9 +222,12 @@ def _chosen_kernels(config: BuildConfig) -> str:
         raise IndexerError(str(error)) from error
 
 
-def _chosen_layers(config: BuildConfig, loaded: LoadedModel) -> list[MlpLayer]:
-    there = [layer.layer for layer in loaded.layers]
-    return loaded.select(None if config.layers is None else parse_layers(config.layers, there))
+def _chosen(config: BuildConfig, every: list[Probe]) -> list[Probe]:
+    """Those of the layers that are asked for."""
+    if config.layers is None:
+        return every
+    layers = parse_layers(config.layers, [probe.key.layer for probe in every])
+    return [probe for probe in every if probe.key.layer in layers]
 
 
 def _check_context(config: BuildConfig, loaded: LoadedModel) -> None:

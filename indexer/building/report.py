@@ -19,8 +19,8 @@ from indexer.building.plan import Plan
 from indexer.building.progress import peak_memory
 from indexer.index.manifest import read_manifest
 from indexer.index.unfinished import last_progress
-from indexer.models import MlpLayer
-from indexer.names import format_layers
+from indexer.models import Probe
+from indexer.names import by_site
 from indexer.talk import in_bytes, in_tokens, several
 from indexer.tokens import Batches
 from indexer.version import __version__, versions
@@ -41,15 +41,16 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow
 
 def beginning(plan: Plan, gathered: Gathered) -> Iterator[str]:
     """Lines before the work begins: what is indexed, and on a GPU what its memory is for."""
-    units = sum(plan.units.values())
-    fused = sum(plan.path(layer) == "fused" for layer in plan.layers)
+    units = sum(probe.units for probe in plan.probes)
+    fused = sum(probe.fused for probe in plan.probes)
+    where = ", ".join(f"{site} of layers {layers}" for site, layers in by_site(plan.keys).items())
     before = gathered.tokens_before
     yield (
-        f"indexing {units:,} neurons of layers {format_layers(plan.numbers)} "
-        f"({fused} fused, {len(plan.layers) - fused} by hook), {plan.loaded.provenance['dtype']} on "
+        f"indexing {units:,} units, {where} "
+        f"({fused} fused, {len(plan.probes) - fused} by hook), {plan.loaded.provenance['dtype']} on "
         f"{_device(plan)}{', compiled' if plan.config.compile else ''}, "
         f"{several(len(plan.corpus.files), 'file')}, "
-        f"{in_bytes(units * plan.keep.bytes_per_unit())} of statistics"
+        f"{in_bytes(plan.state_bytes)} of statistics"
         + (f"; continuing after {before:,} tokens" if before else "")
     )
     part = plan.loaded.provenance["part"]
@@ -120,7 +121,7 @@ def manifest(plan: Plan, gathered: Gathered, batches: Batches) -> dict[str, Any]
             "matmul": plan.matmul,
             "batches": plan.batching.together,
             "batches_reason": plan.batching.reason or None,
-            "layers": [_layer(plan, layer) for layer in plan.layers],
+            "layers": [_layer(probe) for probe in plan.probes],
         },
         "tokenizer": {
             "class": type(tokenizer).__name__,
@@ -161,15 +162,8 @@ def _peak_gpu_memory() -> int:
     return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
 
 
-def _layer(plan: Plan, layer: MlpLayer) -> dict[str, Any]:
-    return {
-        "layer": layer.layer,
-        "projection": layer.projection,
-        "path": plan.path(layer),
-        "function": layer.function,
-        "gated": layer.gated,
-        "reason": "asked for" if plan.config.hooks else layer.reason,
-    }
+def _layer(probe: Probe) -> dict[str, Any]:
+    return {**probe.key._asdict(), "units": probe.units, **probe.provenance}
 
 
 def _corpus(plan: Plan) -> dict[str, Any]:
@@ -191,17 +185,17 @@ def _corpus(plan: Plan) -> dict[str, Any]:
 
 
 def _totals(plan: Plan, gathered: Gathered, batches: Batches) -> dict[str, Any]:
-    observer, clock = gathered.observer, gathered.clock
-    met = observer.first_non_finite
+    states, clock = gathered.states, gathered.clock
+    met = states.first_non_finite
     return {
         **asdict(batches.totals),
-        "non_finite": observer.non_finite,
+        "non_finite": states.non_finite,
         "first_non_finite": None if met is None else asdict(met),
         "sequences_checked_alone": gathered.spotcheck.checked,
         "peak_difference_alone": float(f"{gathered.spotcheck.largest:.3g}"),
         "seconds": round(clock.seconds, 3),
         "model_seconds": round(clock.model, 3),
-        "kernel_seconds": None if _on_gpu(plan) else round(observer.seconds, 3),
+        "kernel_seconds": None if _on_gpu(plan) else round(states.seconds, 3),
         "waited_seconds": round(clock.waited, 3),
         "peak_memory_bytes": peak_memory(),
         "peak_gpu_memory_bytes": _peak_gpu_memory() if _on_gpu(plan) else None,

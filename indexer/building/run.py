@@ -99,7 +99,7 @@ def _build(plan: Plan, gathered: Gathered, folder: WorkFolder, progress: Progres
                 progress.say(line)
             folder.note(
                 "started" if checkpoint is None else "resumed",
-                tokens=gathered.observer.count,
+                tokens=gathered.states.count,
                 share=gathered.course.share,
             )
             _Pass(plan, gathered, folder, progress).run(start, stop)
@@ -124,12 +124,12 @@ class _Pass:
         Raises KeyboardInterrupt, after a checkpoint, where a stop is requested.
         """
         gathered, clock = self.gathered, self.gathered.clock
-        self.progress.start(gathered.course.share, gathered.observer.count)
-        widest = max(self.plan.units.values()) * self.plan.loaded.dtype.itemsize
+        self.progress.start(gathered.course.share, gathered.states.count)
+        widest = max(probe.units for probe in self.plan.probes) * self.plan.loaded.dtype.itemsize
         with ExitStack() as stack:
             stack.enter_context(freed_memory_kept(gathered.batch_tokens * widest))
             batches = stack.enter_context(self._batches(start))
-            runner = stack.enter_context(self.plan.runner(gathered.observer))
+            runner = stack.enter_context(self.plan.runner(gathered.states.take))
             model_before, waited_before = clock.model, clock.waited
             begin = time.perf_counter()
             for batch in self._until_it_fails(batches):
@@ -171,7 +171,7 @@ class _Pass:
         try:
             yield from batches
         except IndexerError:
-            if self.gathered.observer.count:
+            if self.gathered.states.count:
                 self._save(batches)
             raise
 
@@ -190,7 +190,7 @@ class _Pass:
         self.folder.note("out of memory", most_tokens=self.most_tokens)
 
     def _show(self, batches: Batches) -> None:
-        course, tokens = self.gathered.course, self.gathered.observer.count
+        course, tokens = self.gathered.course, self.gathered.states.count
         course.run(self._share(batches), self.gathered.clock.model)
         self.progress.show(course.share, tokens)
         if self.pace.event_due():
@@ -208,7 +208,7 @@ class _Pass:
         """Of the pass over the corpus, 0 to 1; None where that is not known."""
         shares = [batches.share(self.bytes)]
         if self.plan.config.max_tokens:
-            shares.append(min(1.0, self.gathered.observer.count / self.plan.config.max_tokens))
+            shares.append(min(1.0, self.gathered.states.count / self.plan.config.max_tokens))
         return max((share for share in shares if share is not None), default=None)
 
     def _show_writing(self, share: float) -> None:
@@ -221,7 +221,7 @@ class _Pass:
             seconds = course.writing_seconds if left is None else left
             self.folder.note(
                 "writing",
-                tokens=self.gathered.observer.count,
+                tokens=self.gathered.states.count,
                 share=course.share,
                 seconds_left=round(seconds),
             )

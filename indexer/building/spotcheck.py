@@ -2,14 +2,14 @@
 
 What models.alone asks before a build it asks of random tokens and some lengths; this asks of the text itself.
 One sequence is taken of each of the batches 0, 1, 3, 7 and so on, so that the cost fades as a build goes on.
-The rows of a few layers are put aside while the batch is run, and compared where they are. Nothing waits for
+The rows of a few probes are put aside while the batch is run, and compared where they are. Nothing waits for
 a GPU; its answers are looked at some batches later.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ from indexer_kernels.staging import OnItsWay, to_host
 from torch import Tensor
 
 from indexer.building.nonfinite import IN_FLIGHT
-from indexer.building.observer import StatisticsObserver
+from indexer.building.states import States
 from indexer.errors import IndexerError
-from indexer.models import Runner
-from indexer.models.alone import Key, Plain, Together, alone, difference, rows_of, tolerance
+from indexer.models import Runner, Values
+from indexer.models.alone import Plain, SequenceId, Together, alone, difference, rows_of, tolerance
+from indexer.names import Key
 
-# whose rows are put aside; what is off in one layer is off in those behind it
-LAYERS = 4
+# whose rows are put aside; what is off at one is off at those behind it
+PROBES = 4
 WAYS_OUT: dict[Together, str] = {
     "padded": "index this model with --padding never",
     "equal": "index this model with --batch-tokens 1",
@@ -49,16 +50,16 @@ class SpotCheck:
         self._batches = 0
         self._asked: deque[_Asked] = deque()
 
-    def run(self, runner: Runner, batch: Any, observer: StatisticsObserver) -> None:
-        """Run one batch, whose runner calls the observer.
+    def run(self, runner: Runner, batch: Any, states: States) -> None:
+        """Run one batch, whose runner hands values to the states.
 
         Raises IndexerError for a sequence of this batch, or of one before it, that comes out otherwise alone.
         """
         number, self._batches = self._batches, self._batches + 1
         if number & (number + 1):
-            observer.run(runner, batch)
+            states.run(runner, batch)
         else:
-            self._asked.append(self._run_checked(runner, batch, observer, number))
+            self._asked.append(self._run_checked(runner, batch, states, number))
         behind = 0 if runner.loaded.device.type == "cpu" else IN_FLIGHT
         while self._asked and self._asked[0].batch + behind <= number:
             self._look(self._asked.popleft())
@@ -68,86 +69,67 @@ class SpotCheck:
         while self._asked:
             self._look(self._asked.popleft())
 
-    def _run_checked(self, runner: Runner, batch: Any, observer: StatisticsObserver, number: int) -> _Asked:
+    def _run_checked(self, runner: Runner, batch: Any, states: States, number: int) -> _Asked:
         chosen = np.random.default_rng(number)
         row = int(chosen.integers(len(batch.length)))
         sequences = batch.sequences()
-        key = int(sequences.document[row]), int(sequences.ordinal[row])
-        layers = [layer.layer for layer in runner.layers]
-        some = {layers[-1], *chosen.permutation(layers)[: LAYERS - 1].tolist()}
-        tap = _Tap(observer, key, some)
-        with runner.observed_by(tap):
-            observer.run(runner, batch)
-        comparison = _Comparison(self.kernels, key, tap.kept)
+        sequence = int(sequences.document[row]), int(sequences.ordinal[row])
+        keys = [probe.key for probe in runner.probes]
+        some = {keys[-1], *(keys[place] for place in chosen.permutation(len(keys))[: PROBES - 1])}
+        kept: dict[Key, Tensor] = {}
+
+        def take(key: Key, values: Values) -> None:
+            states.take(key, values)
+            rows = rows_of(sequence, values.made(), values.sequences) if key in some else None
+            if rows is not None:
+                kept[key] = rows.clone()
+
+        with runner.handing_to(take):
+            states.run(runner, batch)
+        comparison = _Comparison(self.kernels, sequence, kept)
         # torch.compile makes a graph of its own for batches of one
-        runner.run_for(alone(batch, row, copies=2 if runner.compiled else 1), comparison)
+        runner.run_for(alone(batch, row, copies=2 if runner.compiled else 1), comparison.take)
         length, dtype = int(batch.length[row]), runner.loaded.dtype
-        return _Asked(number, key, length, batch.token_ids.shape, dtype, comparison.apart)
+        return _Asked(number, sequence, length, batch.token_ids.shape, dtype, comparison.apart)
 
     def _look(self, asked: _Asked) -> None:
-        layer, off = max(
-            ((layer, float(apart.arrived().max())) for layer, apart in asked.apart.items()),
+        key, off = max(
+            ((key, float(apart.arrived().max())) for key, apart in asked.apart.items()),
             key=lambda entry: entry[1],
         )
         self.checked += 1
         self.largest = max(self.largest, off)
         if off <= tolerance(asked.dtype):
             return
-        document, ordinal = asked.key
+        document, ordinal = asked.sequence
         shape = " x ".join(map(str, asked.shape))
         raise IndexerError(
-            f"document {document}, sequence {ordinal}: its {asked.length} tokens differ by {off:.1%}, in "
-            f"layer {layer}, in a batch of {shape} from what they are alone; {WAYS_OUT[self.together]}"
+            f"document {document}, sequence {ordinal}: its {asked.length} tokens differ by {off:.1%}, at "
+            f"{key}, in a batch of {shape} from what they are alone; {WAYS_OUT[self.together]}"
         )
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A sequence whose differences, by layer, are on their way to the host; shape: of its batch."""
+    """A sequence whose differences, by probe, are on their way to the host; shape: of its batch."""
 
     batch: int
-    key: Key
+    sequence: SequenceId
     length: int
     shape: tuple[int, int]
     dtype: torch.dtype
-    apart: dict[int, OnItsWay]
-
-
-@dataclass
-class _Tap:
-    """An observer that hands all on to another, and keeps the rows of one sequence in some layers."""
-
-    observer: StatisticsObserver
-    key: Key
-    layers: set[int]
-    kept: dict[int, Tensor] = field(default_factory=dict)
-
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        self.observer.update(layer, activations, sequences)
-        self._keep(layer, activations, sequences)
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        result = self.observer.activate(layer, function, gate, up, sequences, out)
-        self._keep(layer, result, sequences)
-        return result
-
-    def _keep(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        rows = rows_of(self.key, activations, sequences) if layer in self.layers else None
-        if rows is not None:
-            self.kept[layer] = rows.clone()
+    apart: dict[Key, OnItsWay]
 
 
 class _Comparison(Plain):
-    """An observer of one sequence alone, that compares it with its rows in a batch."""
+    """Is handed the values of one sequence alone, and compares them with its rows in a batch."""
 
-    def __init__(self, kernels: str, key: Key, beside: dict[int, Tensor]) -> None:
+    def __init__(self, kernels: str, sequence: SequenceId, beside: dict[Key, Tensor]) -> None:
         super().__init__(kernels)
-        self.key, self.beside = key, beside
-        self.apart: dict[int, OnItsWay] = {}
+        self.sequence, self.beside = sequence, beside
+        self.apart: dict[Key, OnItsWay] = {}
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        beside, rows = self.beside.pop(layer, None), rows_of(self.key, activations, sequences)
+    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
+        beside, rows = self.beside.pop(key, None), rows_of(self.sequence, activations, sequences)
         if beside is not None and rows is not None:
-            self.apart[layer] = to_host(difference(beside, rows))
+            self.apart[key] = to_host(difference(beside, rows))

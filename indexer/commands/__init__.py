@@ -102,6 +102,7 @@ def build(
     output: Annotated[Path | None, choices.OUTPUT] = None,
     config: Annotated[Path | None, choices.CONFIG] = None,
     overwrite: Annotated[bool | None, choices.OVERWRITE] = None,
+    sites: Annotated[str | None, choices.SITES] = None,
     layers: Annotated[str | None, choices.LAYERS] = None,
     revision: Annotated[str | None, choices.REVISION] = None,
     output_projection: Annotated[str | None, choices.OUTPUT_PROJECTION] = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from indexer.config.quantities import BYTES, COUNTS, whole_number
-from indexer.names import format_layers
+from indexer.names import MLP, format_layers
 
 # what the arrays of a build hold
 LARGEST = 2**63 - 1
@@ -43,6 +43,11 @@ def _window(value: object) -> object:
     if len(parts) != 2:
         raise ValueError("should be tokens before and after the peak, as 48,15")
     return tuple(parts)
+
+
+def _sites(value: object) -> object:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
 
 def _layers(value: object) -> object:
@@ -107,6 +112,9 @@ class BuildConfig(BaseModel):
     model: Annotated[Source, Reach.RUN]
     corpus: Annotated[tuple[Source, ...], BeforeValidator(_sources), Reach.RUN]
     output: Annotated[Path, AfterValidator(_output), Reach.RUN]
+    sites: Annotated[tuple[str, ...], BeforeValidator(_sites), Reach.RUN] = Field(
+        (MLP,), min_length=1, description="kinds of place to index, as mlp or [mlp]"
+    )
     layers: Annotated[str | None, BeforeValidator(_layers), Reach.RUN] = Field(
         None, min_length=1, description="layers to index, as 0-5,7 or [0, 5]; all of them where not given"
     )

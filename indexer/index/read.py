@@ -23,7 +23,7 @@ from indexer.index.codecs import EXAMPLES, HISTOGRAMS
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, on_disk, told
 from indexer.index.manifest import Manifest, check_files, read_manifest
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import MLP, Unit, format_layers, parse_unit
+from indexer.names import MLP, Unit, by_site, format_layers, parse_unit
 
 if TYPE_CHECKING:
     from indexer.index.query import Parameters, Queries
@@ -241,12 +241,11 @@ class Index:
     def info(self) -> dict[str, Any]:
         """What the index holds and how it was made, as plain values."""
         manifest = self.manifest
-        layers = {site.site: [layer.layer for layer in site.layers] for site in manifest.sites}
         return {
             "index": str(self.path),
             "format_version": manifest.version,
             "created": manifest.created,
-            "layers": {site: format_layers(numbers) for site, numbers in layers.items()},
+            "layers": by_site(entry.key for entry in manifest.layers),
             "units": sum(entry.units for entry in manifest.layers),
             "examples": sum(
                 file.rows or 0 for file in manifest.files if file.path.startswith(f"{EXAMPLES.folder}/")

@@ -1,9 +1,9 @@
-"""Models of transformers: loading them, finding their MLPs, and running them for their activations."""
+"""Models of transformers: loading them, and running them for the values of probes."""
 
 from __future__ import annotations
 
 from indexer.models.loading import LoadedModel, adapt, load
-from indexer.models.plan import MlpLayer
-from indexer.models.runner import Batch, Observer, Runner
+from indexer.models.probe import Probe, Values
+from indexer.models.runner import Batch, Runner, TakeAll
 
-__all__ = ["Batch", "LoadedModel", "MlpLayer", "Observer", "Runner", "adapt", "load"]
+__all__ = ["Batch", "LoadedModel", "Probe", "Runner", "TakeAll", "Values", "adapt", "load"]

@@ -26,12 +26,15 @@ from torch import Tensor
 from indexer.errors import IndexerError
 from indexer.models.forward import embedding_rows
 from indexer.models.loading import LoadedModel
+from indexer.models.probe import Probe, Values
 from indexer.models.runner import Batch, Part, Runner
+from indexer.names import Key
 
 Together = Literal["padded", "equal", "single"]
-# document and ordinal of a sequence; activations [tokens, units] of sequences, by layer
-Key = tuple[int, int]
-Kept = dict[Key, dict[int, Tensor]]
+# document and ordinal of a sequence
+SequenceId = tuple[int, int]
+# values [tokens, units] of sequences, by probe
+Kept = dict[SequenceId, dict[Key, Tensor]]
 # lengths of two sequences, and layers that are asked more than the others
 SHORT, LONG = 5, 12
 FIRST_LAYERS = 2
@@ -62,9 +65,10 @@ class Batching:
 
 
 def batching(
-    runner: Callable[[Sequence[int]], Runner],
+    runner: Callable[[Sequence[Probe]], Runner],
     loaded: LoadedModel,
-    layers: Sequence[int],
+    probes: Sequence[Probe],
+    every: Sequence[Probe],
     *,
     context: int,
     kernels: str,
@@ -72,7 +76,8 @@ def batching(
 ) -> Batching:
     """How a model's sequences may lie together, by running some.
 
-    runner: makes one for some layers. layers: those that are indexed.
+    runner: makes one for some probes. probes: those that are indexed. every: all that the model has, of which
+        the first are asked the most.
     context: tokens of the longest sequence; limits that the configuration states are crossed if it does.
     padding: False where there shall be none in any case.
     Raises IndexerError where a sequence comes out in two ways though it is alone: the model is random, or
@@ -82,9 +87,9 @@ def batching(
     """
     found = Batching() if padding else Batching("equal", "asked for")
     rows = Rows(kernels)
-    for asked in _rounds(loaded, layers, context):
-        with runner(asked.layers) as running:
-            met = _Probe(running, loaded, rows, asked).batching(padding)
+    for asked in _rounds(loaded, probes, every, context):
+        with runner(asked.probes) as running:
+            met = _Trial(running, loaded, rows, asked).batching(padding)
         if _ORDER.index(met.together) > _ORDER.index(found.together):
             found = met
     return found
@@ -95,24 +100,26 @@ _ORDER = get_args(Together)
 
 @dataclass(frozen=True)
 class _Round:
-    """What is asked: lengths of sequences, ascending, through which layers, to cross which limit.
+    """What is asked: lengths of sequences, ascending, by which probes, to cross which limit.
 
     again: whether they are the same alone once more. content: whether what stands in the padding moves them.
     """
 
-    layers: Sequence[int]
+    probes: Sequence[Probe]
     lengths: Sequence[int]
     limit: int | None = None
     again: bool = True
     content: bool = False
 
 
-def _rounds(loaded: LoadedModel, layers: Sequence[int], context: int) -> Iterator[_Round]:
+def _rounds(
+    loaded: LoadedModel, probes: Sequence[Probe], every: Sequence[Probe], context: int
+) -> Iterator[_Round]:
     """All layers are asked one question, the first ones more, and they alone about long sequences."""
     config = _config(loaded)
-    first, longest = _first_layers(loaded, config), min(LONG, context)
+    first, longest = _first_layers(every, config), min(LONG, context)
     lengths = min(SHORT, max(1, longest // 2)), longest
-    yield _Round(layers, lengths, again=False)
+    yield _Round(probes, lengths, again=False)
     yield _Round(first, lengths, content=True)
     for limit in sorted(limit for limit in _limits(config) if SHORT <= limit < context):
         reach = min(limit + BEYOND, context)
@@ -143,15 +150,14 @@ def _limits(config: Mapping[str, Any]) -> set[int]:
     return found
 
 
-def _first_layers(loaded: LoadedModel, config: Mapping[str, Any]) -> list[int]:
-    """The first layers, as many as it takes to have one of each kind."""
+def _first_layers(probes: Sequence[Probe], config: Mapping[str, Any]) -> list[Probe]:
+    """Those of the first layers, as many as it takes to have one of each kind."""
     kinds = list(config.get("layer_types") or ())
     last = max([FIRST_LAYERS - 1, *(kinds.index(kind) for kind in set(kinds))])
-    numbers = [layer.layer for layer in loaded.layers]
-    return [number for number in numbers if number <= last] or numbers[:1]
+    return [probe for probe in probes if probe.key.layer <= last] or list(probes[:1])
 
 
-class _Probe:
+class _Trial:
     """Runs the sequences of one round, and compares all but the longest."""
 
     def __init__(self, runner: Runner, loaded: LoadedModel, rows: Rows, asked: _Round) -> None:
@@ -268,18 +274,18 @@ class _Apart:
 
     off: float
     length: int
-    layer: int
+    key: Key
 
     def __str__(self) -> str:
-        return f"a sequence of {self.length} tokens differs by {self.off:.1%}, in layer {self.layer},"
+        return f"a sequence of {self.length} tokens differs by {self.off:.1%}, at {self.key},"
 
 
 def _apart(one: Kept, other: Kept) -> _Apart:
     """The largest difference of the sequences that two runs kept."""
     return max(
-        _Apart(float(difference(rows, other[key][layer])), len(rows), layer)
-        for key, layers in one.items()
-        for layer, rows in layers.items()
+        _Apart(float(difference(rows, other[sequence][key])), len(rows), key)
+        for sequence, places in one.items()
+        for key, rows in places.items()
     )
 
 
@@ -303,9 +309,10 @@ def difference(one: Tensor, other: Tensor) -> Tensor:
     return (apart / size.clamp_min(least + size.mean() / 100)).max()
 
 
-def rows_of(key: Key, activations: Tensor, sequences: Sequences) -> Tensor | None:
+def rows_of(sequence: SequenceId, activations: Tensor, sequences: Sequences) -> Tensor | None:
     """The rows of one sequence in a matrix [tokens, units], as a view; None where it is not among them."""
-    found = np.flatnonzero((sequences.document == key[0]) & (sequences.ordinal == key[1]))
+    document, ordinal = sequence
+    found = np.flatnonzero((sequences.document == document) & (sequences.ordinal == ordinal))
     if not len(found):
         return None
     first = int(sequences.start[found[0]])
@@ -329,43 +336,39 @@ def alone(batch: Batch, number: int, copies: int = 1) -> Part:
 
 
 class Plain:
-    """An observer that computes activations as a build does, keeps no statistics, and calls `update`."""
+    """Computes values as a build does, keeps no statistics, and looks at them; `take` is for a Runner."""
 
     def __init__(self, kernels: str) -> None:
         self.kernels = kernels
-        # with no token in them they stay as they are, and serve all layers of one width
+        # nothing is counted, so they stay as they are, and serve all probes of one width
         self._statistics: dict[int, Statistics] = {}
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        """Look at activations of one layer, [tokens, units]; here nothing does."""
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        """Compute the activations and look at them; [tokens, units]."""
-        units = gate.shape[1]
+    def take(self, key: Key, values: Values) -> None:
+        """See models.runner.TakeAll."""
+        units = values.matrix.shape[1]
         if units not in self._statistics:
             self._statistics[units] = Statistics.empty(units, Keep(top=0, bottom=0), kernels=self.kernels)
-        self._statistics[units].activate(function, gate, up, Sequences.none(sequences.tokens), out)
-        self.update(layer, out, sequences)
-        return out
+        self.look(key, values.into(self._statistics[units], counted=False), values.sequences)
+
+    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
+        """Look at a probe's values, [tokens, units]; here nothing does."""
 
 
 class Rows(Plain):
-    """Keeps the activations of some sequences: kept[sequence][layer], [tokens, units]."""
+    """Keeps the values of some sequences: kept[sequence][key], [tokens, units]."""
 
     def __init__(self, kernels: str) -> None:
         super().__init__(kernels)
         self.kept: Kept = {}
 
-    def of(self, runner: Runner, batch: Batch, wanted: Collection[Key]) -> Kept:
+    def of(self, runner: Runner, batch: Batch, wanted: Collection[SequenceId]) -> Kept:
         """Those of some sequences of a batch, which is run for them."""
-        self.kept = {key: {} for key in wanted}
-        runner.run_for(batch, self)
+        self.kept = {sequence: {} for sequence in wanted}
+        runner.run_for(batch, self.take)
         return self.kept
 
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        for key, layers in self.kept.items():
-            rows = rows_of(key, activations, sequences)
-            if rows is not None and layer not in layers:
-                layers[layer] = rows.clone()
+    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
+        for sequence, places in self.kept.items():
+            rows = rows_of(sequence, activations, sequences)
+            if rows is not None and key not in places:
+                places[key] = rows.clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR, getLogger
@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from indexer.errors import IndexerError
-from indexer.models import structure
 from indexer.models.forward import embedding_rows
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
-from indexer.models.plan import MlpLayer
+from indexer.models.sample import Sample, sampled
 from indexer.models.source import Source, blamed_on, resolve
 from indexer.models.tokenizer import load_tokenizer
 from indexer.models.weights import (
@@ -41,8 +40,9 @@ class LoadedModel:
         model. tokenizer: a fast one of transformers, or None.
     device: that of the embeddings, where token ids go. spread: whether layers lie on several devices.
     context: the longest sequence the model allows, special tokens included; None where it sets no bound.
-    layers: all its MLPs, in order. causal: whether a token's activations depend on no later token.
-    provenance: name, revision, digest, architecture, dtype, activation and versions, for the manifest.
+    part: path of `model` in the model of the files, empty where it is all of that. sample: what it makes of a
+        small batch, and whether it is causal.
+    provenance: name, revision, digest, architecture, dtype and versions, for the manifest.
     """
 
     model: nn.Module
@@ -50,25 +50,23 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     context: int | None
-    layers: list[MlpLayer]
-    causal: bool
+    part: str
+    sample: Sample
     provenance: dict[str, Any]
     spread: bool = False
 
-    def select(self, layers: Sequence[int] | None) -> list[MlpLayer]:
-        """The MLPs of the given layers, in order; all for None. IndexerError for one that is not there."""
-        by_number = {layer.layer: layer for layer in self.layers}
-        if layers is None:
-            return list(self.layers)
-        missing = [number for number in layers if number not in by_number]
-        if missing:
-            first, last = min(by_number), max(by_number)
-            raise IndexerError(
-                f"layer {missing[0]}: the model has layers {first} to {last}; choose among them with --layers"
-            )
-        if not layers:
-            raise IndexerError("no layer chosen; give at least one with --layers")
-        return [by_number[number] for number in sorted(set(layers))]
+    @property
+    def causal(self) -> bool:
+        """Whether a token's activations depend on no later token."""
+        return self.sample.causal
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules that are run, by their paths in the model of the files."""
+        return self.model.named_modules(prefix=self.part)
+
+    def module(self, path: str) -> nn.Module:
+        """The one of a path in the model of the files."""
+        return self.model.get_submodule(path.removeprefix(f"{self.part}." if self.part else ""))
 
 
 def load(
@@ -77,7 +75,6 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     revision: str | None = None,
-    output_projection: str | None = None,
     attention: str = "auto",
 ) -> LoadedModel:
     """Load a model from a local folder or the hub: no head, safetensors only, no code of the model's own.
@@ -87,13 +84,11 @@ def load(
     device: "cpu"; "cuda" or "cuda:N" for one GPU; "spread" for all GPUs, each with a share of the layers;
         "auto" for the CPU where there is no GPU, the first GPU with room for the weights and a tenth more, or
         all of them where none has it alone.
-    output_projection: path of the MLPs' output projections with * for the layer number, for models whose
-        structure is not recognised.
     attention: how attention is computed, "sdpa", "eager" ...; "auto" for what config.json names, or else what
         transformers takes by itself.
     Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast
-    tokenizer, has a structure that is not recognised, or does not fit the GPUs.
-    Cost: reading the weights twice (once for their SHA-256), and three forward passes over 16 tokens.
+    tokenizer, does not run on tokens, or does not fit the GPUs.
+    Cost: reading the weights twice (once for their SHA-256), and two forward passes over 16 tokens.
     """
     kind = torch.device(device_type(device))
     if dtype != "auto" and dtype not in DTYPES:
@@ -110,7 +105,7 @@ def load(
         _check_attention(source, config, attention)
         tokenizer = load_tokenizer(source, config)
         model, not_used = _load_weights(source, config, stored, chosen, place, attention)
-        loaded = adapt(model, tokenizer, name=name, output_projection=output_projection)
+        loaded = adapt(model, tokenizer, name=name)
     if (tokenizer.pad_token_id or 0) >= embedding_rows(loaded.model):
         # one that was added to the tokenizer alone: any other id fills up a row as well
         tokenizer.pad_token = None
@@ -123,9 +118,7 @@ def load(
     return loaded
 
 
-def adapt(
-    model: nn.Module, tokenizer: Any = None, *, name: str = "model", output_projection: str | None = None
-) -> LoadedModel:
+def adapt(model: nn.Module, tokenizer: Any = None, *, name: str = "model") -> LoadedModel:
     """A model that is already in memory, as `load` would return it; it is put into evaluation mode.
 
     model: a base model of transformers, without a head. Raises IndexerError as `load` does.
@@ -146,18 +139,17 @@ def adapt(
         raise IndexerError(
             f"model {name}: weights in {parameter.dtype}; activations are indexed in {', '.join(DTYPES)}"
         )
-    found = structure.find(model, output_projection)
-    layers = list(found.layers)
-    whole, model = model, model.get_submodule(found.part)
+    part, sample = sampled(model)
+    whole, model = model, model.get_submodule(part)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         device=model.get_input_embeddings().weight.device,  # type: ignore[operator]
         dtype=parameter.dtype,
         context=context_length(model),
-        layers=layers,
-        causal=found.causal,
-        provenance=_provenance(whole, name, found.part, layers),
+        part=part,
+        sample=sample,
+        provenance=_provenance(whole, name, part),
         spread=len({weight.device for weight in model.parameters()}) > 1,
     )
 
@@ -298,11 +290,10 @@ def _load_weights(
     return model, not_used
 
 
-def _provenance(model: nn.Module, name: str, part: str, layers: Sequence[MlpLayer]) -> dict[str, Any]:
+def _provenance(model: nn.Module, name: str, part: str) -> dict[str, Any]:
     import transformers
 
     config = getattr(model, "config", None)
-    kinds = {(layer.function or type(layer.module).__name__, layer.gated) for layer in layers}
     return {
         "name": name,
         "revision": None,
@@ -311,8 +302,7 @@ def _provenance(model: nn.Module, name: str, part: str, layers: Sequence[MlpLaye
         "part": part or None,
         "model_type": getattr(config, "model_type", None),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "activation": ", ".join(sorted(f"{function}{' * up' if gated else ''}" for function, gated in kinds)),
         "attention": getattr(config, "_attn_implementation", None),
         "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from indexer_kernels import Keep
@@ -20,13 +19,11 @@ from indexer_kernels.topk import WINDOW_FIELDS
 
 from indexer.config.share import free_main_memory, is_shared
 from indexer.errors import IndexerError
+from indexer.models.loading import LoadedModel
 from indexer.models.peak import forward_bytes
 from indexer.models.placement import free_memory
-from indexer.models.plan import MlpLayer
+from indexer.models.probe import Probe
 from indexer.talk import in_bytes
-
-if TYPE_CHECKING:
-    from indexer.models.loading import LoadedModel
 
 CPU_BATCH_TOKENS = 4096
 # On a GPU; with fewer its kernels wait for one another, with more it is no faster.
@@ -36,7 +33,7 @@ UNPLANNED_SHARE = 10
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of the states of some layers.
+    """Bytes of the states of some probes.
 
     device: of what is always on the GPU. windows: of the places' token ids and activations there; pinned: of
     the page-locked memory that can hold these instead. host: of the NumPy states, with windows of their own.
@@ -97,9 +94,9 @@ class _Room:
 
 
 def plan_memory(
-    loaded: LoadedModel, layers: Sequence[MlpLayer], keep: Keep, *, context: int, batch_tokens: int | None
+    loaded: LoadedModel, probes: Sequence[Probe], *, context: int, batch_tokens: int | None
 ) -> MemoryPlan:
-    """What indexing these layers takes, and how large batches can be.
+    """What indexing takes, and how large batches can be.
 
     context: tokens of the longest sequence. batch_tokens: None for 4096 on the CPU, and on a GPU for the
         largest power of two that fits, at most 65,536.
@@ -108,10 +105,10 @@ def plan_memory(
     Cost: on a GPU two forward passes over 1,024 tokens, or one sequence.
     """
     if loaded.device.type == "cpu":
-        host = state_bytes([layer.units for layer in layers], keep, lambda units: 1).host
-        free = _check_host(layers, host)
+        host = state_bytes(probes, lambda units: 1).host
+        free = _check_host(probes, host)
         return MemoryPlan(batch_tokens or CPU_BATCH_TOKENS, 0, 0, 0, host, "device", free, 0)
-    rooms = _rooms(loaded, layers, keep, context)
+    rooms = _rooms(loaded, probes, context)
     enough = max(batch_tokens or LEAST_BATCH_TOKENS, context)
     windows: Windows = "device" if all(room.tokens("device") >= enough for room in rooms) else "host"
     tightest = min(rooms, key=lambda room: room.tokens(windows))
@@ -120,7 +117,7 @@ def plan_memory(
     if windows == "host":
         # page-locked memory takes the place of the NumPy states' own
         host += sum(room.state.pinned - room.state.windows for room in rooms)
-    _check_host(layers, host)
+    _check_host(probes, host)
     return MemoryPlan(
         batch_tokens=tokens,
         weights=sum(room.weights for room in rooms),
@@ -133,39 +130,42 @@ def plan_memory(
     )
 
 
-def state_bytes(units: Iterable[int], keep: Keep, splits: Callable[[int], int]) -> StateBytes:
-    """The bytes of the states of some layers, exactly.
+def state_bytes(probes: Iterable[Probe], splits: Callable[[int], int]) -> StateBytes:
+    """The bytes of the states of some probes, exactly.
 
-    units: of each layer. splits: how many sums a GPU keeps for a layer of so many units, see splits_of.
+    splits: how many sums a GPU keeps for a probe of so many units, see splits_of.
     """
-    units, meta = list(units), torch.device("meta")
+    device, windows, pinned, host = 0, 0, 0, 0
+    for probe in probes:
+        others, sizes = _end_bytes(probe.keep)
+        sums = DeviceSums.empty(probe.units, splits(probe.units), torch.device("meta"))
+        device += probe.units * others + sum(tensor.nbytes for tensor in sums.tensors())
+        windows += probe.units * sum(sizes)
+        pinned += sum(pinned_bytes(probe.units * size) for size in sizes)
+        host += probe.units * probe.keep.bytes_per_unit()
+    return StateBytes(device, windows, pinned, host)
+
+
+def _end_bytes(keep: Keep) -> tuple[int, list[int]]:
+    """Of the places of one unit on a GPU: bytes of all but the windows' arrays, and of each of these."""
     ends = [end for end in keep.ends(1) if end.k]
-    places = [DeviceTopK.of(end, meta).arrays for end in ends]
+    places = [DeviceTopK.of(end, torch.device("meta")).arrays for end in ends]
     windows = [arrays[name].nbytes for arrays in places for name in WINDOW_FIELDS]
-    # an end that is not kept has a threshold all the same, float32 and int64
     others = sum(tensor.nbytes for arrays in places for tensor in arrays.values()) - sum(windows)
-    others += (2 - len(ends)) * 12
-    sums = [DeviceSums.empty(count, splits(count), meta).tensors() for count in units]
-    return StateBytes(
-        device=sum(units) * others + sum(tensor.nbytes for tensors in sums for tensor in tensors),
-        windows=sum(units) * sum(windows),
-        pinned=sum(pinned_bytes(count * size) for count in units for size in windows),
-        host=sum(units) * keep.bytes_per_unit(),
-    )
+    # an end that is not kept has a threshold all the same, float32 and int64
+    return others + (2 - len(ends)) * 12, windows
 
 
-def _rooms(loaded: LoadedModel, layers: Sequence[MlpLayer], keep: Keep, context: int) -> list[_Room]:
-    """The GPUs that hold the model, each with the states of the layers that are on it."""
-    per_token = forward_bytes(loaded, layers, context)
+def _rooms(loaded: LoadedModel, probes: Sequence[Probe], context: int) -> list[_Room]:
+    """The GPUs that hold the model, each with the states of the probes that are on it."""
+    per_token = forward_bytes(loaded, probes, context)
     return [
         _Room(
             weights,
             free_memory(device),
             per_token[device],
             state_bytes(
-                [layer.units for layer in layers if layer.device == device],
-                keep,
-                partial(splits_of, device=device),
+                [probe for probe in probes if probe.device == device], partial(splits_of, device=device)
             ),
         )
         for device, weights in _weights(loaded).items()
@@ -191,13 +191,13 @@ def _batch_tokens(asked: int | None, room: _Room, windows: Windows, context: int
     return fitting if asked is None else asked
 
 
-def _check_host(layers: Sequence[MlpLayer], state: int) -> int:
+def _check_host(probes: Sequence[Probe], state: int) -> int:
     """Bytes of main memory that are free; raises IndexerError where the states take more."""
     free = free_main_memory()
     if state > free:
         where, fewer = (" for each build on this machine", "--workers, ") if is_shared() else ("", "")
         raise IndexerError(
-            f"the statistics of {sum(layer.units for layer in layers):,} units take {in_bytes(state)}, and "
+            f"the statistics of {sum(probe.units for probe in probes):,} units take {in_bytes(state)}, and "
             f"{in_bytes(free)} of memory are free{where}; choose fewer {fewer}--layers, a smaller --top and "
             "--bottom, or a shorter --window"
         )

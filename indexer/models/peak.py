@@ -9,43 +9,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from indexer_kernels import Sequences
 from numpy.typing import NDArray
-from torch import Tensor
 
 from indexer.errors import IndexerError
 from indexer.models.forward import embedding_rows
-from indexer.models.plan import MlpLayer
+from indexer.models.loading import LoadedModel
+from indexer.models.probe import Probe, Values
 from indexer.models.runner import Runner
-
-if TYPE_CHECKING:
-    from indexer.models.loading import LoadedModel
+from indexer.names import Key
 
 # of the batch that is measured, at least
-PROBE_TOKENS = 1024
+SMALL_BATCH_TOKENS = 1024
 # The statistics kernel leaves two float32 extremes per unit and block of a sequence; blocks are hardly ever
 # shorter on the average.
 EXTREMES_BYTES, SHORT_BLOCK_TOKENS = 8, 16
 
 
-def forward_bytes(loaded: LoadedModel, layers: Sequence[MlpLayer], context: int) -> dict[torch.device, int]:
+def forward_bytes(loaded: LoadedModel, probes: Sequence[Probe], context: int) -> dict[torch.device, int]:
     """At most how many bytes a token of a batch takes at the forward's peak, on each device of the model.
 
-    layers: those that are indexed; the forward ends with the last. context: tokens of the longest sequence.
+    probes: those that are indexed; the forward ends with the last. context: tokens of the longest sequence.
     Raises IndexerError where the small batch, of 1,024 tokens or one sequence, does not fit.
     Cost: two forward passes over it.
     """
-    batch = _Probe.of(-(-PROBE_TOKENS // context), context, embedding_rows(loaded.model))
+    batch = _Batch.of(-(-SMALL_BATCH_TOKENS // context), context, embedding_rows(loaded.model))
     tokens = batch.token_ids.size
-    extremes = EXTREMES_BYTES * max(layer.units for layer in layers) // SHORT_BLOCK_TOKENS
+    extremes = EXTREMES_BYTES * max(probe.units for probe in probes) // SHORT_BLOCK_TOKENS
     peaks = dict.fromkeys((weight.device for weight in loaded.model.parameters()), 0)
     # what libraries take once is there with the second
     for _ in range(2):
-        runner = Runner(loaded, [layer.layer for layer in layers], _Nothing(), matmul="torch")
+        runner = Runner(loaded, probes, leave, matmul="torch")
         with peak_bytes(peaks), runner:
             runner.run(batch)
         if runner.most_tokens < tokens:
@@ -69,7 +66,7 @@ def peak_bytes(peaks: dict[torch.device, int]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _Batch:
     """A batch of sequences of one length; see models.Batch."""
 
     token_ids: NDArray[np.int64]
@@ -77,7 +74,7 @@ class _Probe:
     fixed: bool = False
 
     @classmethod
-    def of(cls, rows: int, width: int, vocabulary: int) -> _Probe:
+    def of(cls, rows: int, width: int, vocabulary: int) -> _Batch:
         length = np.full(rows, width)
         # with padding, for which some models need a mask
         length[-1] -= 1
@@ -90,13 +87,6 @@ class _Probe:
         return Sequences(number * width, self.length, number, number, ids, np.ones(ids.shape, np.bool_))
 
 
-class _Nothing:
-    """An observer that takes neither activations nor memory."""
-
-    def update(self, layer: int, activations: Tensor, sequences: Sequences) -> None:
-        pass
-
-    def activate(
-        self, layer: int, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor
-    ) -> Tensor:
-        return out
+def leave(key: Key, values: Values) -> None:
+    """Takes neither values nor memory."""
+    values.leave()

@@ -11,7 +11,7 @@ from typing import Any
 from indexer.partials.agreement import Input, whole_list
 from indexer.version import __version__, versions
 
-_FIRST_NON_FINITE = ("document", "sequence", "position", "layer", "unit")
+_FIRST_NON_FINITE = ("document", "sequence", "position", "layer", "site", "unit")
 _PACKAGES = ("numpy", "pyarrow")
 
 

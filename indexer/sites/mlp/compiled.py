@@ -1,6 +1,6 @@
 """An MLP's forward for torch.compile: the statistics are one opaque operator in a block's graph.
 
-Which observer and which sequences the operator reaches is looked up when it runs, by a number that is a
+What takes the values, and which sequences they are of, is looked up when it runs, by a number that is a
 tensor: all blocks of a model share one compiled graph.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from indexer.models.plan import FusedPlan
+from indexer.sites.mlp.plan import FusedPlan
 
 # f(gate) or f(gate) * up into gate, with statistics
 InPlace = Callable[[str, Tensor, Tensor | None], None]
@@ -109,12 +109,3 @@ def taking(take: InPlace) -> Iterator[Tensor]:
         yield torch.tensor(number)
     finally:
         del _takers[number]
-
-
-def blocks(model: nn.Module, last: nn.Module) -> list[nn.Module]:
-    """The model's blocks before the one that holds a module; empty where it is in no list."""
-    for parent in model.modules():
-        for place, block in enumerate(parent if isinstance(parent, nn.ModuleList) else ()):
-            if any(module is last for module in block.modules()):
-                return list(parent)[:place]  # type: ignore[call-overload]
-    return []

@@ -16,9 +16,9 @@ import torch
 from indexer_kernels.activations import FUNCTIONS, activate
 from torch import Tensor, nn
 
-from indexer.models import functions
-from indexer.models.plan import Affine, FusedPlan, Packing, is_linear
 from indexer.models.trace import BlockTrace
+from indexer.sites.mlp import functions
+from indexer.sites.mlp.plan import Affine, FusedPlan, Packing, is_linear
 
 
 @dataclass(frozen=True)

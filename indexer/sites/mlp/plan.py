@@ -1,4 +1,4 @@
-"""What is known of one MLP: where its neurons are, and how it can be computed in one pass."""
+"""How an MLP can be computed in one pass."""
 
 from __future__ import annotations
 
@@ -74,30 +74,3 @@ class FusedPlan:
     def gated(self) -> bool:
         """Whether f(gate) is multiplied by a second linear layer's output."""
         return self.up is not None or self.packing != "separate"
-
-
-@dataclass(frozen=True)
-class MlpLayer:
-    """One MLP of a model: its neurons are the input channels of its output projection.
-
-    layer: number of the block; units: neurons in it; projection: path of the output projection in the model.
-    path: "fused" where the activation is computed together with its statistics, "hook" where it is read after
-        the model computed it; both give the same numbers.
-    function: the activation, by the kernels' name, None where it has none; gated: whether it is multiplied by
-        a second linear layer's output. reason: why the path is "hook", empty for "fused".
-    """
-
-    layer: int
-    units: int
-    projection: str
-    path: Literal["fused", "hook"]
-    function: str | None
-    gated: bool
-    reason: str
-    module: nn.Module = field(repr=False, compare=False)
-    plan: FusedPlan | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are, its activations are made, and its statistics belong."""
-        return next(self.module.parameters()).device

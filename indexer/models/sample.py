@@ -1,0 +1,69 @@
+"""A small batch, always the same, by which a model shows whether it runs, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from indexer.models.forward import TokensAloneError, call_model, embedding_rows, text_part
+
+SEQUENCES, TOKENS = 2, 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """token_ids: int64 [2, 8]. output: the last hidden state, [2, 8, hidden].
+
+    causal: whether a token's part of it depends on no token after it.
+    """
+
+    token_ids: Tensor
+    output: Tensor
+    causal: bool
+
+
+def sampled(model: nn.Module) -> tuple[str, Sample]:
+    """What a model in evaluation mode makes of the sample, or its language model where that needs more.
+
+    Returns the path of the part that was run, empty where all of it was, and the sample.
+    Raises IndexerError where neither runs. Cost: two forward passes over 16 tokens.
+    """
+    with torch.inference_mode():
+        try:
+            return "", _sample(model)
+        except TokensAloneError as error:
+            part = text_part(model)
+            if not part:
+                raise
+            wanted = error
+        try:
+            return part, _sample(model.get_submodule(part))
+        except TokensAloneError:
+            raise wanted from None
+
+
+def _sample(model: nn.Module) -> Sample:
+    ids = sample_ids(model)
+    output = call_model(model, ids)
+    return Sample(ids, output, _is_causal(model, ids, output))
+
+
+def sample_ids(model: nn.Module) -> Tensor:
+    """int64 [2, 8] token ids, without the padding token, which some models treat apart."""
+    generator = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    ids = torch.randint(0, embedding_rows(model), (SEQUENCES, TOKENS), generator=generator)
+    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if isinstance(padding, int):
+        ids[ids == padding] = padding - 1 if padding else 1
+    return ids.to(device)
+
+
+def _is_causal(model: nn.Module, ids: Tensor, output: Tensor) -> bool:
+    """Whether the first half of each sequence comes out the same, bit for bit, when the second is changed."""
+    half = TOKENS // 2
+    other = ids.clone()
+    other[:, half:] = ids[:, half:].flip(1).roll(1, 0)
+    return torch.equal(call_model(model, other)[:, :half], output[:, :half])

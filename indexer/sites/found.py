@@ -1,0 +1,116 @@
+"""The probes of a model, of all sites that are asked for: found, tried, in the order of its forward pass.
+
+Every probe is tried in a small forward pass: each has to hand over every token once, and the model has to
+return what it returns without them. A probe that computes a part of the model, and changes what comes of it,
+is replaced by one that reads the same values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from indexer_kernels import Sequences
+from torch import Tensor
+
+from indexer.errors import IndexerError
+from indexer.models.forward import call_model
+from indexer.models.loading import LoadedModel, quiet_transformers
+from indexer.models.probe import Probe, Values, Workspace
+from indexer.names import MLP, Key
+from indexer.sites import mlp
+from indexer.sites.asked import Asked
+
+# All there are, by name. A site's function returns its probes, none where the model has no such place, and
+# raises IndexerError where it cannot tell.
+SITES: dict[str, Callable[[LoadedModel, Asked], Sequence[Probe]]] = {MLP: mlp.find}
+
+
+def check_sites(names: Sequence[str]) -> None:
+    """Raises IndexerError for a name that is no site."""
+    for name in names:
+        if name not in SITES:
+            raise IndexerError(f'--sites: no site "{name}"; there is: {", ".join(SITES)}')
+
+
+def find(loaded: LoadedModel, sites: Sequence[str] = (MLP,), asked: Asked | None = None) -> list[Probe]:
+    """The probes of some sites, in the order in which the running model reaches them.
+
+    Raises IndexerError for a site that does not exist, and where one cannot tell where it is in this model.
+    Cost: what the sites need, `mlp` a forward pass over 16 tokens; and another one, seldom two.
+    """
+    check_sites(sites)
+    asked = asked or Asked()
+    with torch.inference_mode(), quiet_transformers():
+        probes = [probe for name in dict.fromkeys(sites) for probe in SITES[name](loaded, asked)]
+        if asked.hooks:
+            probes = [probe.read("asked for") for probe in probes]
+        trial = _Trial(loaded, probes)
+        fault = trial.fault()
+        if fault:
+            trial = _Trial(loaded, [probe.read(f"computed in one pass, {fault}") for probe in probes])
+            trial.run()
+        return trial.in_order()
+
+
+class _Trial:
+    """One forward pass over the model's sample with probes attached."""
+
+    def __init__(self, loaded: LoadedModel, probes: Sequence[Probe]) -> None:
+        self.loaded, self.probes = loaded, probes
+        self.tokens = loaded.sample.token_ids.numel()
+        # in the order of the last values handed over
+        self.rows: Counter[Key] = Counter()
+
+    def run(self) -> Tensor:
+        """What the model returns. Raises IndexerError where it fails."""
+        workspace = Workspace(self.loaded.model)
+        workspace.begin(Sequences.none(self.tokens))
+        with ExitStack() as stack:
+            for probe in self.probes:
+                stack.enter_context(probe.attach(self._taking(probe.key), workspace, last=False))
+            return call_model(self.loaded.model, self.loaded.sample.token_ids)
+
+    def fault(self) -> str:
+        """What those that compute a part of the model do to it, empty for nothing."""
+        fused = any(probe.fused for probe in self.probes)
+        try:
+            output = self.run()
+        except IndexerError as error:
+            if not fused:
+                raise
+            return f"the model fails: {error}"
+        if not fused:
+            return ""
+        expected = self.loaded.sample.output
+        # a model may overflow by itself: what it makes no number of says nothing
+        finite = expected.isfinite()
+        wanted = expected[finite].float()
+        if not len(wanted):
+            return ""
+        difference = float((output[finite].float() - wanted).abs().max())
+        # rounding differs by a few eps per layer; another function shows in the first digits
+        share = min(0.1, 64 * torch.finfo(expected.dtype).eps ** 0.75)
+        near = difference <= share * max(1.0, float(wanted.abs().max()))
+        return "" if near else f"the model's output differs by {difference:.2g}"
+
+    def in_order(self) -> list[Probe]:
+        """The probes as the model reached them. Raises IndexerError for one that not every token passes."""
+        for probe in self.probes:
+            rows = self.rows[probe.key]
+            if rows != self.tokens:
+                raise IndexerError(
+                    f"{probe.place}: the model runs {rows} rows through it for a batch of {self.tokens} "
+                    "tokens; only what every token passes, once, can be indexed"
+                )
+        place = {key: number for number, key in enumerate(self.rows)}
+        return sorted(self.probes, key=lambda probe: place[probe.key])
+
+    def _taking(self, key: Key) -> Callable[[Values], None]:
+        def take(values: Values) -> None:
+            before = self.rows.pop(key, 0)
+            self.rows[key] = before + len(values.made())
+
+        return take

@@ -1,0 +1,79 @@
+"""The probe that works for every module: it reads what the model computed, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from indexer_kernels import Keep
+from torch import Tensor, nn
+
+from indexer.models.probe import Take, Values, Workspace
+from indexer.names import Key
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Hook:
+    """Reads the first tensor that a module is given, or that it returns; see models.probe.Probe.
+
+    facts: what the site knows of it, as JSON values. reason: why it is read so, where it could be otherwise.
+    """
+
+    key: Key
+    units: int
+    keep: Keep
+    place: str
+    module: nn.Module = field(repr=False)
+    returned: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the values are computed here."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module's weights are, its values are made, and their statistics belong."""
+        return next(self.module.parameters()).device
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """For the manifest and `info`."""
+        path = "fused" if self.fused else "hook"
+        return {"place": self.place, "path": path, **self.facts, "reason": self.reason}
+
+    @contextmanager
+    def attach(self, take: Take, workspace: Workspace, last: bool) -> Iterator[None]:
+        """Hand over every batch at once."""
+
+        def read(tensors: Any) -> None:
+            # some modules are told more, as by what a quantised layer's input is scaled
+            x = next(value for value in tensors if isinstance(value, Tensor))
+            # the very matrix of the model: a view, unless a model hands on something transposed
+            values = x.reshape(-1, self.units)
+            workspace.check_rows(self.place, values.shape[0])
+            take(Values(values if values.stride(1) == 1 else values.contiguous(), workspace.sequences))
+
+        def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read((*args, *kwargs.values()))
+
+        def returned(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            read(output if isinstance(output, tuple | list) else (output,))
+
+        if self.returned:
+            handle = self.module.register_forward_hook(returned)
+        else:
+            handle = self.module.register_forward_pre_hook(given, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def read(self, reason: str) -> Hook:
+        """Itself."""
+        return self

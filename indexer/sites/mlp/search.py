@@ -1,0 +1,274 @@
+"""Finding a model's MLPs: one small forward pass, watched from outside, tells where the neurons are.
+
+Its blocks are traced and searched for MLPs by what they compute. What is not recognised is never guessed at:
+it is an error that says what was found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from indexer_kernels import Keep
+from torch import nn
+
+from indexer.errors import IndexerError
+from indexer.models.forward import call_model
+from indexer.models.loading import LoadedModel
+from indexer.models.sample import SEQUENCES, TOKENS
+from indexer.models.trace import BlockTrace, traced
+from indexer.names import MLP, Key
+from indexer.sites.asked import Asked
+from indexer.sites.hook import Hook
+from indexer.sites.mlp import recognise
+from indexer.sites.mlp.fused import FusedMlp
+from indexer.sites.mlp.plan import FusedPlan, is_linear
+
+BY_HAND = "name the output projection by hand: --output-projection PATTERN, * being the layer number"
+
+
+def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
+    """The MLPs of a model, in the order of its blocks.
+
+    Raises IndexerError where the structure is not recognised, or --output-projection fits nothing.
+    Cost: a forward pass over 16 tokens; memory for the activations of one block.
+    """
+    search = _Search(loaded, asked)
+    with traced(search.blocks, search.finished):
+        call_model(loaded.model, loaded.sample.token_ids)
+    return search.result()
+
+
+@dataclass(frozen=True)
+class _Mlp:
+    """One MLP of a block: its neurons are the input channels of its output projection.
+
+    projection: path of that within the block. function: the activation, by the kernels' name, None where it
+    has none; gated: whether it is multiplied by a second linear layer's output. plan: how to compute it in
+    one pass, or why that cannot be done.
+    """
+
+    projection: str
+    module: nn.Module
+    units: int
+    function: str | None
+    gated: bool
+    plan: FusedPlan | str
+
+    def probe(self, layer: int, block: str, keep: Keep) -> Hook:
+        """block: its path in the model."""
+        place: dict[str, Any] = {
+            "key": Key(MLP, layer),
+            "units": self.units,
+            "keep": keep,
+            "place": f"{block}.{self.projection}",
+            "module": self.module,
+            "facts": {"function": self.function, "gated": self.gated},
+        }
+        if isinstance(self.plan, str):
+            return Hook(**place, reason=self.plan)
+        return FusedMlp(**place, plan=self.plan)
+
+
+@dataclass
+class _Finding:
+    """What the trace of one block gave: an MLP or a complaint, and how often the block ran."""
+
+    mlp: _Mlp | None = None
+    complaint: str = ""
+    runs: int = 0
+
+
+class _Search:
+    """The blocks to be traced, and what was found in them."""
+
+    def __init__(self, loaded: LoadedModel, asked: Asked) -> None:
+        self.loaded, self.asked = loaded, asked
+        self.name = loaded.provenance["architecture"]
+        pattern = asked.output_projection
+        self.by_hand = None if pattern is None else _fitting(loaded, pattern)
+        self.lists = _block_lists(loaded)
+        self.blocks = {
+            f"{name}.{i}": block for name, blocks in self.lists.items() for i, block in enumerate(blocks)
+        }
+        if self.by_hand is not None:
+            self.blocks = {
+                path: loaded.module(path) for path in {block for block, _ in self.by_hand.values()}
+            }
+        elif not self.blocks:
+            raise IndexerError(
+                f"model {self.name}: it has no list of repeated blocks to look for MLPs in"
+            )
+        users = Counter(id(module) for block in self.blocks.values() for module in set(block.modules()))
+        self.shared = {module for module, count in users.items() if count > 1}
+        self.findings = {path: _Finding() for path in self.blocks}
+
+    def finished(self, path: str, trace: BlockTrace) -> None:
+        finding = self.findings[path]
+        finding.runs += 1
+        # a block that runs again is refused, whatever it holds
+        if finding.runs > 1:
+            return
+        only = None
+        if self.by_hand is not None:
+            only = next(within for block, within in self.by_hand.values() if block == path)
+        found = recognise.matches(trace, (SEQUENCES, TOKENS), only)
+        experts = _experts(trace.block)
+        if only is not None and not found:
+            finding.mlp, finding.complaint = _unmatched(trace, only)
+        elif only is None and experts:
+            finding.complaint = f"{experts} is a mixture of experts, whose neurons are not indexed"
+        elif len(found) > 1:
+            paths = ", ".join(match.projection for match in found)
+            finding.complaint = f"more than one linear layer projects an MLP's activations ({paths})"
+        elif not found and _is_nan(trace):
+            finding.complaint = (
+                "all it returns is NaN; its weights, or those before it, are damaged, or overflow in this "
+                "--dtype"
+            )
+        elif not found:
+            finding.complaint = (
+                f"no linear layer is fed f(gate) or f(gate) * up; there is {_linear_layers(trace)}"
+            )
+        else:
+            finding.mlp = _mlp(trace, found[0], self.shared)
+
+    def result(self) -> list[Hook]:
+        """The probes of all layers, or IndexerError."""
+        if self.by_hand is not None:
+            places = [(number, block) for number, (block, _) in sorted(self.by_hand.items())]
+        else:
+            ran = {name: blocks for name, blocks in self.lists.items() if self._ran(name, len(blocks))}
+            if not ran:
+                listed = ", ".join(f"{name} ({len(blocks)})" for name, blocks in self.lists.items())
+                raise self._error(
+                    f"no list of blocks runs each of them once per forward pass (lists: {listed})"
+                )
+            # a model may hold further lists, of adapters or auxiliary layers: the body is the heaviest
+            name = max(ran, key=lambda name: sum(weight.numel() for weight in ran[name].parameters()))
+            holding = [other for other in ran if other == name or self._holds(other, len(ran[other]))]
+            if len(holding) > 1:
+                listed = ", ".join(f"{name} ({len(ran[name])})" for name in holding)
+                raise self._error(
+                    f"MLPs lie in more than one list of blocks ({listed}), of which one is indexed"
+                )
+            places = [(i, f"{name}.{i}") for i in range(len(ran[name]))]
+        return [self._probe(number, path) for number, path in places]
+
+    def _ran(self, name: str, blocks: int) -> bool:
+        return all(self.findings[f"{name}.{i}"].runs == 1 for i in range(blocks))
+
+    def _holds(self, name: str, blocks: int) -> bool:
+        return any(self.findings[f"{name}.{i}"].mlp is not None for i in range(blocks))
+
+    def _probe(self, number: int, path: str) -> Hook:
+        finding = self.findings[path]
+        if finding.runs != 1:
+            raise self._error(f"{path} runs {finding.runs} times per forward pass; a layer has to run once")
+        if finding.mlp is None:
+            block = type(self.blocks[path]).__name__
+            raise self._error(f"no MLP recognised in {path} ({block}): {finding.complaint}")
+        return finding.mlp.probe(number, path, self.asked.keep)
+
+    def _error(self, what: str) -> IndexerError:
+        way_out = "" if self.by_hand is not None else f". To index it all the same, {BY_HAND}"
+        return IndexerError(f"model {self.name}: {what}{way_out}")
+
+
+def _mlp(trace: BlockTrace, match: recognise.Match, shared: set[int]) -> _Mlp:
+    module, plan = trace.modules[match.projection], recognise.plan(trace, match, shared)
+    return _Mlp(match.projection, module, match.units, match.function, match.gated, plan)
+
+
+def _unmatched(trace: BlockTrace, path: str) -> tuple[_Mlp | None, str]:
+    """A projection named by hand, with an unrecognised activation: read by hook, if it sees every token."""
+    call = trace.once(path)
+    if call is None or len(call.inputs) != 1:
+        times = len(trace.calls.get(path, []))
+        return (
+            None,
+            f"{path} runs {times} times per forward pass, or not with one tensor alone; it has to run once",
+        )
+    (*rows, units), module = call.inputs[0].shape, trace.modules[path]
+    if not recognise.is_by_token(call.inputs[0], (SEQUENCES, TOKENS)):
+        return (
+            None,
+            f"{path} was given rows of shape {rows} for {SEQUENCES} sequences of {TOKENS} "
+            "tokens; only what every token passes, in order, can be indexed",
+        )
+    reason = "named by hand; what feeds it was not recognised"
+    return _Mlp(path, module, units, None, False, reason), ""
+
+
+def _block_lists(loaded: LoadedModel) -> dict[str, nn.ModuleList]:
+    """The lists of blocks, which have parts, without lists within blocks; by path."""
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in loaded.modules():
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module)
+            and not isinstance(module[0], nn.ModuleList)
+            and any(True for _ in module[0].children())
+            and not any(name.startswith(f"{o}.") for o in lists)
+        ):
+            lists[name] = module
+    return lists
+
+
+def _fitting(loaded: LoadedModel, pattern: str) -> dict[int, tuple[str, str]]:
+    """Layer number -> (path of the block, path within it) of the modules that a pattern names."""
+    if pattern.count("*") != 1:
+        raise IndexerError(
+            f"--output-projection {pattern}: it takes exactly one *, which stands for the layer number"
+        )
+    expression = re.compile(r"(?:.*\.)?" + re.escape(pattern).replace(r"\*", r"(?P<layer>\d+)"))
+    found: dict[int, tuple[str, str]] = {}
+    for name, _ in loaded.modules():
+        fit = expression.fullmatch(name)
+        if fit is None:
+            continue
+        number, split = int(fit["layer"]), fit.end("layer")
+        if number in found:
+            raise IndexerError(
+                f"--output-projection {pattern}: more than one module fits layer {number} ({name})"
+            )
+        found[number] = (name[:split], name[split + 1 :])
+    if not found or any(not within for _, within in found.values()):
+        linear = [name for name, module in loaded.modules() if is_linear(module)]
+        kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in linear)
+        there = ", ".join(list(kinds)[:12]) or "no linear layers"
+        model = loaded.provenance["architecture"]
+        raise IndexerError(
+            f"--output-projection {pattern}: no module of {model} fits (there is: {there})"
+        )
+    return found
+
+
+def _experts(block: nn.Module) -> str:
+    """The path of a module that holds the weights of several experts in one parameter, or nothing.
+
+    By three dimensions alone it is not told: a recurrence or an attention may have parameters of three.
+    """
+    for path, module in block.named_modules():
+        stacked = any(weight.ndim == 3 for weight in module.parameters(recurse=False))
+        if stacked and any("experts" in name for name in vars(module)):
+            return path or type(module).__name__
+    return ""
+
+
+def _is_nan(trace: BlockTrace) -> bool:
+    """Whether a block returned nothing but NaN, in which every two tensors look the same."""
+    block = trace.once("")
+    return block is not None and block.output is not None and bool(block.output.isnan().all())
+
+
+def _linear_layers(trace: BlockTrace) -> str:
+    paths = recognise.linear_paths(trace)
+    calls = {path: trace.once(path) for path in paths}
+    told = [
+        f"{path} ({call.inputs[0].shape[-1]} -> {call.output.shape[-1]})"
+        for path, call in calls.items() if call is not None and call.output is not None
+    ]  # fmt: skip
+    return ", ".join(told) or "no linear layer that runs once"
