@@ -149,7 +149,8 @@ def _first_non_finite(numbers: Sequence[int]) -> dict[str, Any] | None:
         return None
     ranges = [_range(number) for number in numbers]
     document = min(one["file"] << 40 | one["first"] for one in ranges)
-    return {"document": document, "sequence": 0, "position": 0, "layer": 0, "unit": 0, "value": "nan"}
+    place = {"document": document, "sequence": 0, "position": 0}
+    return {**place, "layer": 0, "site": MLP, "unit": 0, "value": "nan"}
 
 
 def documents_of(parts: Sequence[tuple[Any, Sequences]]) -> list[int]:
