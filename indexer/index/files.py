@@ -22,6 +22,8 @@ DAMAGED = "the index is damaged; build it again or restore the file"
 # have memory reserved for it.
 _MOST_ROWS = 1 << 27
 _MOST_GROUPS = 1 << 16
+# what Arrow and pages.py raise where a file is not what it should be
+_DAMAGE = (pa.ArrowException, OSError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 # of what a message repeats of a file that may be made to harm
 _MOST_TOLD = 400
 
@@ -170,8 +172,7 @@ def told(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise IndexerError(f"{path}: no such file; {DAMAGED}") from None
-    except (pa.ArrowException, OSError, StopIteration, ArithmeticError, LookupError, MemoryError,
-            RecursionError, TypeError, ValueError) as error:  # fmt: skip
+    except _DAMAGE as error:
         reason = printable((str(error).splitlines() or ["it ends too early"])[0]).rstrip(".")
         raise IndexerError(f"{path}: cannot be read as Parquet: {reason}; {DAMAGED}") from error
 

@@ -61,7 +61,7 @@ class _Chunk:
 
 
 class Pages:
-    """The page index of a file, for columns without a dictionary. Safe for use by several threads.
+    """The pages of the list columns of a file, which have no dictionary. Safe for use by several threads.
 
     file: open, to be read at any place. metadata: its footer.
     Where the file is damaged, methods raise what Arrow does, LookupError, TypeError, ValueError or
@@ -71,8 +71,9 @@ class Pages:
     def __init__(self, file: pa.NativeFile, metadata: pq.FileMetaData) -> None:
         self._file = file
         self._metadata = metadata
-        schema = metadata.schema
-        self._names = [schema.column(leaf).path.split(".")[0] for leaf in range(len(schema.names))]
+        paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+        # of each column its name, where it is a list
+        self._lists = [path.split(".")[0] if "." in path else None for path in paths]
         # where the footer's row groups begin, as far as they have been looked for
         self._groups: list[int] = []
         self._chunks: dict[int, dict[str, _Chunk]] = {}
@@ -88,7 +89,7 @@ class Pages:
         """
         with self._lock:
             if group not in self._chunks:
-                self._chunks[group] = self._read_index(group, columns)
+                self._chunks[group] = self._read_index(group)
         chunks = self._chunks[group]
         by_rows: dict[tuple[int, int], list[str]] = {}
         rows = self._metadata.row_group(group).num_rows
@@ -120,17 +121,17 @@ class Pages:
             self._groups.append(skip(footer, self._groups[-1]))
         return self._groups[group]
 
-    def _read_index(self, group: int, columns: Sequence[str]) -> dict[str, _Chunk]:
-        """The pages of some columns, whose indexes lie together."""
+    def _read_index(self, group: int) -> dict[str, _Chunk]:
+        """The pages of a row group, whose indexes lie together."""
         _, number, at = list_at(self._footer, skip(self._footer, self._group_at(group), _COLUMNS))
         found: dict[str, Struct] = {}
-        if number != len(self._names):
-            raise ValueError(f"its row group {group} has {number} columns instead of {len(self._names)}")
-        for name in self._names:
-            if name in columns:
-                found[name], at = decode(self._footer, at)
-            else:
+        if number != len(self._lists):
+            raise ValueError(f"its row group {group} has {number} columns instead of {len(self._lists)}")
+        for name in self._lists:
+            if name is None:
                 at = skip(self._footer, at)
+            else:
+                found[name], at = decode(self._footer, at)
         ends = {name: (of[_INDEX_OFFSET][1], of[_INDEX_LENGTH][1]) for name, of in found.items()}
         begin, end = min(at for at, _ in ends.values()), max(at + size for at, size in ends.values())
         content = self._index(begin, end - begin)
@@ -172,10 +173,9 @@ class Pages:
             chunks.append({_FILE_OFFSET: (I64, 0), _META_DATA: (STRUCT, meta_data)})
             content += data
         footer = self._template(tuple(pages_of))
-        group = {_COLUMNS: (LIST, (STRUCT, chunks)), _BYTE_SIZE: (I64, len(content))}
-        group |= {_GROUP_ROWS: (I64, rows)}
-        footer = {**footer, _NUM_ROWS: (I64, rows), _ROW_GROUPS: (LIST, (STRUCT, [group]))}
-        tail = encode(footer)
+        size = (I64, len(content))
+        group = {_COLUMNS: (LIST, (STRUCT, chunks)), _BYTE_SIZE: size, _GROUP_ROWS: (I64, rows)}
+        tail = encode({**footer, _NUM_ROWS: (I64, rows), _ROW_GROUPS: (LIST, (STRUCT, [group]))})
         content += tail + len(tail).to_bytes(4, "little") + _MAGIC
         file = pq.ParquetFile(
             pa.BufferReader(content), page_checksum_verification=True, arrow_extensions_enabled=False
