@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from indexer_kernels import Keep, Statistics
 
+from indexer.errors import IndexerError
 from indexer.index import codecs
 from indexer.index.manifest import read_manifest
 from indexer.index.read import open_index
@@ -78,6 +79,17 @@ def test_it_is_written_verified_merged_and_asked(tmp_path: Path) -> None:
     with open_index(index) as opened:
         rows = opened.sql("SELECT site, layer, unit, count FROM above ORDER BY layer, unit")
     assert rows["count"].to_pylist() == [*counted(range(3), 0), *counted(range(3), 3)]
+
+
+def test_an_index_from_before_has_none(tmp_path: Path) -> None:
+    added = codecs.CODECS.pop()
+    old = [some_index(tmp_path / f"old{number}", [number]) for number in range(2)]
+    codecs.CODECS.append(added)
+    new = some_index(tmp_path / "new", [2])
+    assert "above" not in read_manifest(merge_indexes(old, tmp_path / "merged")).sites[0].statistics
+    verify_index(tmp_path / "merged", full=True)
+    with pytest.raises(IndexerError, match="statistics"):
+        merge_indexes([*old, new], tmp_path / "all")
 
 
 def test_a_build_continues_from_what_was_written(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.codecs import codecs_of
 from indexer.index.files import DAMAGED, RowFile, told
-from indexer.index.manifest import Manifest
+from indexer.index.manifest import LayerEntry, Manifest
 from indexer.index.records import LayerRecord
 from indexer.index.rows import LayerRows
 from indexer.index.vocabulary import Vocabulary, token_counts_of
@@ -46,6 +47,13 @@ def kept(index: Path, manifest: Manifest) -> Keep:
             f"window, context); {DAMAGED}"
         )
     return keep
+
+
+def empty_record(entry: LayerEntry, units: int, keep: Keep) -> LayerRecord:
+    """A record of no tokens, of some units of a layer, with the states of its statistics and no others."""
+    record = LayerRecord.empty(entry.key, units, keep)
+    names = {name for codec in codecs_of(entry.statistics) for name in codec.states}
+    return replace(record, states={name: record.states[name] for name in record.states if name in names})
 
 
 def read_layer(index: Path, manifest: Manifest, key: Key, units: slice | None = None) -> LayerRecord:
@@ -77,6 +85,7 @@ class LayerFiles(LayerRows):
         before = manifest.layers[: manifest.layers.index(entry)]
         first_row = sum(other.units for other in before)
         super().__init__(index, key, entry.units, first_row, kept(index, manifest))
+        self.entry = entry
         self.codecs = codecs_of(entry.statistics)
 
     def __enter__(self) -> LayerFiles:
@@ -85,7 +94,7 @@ class LayerFiles(LayerRows):
     def record(self, units: slice | None = None) -> LayerRecord:
         """All of a block of units."""
         block = self.bounds(units)
-        record = LayerRecord.empty(self.key, block.stop - block.start, self.keep)
+        record = empty_record(self.entry, block.stop - block.start, self.keep)
         self.merge_into(record, block)
         return record
 

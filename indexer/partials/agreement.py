@@ -137,6 +137,7 @@ def _differences(one: Manifest, other: Manifest) -> Iterator[str]:
             **{f"the model's {key}": value for key, value in side.model.items() if key not in _OF_THE_MODEL},
             "the tokenizer's digest": side.tokenizer.get("digest"),
             "layers": [f"{entry.key} of {entry.units} units" for entry in side.layers],
+            "statistics": {site.site: sorted(site.statistics) for site in side.sites},
         }
         for side in (one, other)
     ]

@@ -15,7 +15,7 @@ from indexer.index.codecs import EXAMPLES
 from indexer.index.manifest import LayerEntry
 from indexer.index.output import check_output
 from indexer.index.records import LayerRecord
-from indexer.index.restore import LayerFiles, kept, read_vocabulary
+from indexer.index.restore import LayerFiles, empty_record, kept, read_vocabulary
 from indexer.index.scratch import put_right
 from indexer.index.write import IndexWriter
 from indexer.partials.agreement import Input, checked
@@ -87,7 +87,7 @@ class MergedLayer:
 
     def _block(self, units: slice) -> LayerRecord:
         size = units.stop - units.start
-        merged = LayerRecord.empty(self._entry.key, size, self._keep)
+        merged = empty_record(self._entry, size, self._keep)
         for one in self._parts:
             with self._open(one) as files:
                 files.merge_into(merged, units)
@@ -96,7 +96,7 @@ class MergedLayer:
 
     def _block_units(self) -> int:
         """Units that fit a block; whole row groups of full examples, so that none is read twice."""
-        empty = LayerRecord.empty(self._entry.key, 0, self._keep)
+        empty = empty_record(self._entry, 0, self._keep)
         group = EXAMPLES.group_units(empty, self._entry.units)
         return max(BLOCK_BYTES // (self._keep.bytes_per_unit() * group), 1) * group
 
