@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from indexer_kernels import Sequences, Statistics
-from indexer_kernels.examples import PLACE_FIELDS
-from indexer_kernels.topk import WINDOW_FIELDS
+from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from indexer_kernels import Histogram, Moments, Statistics, TopK
-from indexer_kernels.examples import PLACE_FIELDS
-from indexer_kernels.topk import WINDOW_FIELDS
+from indexer_kernels import Bands, Histogram, Moments, Statistics, TopK
+from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS
 from numpy.typing import NDArray
 
 from benchmarks.report import WrongResultError
@@ -26,8 +25,9 @@ def first_difference(left: Statistics, right: Statistics) -> str | None:
         found = _of_sums(one, other)
         if found is not None:
             return found
-    for name, best, theirs in (("top", left.top, right.top), ("bottom", left.bottom, right.bottom)):
-        found = _of_places(name, best, theirs)
+    for name in ("top", "bottom", "samples"):
+        best, theirs = getattr(left, name), getattr(right, name)
+        found = None if best is theirs is None else _of_places(name, best, theirs)
         if found is not None:
             return found
     return None
@@ -45,11 +45,11 @@ def _of_sums(one: Moments | Histogram | None, other: Moments | Histogram | None)
     return None
 
 
-def _of_places(name: str, one: TopK | None, other: TopK | None) -> str | None:
+def _of_places(name: str, one: TopK | Bands | None, other: TopK | Bands | None) -> str | None:
     assert one is not None
     assert other is not None
     one, other = one.ranked(), other.ranked()
-    found = differing(f"{name} filled", one.filled, other.filled)
+    found = differing(f"{name} taken", one.taken, other.taken)
     if found is not None:
         return found
     taken = one.taken

@@ -50,21 +50,14 @@ struct HeldMoments : Held<Moments> {
   }
 };
 
-struct HeldTopK : Held<TopK> {
-  HeldTopK(bool largest, int by, std::int64_t before, std::int64_t after, const Array<float>& threshold,
-           const Array<std::int32_t>& worst, const Array<std::int32_t>& filled, const Array<float>& value,
-           const Array<std::int64_t>& document, const Array<std::int64_t>& sequence,
-           const Array<std::int32_t>& position, const Array<std::int32_t>& window_start,
-           const Array<std::int32_t>& window_length, const Array<std::int32_t>& token_ids,
-           const Array<float>& activations) {
+struct HeldPlaces : Held<Places> {
+  HeldPlaces(std::int64_t before, std::int64_t after, const Array<float>& value, const Array<std::int64_t>& document,
+             const Array<std::int64_t>& sequence, const Array<std::int32_t>& position,
+             const Array<std::int32_t>& window_start, const Array<std::int32_t>& window_length,
+             const Array<std::int32_t>& token_ids, const Array<float>& activations) {
     state.places = value.shape(1);
     state.before = before;
     state.after = after;
-    state.largest = largest;
-    state.by = static_cast<Competitor>(by);
-    state.threshold = hold(threshold);
-    state.worst = hold(worst);
-    state.filled = hold(filled);
     state.value = hold(value);
     state.document = hold(document);
     state.sequence = hold(sequence);
@@ -73,6 +66,32 @@ struct HeldTopK : Held<TopK> {
     state.window_length = hold(window_length);
     state.token_ids = hold(token_ids);
     state.activations = hold(activations);
+  }
+};
+
+struct HeldTopK : Held<TopK> {
+  HeldTopK(const HeldPlaces& places, bool largest, int by, const Array<float>& threshold,
+           const Array<std::int32_t>& worst, const Array<std::int32_t>& filled) {
+    arrays = places.arrays;
+    static_cast<Places&>(state) = places.state;
+    state.largest = largest;
+    state.by = static_cast<Competitor>(by);
+    state.threshold = hold(threshold);
+    state.worst = hold(worst);
+    state.filled = hold(filled);
+  }
+};
+
+struct HeldBands : Held<Bands> {
+  HeldBands(const HeldPlaces& places, std::int64_t samples, const Array<std::uint64_t>& key,
+            const Array<std::uint32_t>& bars, const Array<std::uint64_t>& hash) {
+    arrays = places.arrays;
+    static_cast<Places&>(state) = places.state;
+    state.samples = samples;
+    state.units = key.shape(0);
+    state.key = hold(key);
+    state.bars = hold(bars);
+    state.hash = hold(hash);
   }
 };
 
@@ -129,7 +148,7 @@ InstructionSet chosen_instruction_set() {
 void process(int function, std::uintptr_t gate, std::int64_t gate_stride, std::uintptr_t up, std::int64_t up_stride,
              std::uintptr_t out, std::int64_t out_stride, int dtype, std::int64_t units, const HeldBatch& batch,
              const HeldHistogram* histogram, const HeldMoments* moments, const HeldTopK* top, const HeldTopK* bottom,
-             int threads) {
+             const HeldBands* samples, int threads) {
   Job job;
   job.function = static_cast<Function>(function);
   job.gate = matrix_at(gate, gate_stride, dtype);
@@ -141,6 +160,7 @@ void process(int function, std::uintptr_t gate, std::int64_t gate_stride, std::u
   job.moments = moments ? &moments->state : nullptr;
   job.top = top ? &top->state : nullptr;
   job.bottom = bottom ? &bottom->state : nullptr;
+  job.samples = samples ? &samples->state : nullptr;
   const ProcessBlock process_block = chosen_instruction_set().process_block;
   py::gil_scoped_release release;
   shared_threads().run(threads, (units + kBlockUnits - 1) / kBlockUnits,
@@ -162,15 +182,22 @@ PYBIND11_MODULE(_cpp, module) {
            py::arg("nan").noconvert(), py::arg("inf").noconvert(), py::arg("minimum").noconvert(),
            py::arg("maximum").noconvert(), py::arg("sums").noconvert(), py::arg("pending").noconvert());
 
+  py::class_<HeldPlaces>(module, "Places")
+      .def(py::init<std::int64_t, std::int64_t, Array<float>, Array<std::int64_t>, Array<std::int64_t>,
+                    Array<std::int32_t>, Array<std::int32_t>, Array<std::int32_t>, Array<std::int32_t>, Array<float>>(),
+           py::arg("before"), py::arg("after"), py::arg("value").noconvert(), py::arg("document").noconvert(),
+           py::arg("sequence").noconvert(), py::arg("position").noconvert(), py::arg("window_start").noconvert(),
+           py::arg("window_length").noconvert(), py::arg("token_ids").noconvert(), py::arg("activations").noconvert());
+
   py::class_<HeldTopK>(module, "TopK")
-      .def(py::init<bool, int, std::int64_t, std::int64_t, Array<float>, Array<std::int32_t>, Array<std::int32_t>,
-                    Array<float>, Array<std::int64_t>, Array<std::int64_t>, Array<std::int32_t>, Array<std::int32_t>,
-                    Array<std::int32_t>, Array<std::int32_t>, Array<float>>(),
-           py::arg("largest"), py::arg("by"), py::arg("before"), py::arg("after"), py::arg("threshold").noconvert(),
-           py::arg("worst").noconvert(), py::arg("filled").noconvert(), py::arg("value").noconvert(),
-           py::arg("document").noconvert(), py::arg("sequence").noconvert(), py::arg("position").noconvert(),
-           py::arg("window_start").noconvert(), py::arg("window_length").noconvert(),
-           py::arg("token_ids").noconvert(), py::arg("activations").noconvert());
+      .def(py::init<const HeldPlaces&, bool, int, Array<float>, Array<std::int32_t>, Array<std::int32_t>>(),
+           py::arg("places"), py::arg("largest"), py::arg("by"), py::arg("threshold").noconvert(),
+           py::arg("worst").noconvert(), py::arg("filled").noconvert());
+
+  py::class_<HeldBands>(module, "Bands")
+      .def(py::init<const HeldPlaces&, std::int64_t, Array<std::uint64_t>, Array<std::uint32_t>, Array<std::uint64_t>>(),
+           py::arg("places"), py::arg("samples"), py::arg("key").noconvert(), py::arg("bars").noconvert(),
+           py::arg("hash").noconvert());
 
   py::class_<HeldBatch>(module, "Batch")
       .def(py::init<Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>,
@@ -181,7 +208,7 @@ PYBIND11_MODULE(_cpp, module) {
   module.def("process", &process, py::arg("function"), py::arg("gate"), py::arg("gate_stride"), py::arg("up"),
              py::arg("up_stride"), py::arg("out"), py::arg("out_stride"), py::arg("dtype"), py::arg("units"),
              py::arg("batch"), py::arg("histogram").none(true), py::arg("moments").none(true),
-             py::arg("top").none(true), py::arg("bottom").none(true), py::arg("threads"));
+             py::arg("top").none(true), py::arg("bottom").none(true), py::arg("samples").none(true), py::arg("threads"));
 
   module.def("instruction_sets", [] {
     std::vector<std::string> names;

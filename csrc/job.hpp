@@ -12,6 +12,7 @@ constexpr int kLimbs = 17;          // an exact sum: 16 limbs and the number of 
 constexpr int kBlockUnits = 64;     // units that one visit handles together
 constexpr int kTileTokens = 32;     // tokens that one visit handles together
 constexpr int kBlockTokens = 256;   // tokens of one float32 partial sum
+constexpr int kResidues = 16;       // of octaves, by which bars of bands are looked up
 
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 enum class Function : int { identity = 0, gelu, gelu_tanh, silu, relu, relu2 };
@@ -50,13 +51,9 @@ struct Moments {
   std::int32_t* pending = nullptr;         // [units] blocks added since carries were settled, at each block's first unit
 };
 
-struct TopK {
+// What every state of examples is; what is not taken is undefined.
+struct Places {
   std::int64_t places = 0, before = 0, after = 0;
-  bool largest = true;
-  Competitor by = Competitor::sequence;
-  float* threshold = nullptr;              // [units] value of the worst place; -/+infinity while places are free
-  std::int32_t* worst = nullptr;           // [units] which place that is
-  std::int32_t* filled = nullptr;          // [units]
   float* value = nullptr;                  // [units, places], and so the next five
   std::int64_t* document = nullptr;
   std::int64_t* sequence = nullptr;
@@ -65,6 +62,22 @@ struct TopK {
   std::int32_t* window_length = nullptr;
   std::int32_t* token_ids = nullptr;       // [units, places, before + 1 + after]
   float* activations = nullptr;            // [units, places, before + 1 + after]
+};
+
+struct TopK : Places {
+  bool largest = true;
+  Competitor by = Competitor::sequence;
+  float* threshold = nullptr;              // [units] value of the worst place; -/+infinity while places are free
+  std::int32_t* worst = nullptr;           // [units] which place that is
+  std::int32_t* filled = nullptr;          // [units]
+};
+
+// A place is taken where its window has a length.
+struct Bands : Places {
+  std::int64_t samples = 0, units = 0;     // of each band; of the layer
+  const std::uint64_t* key = nullptr;      // [units]
+  std::uint32_t* bars = nullptr;           // [2 + kResidues, units] least octave, bar of each residue, bar of the rest
+  std::uint64_t* hash = nullptr;           // [units, places]
 };
 
 struct Job {
@@ -76,6 +89,7 @@ struct Job {
   const Moments* moments = nullptr;
   const TopK* top = nullptr;
   const TopK* bottom = nullptr;
+  const Bands* samples = nullptr;
 };
 
 using ProcessBlock = void (*)(const Job&, std::int64_t first_unit);

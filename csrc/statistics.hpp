@@ -1,5 +1,5 @@
 // All statistics of one block of 64 units over a batch, in one read: the activation function, moments, histogram,
-// extremes of each sequence, and the rare visit to the top-k places.
+// extremes of each sequence, and the rare visits to the places of top-k and of samples.
 //
 // A tile of 32 tokens x 64 units (8 kB) is activated row by row, then walked column by column with its sums in
 // registers, which also writes each element's bin (4 kB), then counted row by row: consecutive increments fall into
@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 
+#include "bands.hpp"
 #include "exact_sum.hpp"
 #include "histogram.hpp"
 #include "job.hpp"
@@ -92,6 +93,7 @@ class Block {
     if (job_.moments) widen_range(*job_.moments);
     if (job_.top) compete(*job_.top, sequence, maximum_, maximum_tile_);
     if (job_.bottom) compete(*job_.bottom, sequence, minimum_, minimum_tile_);
+    if (job_.samples) sample(*job_.samples, sequence);
   }
 
   // tokens [token, end) of a sequence, at most kBlockTokens of them: one float32 partial sum
@@ -271,11 +273,16 @@ class Block {
                         std::numeric_limits<std::int32_t>::min()};
     // ties with the worst place are common (units that are often exactly zero): settle them before looking for the peak
     if (!beats_worst(state, first_ + unit, candidate)) return;
-    const std::int64_t start = batch.start[sequence];
-    std::int32_t token = tile * kTileTokens;
-    while (!batch.counted[start + token] || value_at(read_, start + token, first_ + unit) != extreme) ++token;
-    candidate.position = token;
+    candidate.position = position_of(sequence, unit, extreme, tile);
     offer(state, sequence, unit, candidate);
+  }
+
+  // where a sequence first reaches its extreme value, which is in a tile that is known
+  std::int32_t position_of(std::int64_t sequence, int unit, float extreme, std::int32_t tile) const {
+    const std::int64_t start = job_.batch.start[sequence];
+    std::int32_t token = tile * kTileTokens;
+    while (!job_.batch.counted[start + token] || value_at(read_, start + token, first_ + unit) != extreme) ++token;
+    return token;
   }
 
   void offer_tokens(const TopK& state, std::int64_t sequence, int unit) {
@@ -295,16 +302,46 @@ class Block {
     if (!beats_worst(state, index, candidate)) return;
     const std::int64_t place = place_won(state, index, candidate);
     if (place < 0) return;
+    write_place(state, sequence, unit, place, candidate.value, candidate.position);
+    settle_place(state, index, place);
+  }
+
+  // An example and its window, while the activations are in memory.
+  void write_place(const Places& state, std::int64_t sequence, int unit, std::int64_t place, float value,
+                   std::int32_t position) {
     const Batch& batch = job_.batch;
     const std::int64_t start = batch.start[sequence], length = batch.length[sequence];
-    const std::int64_t from = candidate.position > state.before ? candidate.position - state.before : 0;
-    const std::int64_t to = candidate.position + state.after < length - 1 ? candidate.position + state.after : length - 1;
+    const std::int64_t from = position > state.before ? position - state.before : 0;
+    const std::int64_t to = position + state.after < length - 1 ? position + state.after : length - 1;
     const std::int64_t width = state.before + 1 + state.after;
     std::memcpy(state.token_ids + place * width, batch.token_ids + start + from, (to - from + 1) * sizeof(std::int32_t));
     float* window = state.activations + place * width;
     for (std::int64_t token = from; token <= to; ++token)
-      window[token - from] = value_at(read_, start + token, index) + 0.0f;
-    take_place(state, index, place, candidate, static_cast<std::int32_t>(from), static_cast<std::int32_t>(to - from + 1));
+      window[token - from] = value_at(read_, start + token, first_ + unit) + 0.0f;
+    state.value[place] = value;
+    state.document[place] = batch.document[sequence];
+    state.sequence[place] = batch.ordinal[sequence];
+    state.position[place] = position;
+    state.window_start[place] = static_cast<std::int32_t>(from);
+    state.window_length[place] = static_cast<std::int32_t>(to - from + 1);
+  }
+
+  void sample(const Bands& state, std::int64_t sequence) {
+    const std::int64_t document = job_.batch.document[sequence], ordinal = job_.batch.ordinal[sequence];
+    const std::uint64_t key = sequence_key(document, ordinal);
+    std::uint64_t hashes[kBlockUnits];
+    for (int unit = 0; unit < units_; ++unit) hashes[unit] = scrambled(key ^ state.key[first_ + unit]);
+    for (int unit = 0; unit < units_; ++unit) {
+      const std::int32_t octave = octave_of(maximum_[unit]);
+      if (!may_enter(state.bars + first_ + unit, state.units, octave, hashes[unit]) || !is_finite(maximum_[unit])) continue;
+      BandPlaces places(state, first_ + unit);
+      const std::int64_t place = places.place_won(octave, {hashes[unit], document, ordinal});
+      if (place < 0) continue;
+      const std::int32_t position = position_of(sequence, unit, maximum_[unit], maximum_tile_[unit]);
+      write_place(state, sequence, unit, place, maximum_[unit] + 0.0f, position);
+      state.hash[place] = hashes[unit];
+      places.set_bars();
+    }
   }
 
   const Job& job_;

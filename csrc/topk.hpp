@@ -66,14 +66,8 @@ inline std::int64_t place_won(const TopK& state, std::int64_t unit, const Candid
   return first + (filled == state.places ? state.worst[unit] : filled);
 }
 
-inline void take_place(const TopK& state, std::int64_t unit, std::int64_t place, const Candidate& candidate,
-                       std::int32_t window_start, std::int32_t window_length) {
-  state.value[place] = candidate.value;
-  state.document[place] = candidate.document;
-  state.sequence[place] = candidate.sequence;
-  state.position[place] = candidate.position;
-  state.window_start[place] = window_start;
-  state.window_length[place] = window_length;
+// After a place was written.
+inline void settle_place(const TopK& state, std::int64_t unit, std::int64_t place) {
   if (place - unit * state.places == state.filled[unit]) state.filled[unit] += 1;
   if (state.filled[unit] == state.places) find_worst(state, unit);
 }

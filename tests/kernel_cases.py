@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from indexer_kernels import Keep, Sequences, Statistics, TopK
-from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
+from indexer_kernels import Bands, Keep, Sequences, Statistics, TopK
+from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS, ExampleRows
 
 from indexer.index.records import LayerRecord
 from indexer.names import MLP, Key
@@ -88,30 +88,41 @@ def assert_equal(left: Statistics, right: Statistics) -> None:
                 np.testing.assert_array_equal(
                     getattr(one, field.name), getattr(other, field.name), err_msg=field.name
                 )
-    for one, other in ((left.top, right.top), (left.bottom, right.bottom)):
+    for name in ("top", "bottom", "samples"):
+        one, other = getattr(left, name), getattr(right, name)
         if one is None and other is None:
             continue
-        one, other = one.ranked(), other.ranked()
-        np.testing.assert_array_equal(one.filled, other.filled)
-        taken = one.taken
-        for name in ("value", "document", "sequence", "position", "window_start", "window_length"):
-            np.testing.assert_array_equal(
-                getattr(one, name)[taken], getattr(other, name)[taken], err_msg=name
-            )
-        inside = taken[:, :, None] & (np.arange(one.before + 1 + one.after) < one.window_length[:, :, None])
-        np.testing.assert_array_equal(one.token_ids[inside], other.token_ids[inside])
-        np.testing.assert_array_equal(one.activations[inside], other.activations[inside])
-        full = one.filled == one.k
-        np.testing.assert_array_equal(one.threshold[full], other.threshold[full])
+        assert_same_places(one, other)
+        if isinstance(one, TopK):
+            np.testing.assert_array_equal(one.filled, other.filled)
+            full = one.filled == one.k
+            np.testing.assert_array_equal(one.threshold[full], other.threshold[full])
+        else:
+            np.testing.assert_array_equal(one.bars, other.bars)
+            hashes = (state.hash[state.taken] for state in (one.ranked(), other.ranked()))
+            np.testing.assert_array_equal(*hashes)
 
 
-def rows_of(state: TopK) -> ExampleRows:
+def assert_same_places(one: TopK | Bands, other: TopK | Bands) -> None:
+    """Every example of two states, bit for bit, in rank order."""
+    one, other = one.ranked(), other.ranked()
+    taken = one.taken
+    np.testing.assert_array_equal(taken, other.taken)
+    for name in PLACE_FIELDS:
+        np.testing.assert_array_equal(getattr(one, name)[taken], getattr(other, name)[taken], err_msg=name)
+    inside = taken[:, :, None] & (np.arange(one.before + 1 + one.after) < one.window_length[:, :, None])
+    for name in WINDOW_FIELDS:
+        np.testing.assert_array_equal(getattr(one, name)[inside], getattr(other, name)[inside], err_msg=name)
+
+
+def rows_of(state: TopK | Bands) -> ExampleRows:
     """The examples of a state, in the order of its places."""
     unit, place = np.nonzero(state.taken)
+    places = state.value.shape[1]
     return ExampleRows(
         unit=unit,
         **{name: getattr(state, name)[state.taken] for name in PLACE_FIELDS},
-        offset=(unit * state.k + place) * (state.before + 1 + state.after),
+        offset=(unit * places + place) * (state.before + 1 + state.after),
         token_ids=state.token_ids.reshape(-1),
         activations=state.activations.reshape(-1),
     )

@@ -43,7 +43,9 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     above, codec = module("state").Above, module("codec").AboveCounts
     states = Keep.states
     monkeypatch.setattr(
-        Keep, "states", lambda keep, units: states(keep, units) | {"above": above.empty(units)}
+        Keep,
+        "states",
+        lambda keep, units, layer=None: states(keep, units, layer) | {"above": above.empty(units)},
     )
     monkeypatch.setattr(codecs, "CODECS", codecs.CODECS)
     codecs.CODECS.append(codec())

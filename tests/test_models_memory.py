@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from indexer_kernels import Keep, Statistics
-from indexer_kernels.device import DeviceStatistics, DeviceTopK
+from indexer_kernels.device import DevicePlaces, DeviceStatistics
 from indexer_kernels.pinned import pinned_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -128,6 +128,8 @@ KEEPS = [
     Keep(top=3, bottom=0, window=(2, 1), by="token"),
     Keep(top=0, bottom=7, window=(0, 0)),
     Keep(top=1, bottom=100, window=(48, 15), by="document"),
+    Keep(samples=2),
+    Keep(top=0, bottom=0, samples=3, window=(5, 0)),
 ]
 
 
@@ -140,11 +142,12 @@ def test_states_take_what_is_stated(
     monkeypatch.setattr("indexer_kernels.device.splits_of", lambda units, device: splits)
     device, windows, pinned, host = 0, 0, 0, 0
     for count in units:
-        statistics = Statistics.empty(count, keep, kernels="reference")
+        statistics = Statistics.empty(count, keep, layer="mlp.0", kernels="reference")
         host += host_bytes(statistics)
-        there = DeviceStatistics.of(count, statistics.top, statistics.bottom, torch.device("cpu"))
-        ends = [end.arrays for end in (there.top, there.bottom) if end is not None]
-        sizes = [end[name].nbytes for end in ends for name in ("token_ids", "activations")]
+        kept = statistics.top, statistics.bottom, statistics.samples
+        there = DeviceStatistics.of(count, *kept, torch.device("cpu"))
+        held = [state.arrays for state in there.places]
+        sizes = [arrays[name].nbytes for arrays in held for name in ("token_ids", "activations")]
         windows += sum(sizes)
         pinned += sum(map(pinned_bytes, sizes))
         device += device_bytes(there) - sum(sizes)
@@ -153,7 +156,8 @@ def test_states_take_what_is_stated(
 
 
 def host_bytes(statistics: Statistics) -> int:
-    states = (statistics.moments, statistics.histogram, statistics.top, statistics.bottom)
+    places = (statistics.top, statistics.bottom, statistics.samples)
+    states = (statistics.moments, statistics.histogram, *places)
     arrays = [getattr(state, one.name) for state in states if state is not None for one in fields(state)]
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
@@ -165,7 +169,7 @@ def device_bytes(value: Any) -> int:
     def visit(value: Any) -> None:
         if isinstance(value, Tensor):
             storages[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
-        elif isinstance(value, DeviceTopK):
+        elif isinstance(value, DevicePlaces):
             visit(list(value.arrays.values()))
         elif isinstance(value, list):
             for one in value:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from indexer_kernels import KernelInputError, Statistics, device
 from indexer_kernels.device import DeviceTopK
+from indexer_kernels.examples import WINDOW_FIELDS
 from indexer_kernels.pinned import (
     TYPES,
     ArrayInterface,
@@ -16,7 +17,6 @@ from indexer_kernels.pinned import (
     pinned_bytes,
     pinned_on_device,
 )
-from indexer_kernels.topk import WINDOW_FIELDS
 from torch import Tensor
 
 from indexer.names import MLP, Key

@@ -237,12 +237,14 @@ def test_kernels_are_launched_as_they_are_checked(monkeypatch: pytest.MonkeyPatc
 
             return launch
 
-    for name, module in (("gather", "statistics"), ("compete", "topk"), ("activate_rows", "activations")):
+    kernels = {"gather": "statistics", "compete": "topk", "sample": "bands", "activate_rows": "activations"}
+    for name, module in kernels.items():
         place = importlib.import_module(f"indexer_kernels.{module}_triton")
         monkeypatch.setattr(place, name, Noted(name, getattr(place, name)))
     [(gate, sequences)] = some_batches(63, 7, number=1)
-    statistics = Statistics.empty(7, KEEP, kernels="triton")
+    keep = dataclasses.replace(KEEP, samples=1)
+    statistics = Statistics.empty(7, keep, layer="mlp.0", kernels="triton")
     statistics.activate("relu", gate, None, sequences, torch.empty_like(gate))
     assert {name: options["enable_fp_fusion"] for name, options in launched.items()} == dict.fromkeys(
-        ("gather", "compete", "activate_rows"), False
+        kernels, False
     )

@@ -28,7 +28,9 @@ class States:
 
     def __init__(self, probes: Iterable[Probe], *, kernels: str, threads: int) -> None:
         self.statistics = {
-            probe.key: Statistics.empty(probe.units, probe.keep, kernels=kernels, threads=threads)
+            probe.key: Statistics.empty(
+                probe.units, probe.keep, layer=str(probe.key), kernels=kernels, threads=threads
+            )
             for probe in probes
         }
         self.kernels = kernels

@@ -27,7 +27,7 @@ class LayerRecord:
     @classmethod
     def empty(cls, key: Key, units: int, keep: Keep) -> LayerRecord:
         """The states of no tokens."""
-        return cls(key, np.zeros(units, np.int64), keep.states(units))
+        return cls(key, np.zeros(units, np.int64), keep.states(units, str(key)))
 
     @property
     def units(self) -> int:

@@ -13,9 +13,9 @@ from functools import partial
 
 import torch
 from indexer_kernels import Keep
-from indexer_kernels.device import DeviceSums, DeviceTopK, Windows, splits_of
+from indexer_kernels.device import DeviceBands, DeviceSums, DeviceTopK, Windows, splits_of
+from indexer_kernels.examples import WINDOW_FIELDS
 from indexer_kernels.pinned import pinned_bytes
-from indexer_kernels.topk import WINDOW_FIELDS
 
 from indexer.config.share import free_main_memory, is_shared
 from indexer.errors import IndexerError
@@ -149,7 +149,10 @@ def state_bytes(probes: Iterable[Probe], splits: Callable[[int], int]) -> StateB
 def _end_bytes(keep: Keep) -> tuple[int, list[int]]:
     """Of the places of one unit on a GPU: bytes of all but the windows' arrays, and of each of these."""
     ends = [end for end in keep.ends(1) if end.k]
-    places = [DeviceTopK.of(end, torch.device("meta")).arrays for end in ends]
+    meta = torch.device("meta")
+    places = [DeviceTopK.of(end, meta).arrays for end in ends]
+    if keep.samples:
+        places.append(DeviceBands.of(keep.bands(1, ""), meta).arrays)
     windows = [arrays[name].nbytes for arrays in places for name in WINDOW_FIELDS]
     others = sum(tensor.nbytes for arrays in places for tensor in arrays.values()) - sum(windows)
     # an end that is not kept has a threshold all the same, float32 and int64

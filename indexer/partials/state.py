@@ -25,6 +25,8 @@ def record_of(statistics: Statistics, key: Key) -> LayerRecord:
     )
     count = np.full(statistics.units, statistics.count, np.int64)
     states = {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
+    if statistics.samples is not None:
+        states["samples"] = statistics.samples
     return LayerRecord(key, count, states | statistics.others)
 
 
@@ -36,9 +38,11 @@ def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | 
     others = dict(record.states)
     moments, histogram = others.pop("moments"), others.pop("histogram")
     ends = (end if end.k else None for end in (others.pop("top"), others.pop("bottom")))
+    samples = others.pop("samples", None)
     statistics = Statistics(
-        record.units, moments, histogram, *ends, others=others, kernels=kernels, threads=threads
-    )
+        record.units, moments, histogram, *ends,
+        samples=samples, others=others, kernels=kernels, threads=threads,
+    )  # fmt: skip
     # of a layer's units all count the same tokens
     statistics.count = int(record.count.max(initial=0))
     return statistics

@@ -1,8 +1,8 @@
 """Statistics of neuron activations as mergeable states, with compiled kernels that gather them in one read.
 
-Knows arrays; not models, files or SQL. Each state (`Moments`, `Histogram`, `TopK`) is defined once, in NumPy:
-that code is the reference of the kernels, what merging uses, and what an index holds. csrc/ and the Triton
-files are its fast forms. `Statistics` holds all of one layer and chooses the kernel.
+Knows arrays; not models, files or SQL. Each state (`Moments`, `Histogram`, `TopK`, `Bands`) is defined once,
+in NumPy: that code is the reference of the kernels, what merging uses, and what an index holds. csrc/ and the
+Triton files are its fast forms. `Statistics` holds all of one layer and chooses the kernel.
 
 Importing the package costs nothing: each name loads what it needs when it is first used. The states need
 NumPy alone, `Statistics` and the activation functions also torch.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from indexer_kernels.activations import FUNCTIONS, activate
+    from indexer_kernels.bands import Bands
     from indexer_kernels.errors import KernelInputError
     from indexer_kernels.histogram import Histogram
     from indexer_kernels.keep import Keep
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from indexer_kernels.topk import TopK
 
 _FROM = {
+    "Bands": "bands",
     "FUNCTIONS": "activations",
     "Histogram": "histogram",
     "Keep": "keep",
@@ -35,8 +37,8 @@ _FROM = {
     "activate": "activations",
 }
 __all__ = [
-    "FUNCTIONS", "Histogram", "Keep", "KernelInputError", "Moments", "Sequences", "Statistics", "TopK",
-    "activate",
+    "FUNCTIONS", "Bands", "Histogram", "Keep", "KernelInputError", "Moments", "Sequences", "Statistics",
+    "TopK", "activate",
 ]  # fmt: skip
 
 

@@ -6,8 +6,16 @@ class Histogram:
 class Moments:
     def __init__(self, nan: Any, inf: Any, minimum: Any, maximum: Any, sums: Any, pending: Any) -> None: ...
 
+class Places:
+    def __init__(self, before: int, after: int, *arrays: Any) -> None: ...
+
 class TopK:
-    def __init__(self, largest: bool, by: int, before: int, after: int, *arrays: Any) -> None: ...
+    def __init__(
+        self, places: Places, largest: bool, by: int, threshold: Any, worst: Any, filled: Any
+    ) -> None: ...
+
+class Bands:
+    def __init__(self, places: Places, samples: int, key: Any, bars: Any, hash: Any) -> None: ...
 
 class Batch:
     def __init__(
@@ -29,6 +37,7 @@ def process(
     moments: Moments | None,
     top: TopK | None,
     bottom: TopK | None,
+    samples: Bands | None,
     threads: int,
 ) -> None: ...
 def instruction_sets() -> list[str]: ...

@@ -10,25 +10,26 @@ took what.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from indexer_kernels.examples import PLACE_FIELDS
+from indexer_kernels.bands import Bands
+from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS
 from indexer_kernels.histogram import BINS, MAGNITUDES, Histogram
 from indexer_kernels.moments import LIMBS, POWERS, Moments, settle_carries
 from indexer_kernels.pinned import pinned_on_device
-from indexer_kernels.topk import WINDOW_FIELDS, TopK
+from indexer_kernels.topk import TopK
 
 PROGRAM_UNITS = 64
 # What 32-bit counters and 64-bit limbs hold for certain; see csrc/exact_sum.hpp
 MOST_RECENT = 2**31 - 1
 MOST_PENDING = 2**22
 NO_DOCUMENT = -(2**63)
-COPIED = ("filled", "worst", "threshold", *PLACE_FIELDS, *WINDOW_FIELDS)
+PLACES = (*PLACE_FIELDS, *WINDOW_FIELDS)
 Windows = Literal["device", "host"]
 
 
@@ -98,37 +99,75 @@ class DeviceSums:
 
 
 @dataclass
-class DeviceTopK:
-    """The places of one end, arrays as in TopK, and the document of the worst place, int64 [units].
+class DevicePlaces:
+    """The places of one state of examples, its other arrays, and what a subclass adds, by name.
 
-    Where not all places are taken, threshold is -/+infinity and threshold_document the smallest integer.
     shared: the arrays whose memory is that of the NumPy state.
     """
 
-    host: TopK
+    host: TopK | Bands
     arrays: dict[str, Tensor] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
 
+    # the NumPy state's arrays beside those of places
+    OTHERS: ClassVar[tuple[str, ...]]
+
     @classmethod
-    def of(cls, host: TopK, device: torch.device, windows: Windows = "device") -> DeviceTopK:
-        """A copy of the places.
+    def of(cls, host: TopK | Bands, device: torch.device, windows: Windows = "device") -> Self:
+        """A copy of the state.
 
         windows: with "host", token ids and activations stay in the main memory, where kernels on the GPU
             write them: the NumPy state's arrays become page-locked ones.
         Raises KernelInputError where the device cannot do so.
         """
-        worst = host.document[np.arange(host.units), host.worst]
-        documents = np.where(host.filled == host.k, worst, NO_DOCUMENT)
-        shared = WINDOW_FIELDS if windows == "host" else ()
-        arrays = {"threshold_document": torch.from_numpy(documents).to(device)}
-        for name in COPIED:
+        there = cls(host, shared=WINDOW_FIELDS if windows == "host" else ())
+        for name in (*cls.OTHERS, *PLACES):
             array = torch.from_numpy(getattr(host, name))
-            if name in shared:
-                pinned, arrays[name] = pinned_on_device(tuple(array.shape), array.dtype, device)
+            if name in there.shared:
+                pinned, there.arrays[name] = pinned_on_device(tuple(array.shape), array.dtype, device)
                 setattr(host, name, pinned.copy_(array).numpy())
             else:
-                arrays[name] = array.to(device, copy=True)
-        return cls(host, arrays, shared)
+                there.arrays[name] = array.to(device, copy=True)
+        return there
+
+    def tensors(self) -> list[Tensor]:
+        """In the order that the kernel takes them."""
+        return [self.arrays[name] for name in (*self.OTHERS, *PLACES)]
+
+    def taken(self) -> NDArray[np.bool_]:
+        """bool [units, places]: True where a place holds an example."""
+        raise NotImplementedError
+
+    def documents(self) -> NDArray[np.int64]:
+        """Documents of the places that are taken, int64; copies little more than these."""
+        return self.arrays["document"].cpu().numpy()[self.taken()]
+
+    def into_host(self) -> None:
+        """Write the state back."""
+        for name in (*self.OTHERS, *PLACES):
+            # what is shared is there when the copies of the others are, which wait for the kernels
+            if name not in self.shared:
+                getattr(self.host, name)[...] = self.arrays[name].cpu().numpy()
+
+
+@dataclass
+class DeviceTopK(DevicePlaces):
+    """Those of one end, and the document of the worst place, int64 [units].
+
+    Where not all places are taken, threshold is -/+infinity and threshold_document the smallest integer.
+    """
+
+    OTHERS = ("threshold", "worst", "filled")
+
+    @classmethod
+    def of(cls, host: TopK | Bands, device: torch.device, windows: Windows = "device") -> Self:
+        """See DevicePlaces.of."""
+        assert isinstance(host, TopK)
+        there = super().of(host, device, windows)
+        worst = host.document[np.arange(host.units), host.worst]
+        documents = np.where(host.filled == host.k, worst, NO_DOCUMENT)
+        there.arrays["threshold_document"] = torch.from_numpy(documents).to(device)
+        return there
 
     @property
     def bar(self) -> list[Tensor]:
@@ -137,24 +176,23 @@ class DeviceTopK:
 
     def tensors(self) -> list[Tensor]:
         """In the order that the kernel takes them."""
-        return [
-            *self.bar,
-            self.arrays["worst"],
-            self.arrays["filled"],
-            *(self.arrays[name] for name in COPIED[3:]),
-        ]
+        threshold, *others = super().tensors()
+        return [threshold, self.arrays["threshold_document"], *others]
 
-    def documents(self) -> NDArray[np.int64]:
-        """Documents of the places that are taken, int64; copies these alone."""
-        taken = np.arange(self.host.k) < self.arrays["filled"].cpu().numpy()[:, None]
-        return self.arrays["document"].cpu().numpy()[taken]
+    def taken(self) -> NDArray[np.bool_]:
+        """bool [units, places]: True where a place holds an example."""
+        return np.arange(self.arrays["value"].shape[1]) < self.arrays["filled"].cpu().numpy()[:, None]
 
-    def into_host(self) -> None:
-        """Write the places back."""
-        for name in COPIED:
-            # what is shared is there when the copies of the others are, which wait for the kernels
-            if name not in self.shared:
-                getattr(self.host, name)[...] = self.arrays[name].cpu().numpy()
+
+@dataclass
+class DeviceBands(DevicePlaces):
+    """The samples of a layer; arrays as in Bands."""
+
+    OTHERS = ("key", "bars", "hash")
+
+    def taken(self) -> NDArray[np.bool_]:
+        """bool [units, places]: True where a place holds an example."""
+        return self.arrays["window_length"].cpu().numpy() > 0
 
 
 @dataclass
@@ -169,6 +207,7 @@ class DeviceStatistics:
     sums: DeviceSums
     top: DeviceTopK | None
     bottom: DeviceTopK | None
+    samples: DeviceBands | None
     bars: list[Tensor]
 
     @classmethod
@@ -177,25 +216,31 @@ class DeviceStatistics:
         units: int,
         top: TopK | None,
         bottom: TopK | None,
+        samples: Bands | None,
         device: torch.device,
         windows: Windows = "device",
     ) -> DeviceStatistics:
-        """Empty sums, and the places that are there. windows: see DeviceTopK.of."""
+        """Empty sums, and the places that are there. windows: see DevicePlaces.of."""
         splits = splits_of(units, device)
         # a model runs in inference mode, and tensors made there could not be changed outside of it
         with torch.inference_mode(False):
             sums = DeviceSums.empty(units, splits, device)
             on_top = None if top is None else DeviceTopK.of(top, device, windows)
             on_bottom = None if bottom is None else DeviceTopK.of(bottom, device, windows)
+            sampled = None if samples is None else DeviceBands.of(samples, device, windows)
             bars = [*_bar(on_top, torch.inf, units, device), *_bar(on_bottom, -torch.inf, units, device)]
-        return cls(device, splits, sums, on_top, on_bottom, bars)
+        return cls(device, splits, sums, on_top, on_bottom, sampled, bars)
+
+    @property
+    def places(self) -> list[DevicePlaces]:
+        """Every state of examples that is kept."""
+        return [state for state in (self.top, self.bottom, self.samples) if state is not None]
 
     def settle(self, histogram: Histogram | None, moments: Moments | None) -> None:
         """Bring the NumPy states up to date."""
         self.sums.into(histogram, moments)
-        for end in (self.top, self.bottom):
-            if end is not None:
-                end.into_host()
+        for state in self.places:
+            state.into_host()
 
 
 def _bar(end: DeviceTopK | None, out_of_reach: float, units: int, device: torch.device) -> list[Tensor]:

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer_kernels.blocks import sequence_rows
+from indexer_kernels.sequences import Sequences
+
 # what an example has beside its unit and the tokens of its window
 PLACE_FIELDS = ("value", "document", "sequence", "position", "window_start", "window_length")
+# nearly all of a state's memory, and seldom written
+WINDOW_FIELDS = ("token_ids", "activations")
 
 
 @dataclass(frozen=True)
 class ExampleRows:
-    """Examples of one end of a block of units, those of a unit together.
+    """Examples of one kind of a block of units, those of a unit together.
 
     unit: int64 [rows], within the block, ascending.
     value: float32, document, sequence: int64, position, window_start, window_length: int32, all [rows].
@@ -31,6 +36,47 @@ class ExampleRows:
     offset: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     activations: NDArray[np.float32]
+
+    @classmethod
+    def of_sequence(
+        cls, activations: NDArray[np.float32], sequences: Sequences, index: int, window: tuple[int, int],
+        *, largest: bool, every_token: bool = False,
+    ) -> ExampleRows:  # fmt: skip
+        """A sequence's extreme value in every unit, at the first position that reaches it.
+
+        activations: float32 [tokens, units]. largest: whether the maximum or the minimum. every_token: all
+            counted tokens instead. What is not finite is left out.
+        """
+        rows = sequence_rows(sequences, index)
+        values = activations[rows].T + np.float32(0)  # [units, counted]
+        taken = np.isfinite(values)
+        if not every_token and len(rows):
+            if largest:
+                peak = np.where(taken, values, -np.inf).argmax(axis=1)
+            else:
+                peak = np.where(taken, values, np.inf).argmin(axis=1)
+            taken &= np.arange(len(rows)) == peak[:, None]
+        unit, number = np.nonzero(taken)
+        before, after = window
+        start, length = sequences.start[index], sequences.length[index]
+        position = rows[number] - start
+        first = np.maximum(position - before, 0)
+        window_length = np.minimum(position + after + 1, length) - first
+        offset = np.cumsum(window_length) - window_length
+        # the row in the batch of each token of the windows
+        token = np.arange(window_length.sum()) + np.repeat(start + first - offset, window_length)
+        return cls(
+            unit=unit,
+            value=values[unit, number],
+            document=np.full(len(unit), sequences.document[index]),
+            sequence=np.full(len(unit), sequences.ordinal[index]),
+            position=position.astype(np.int32),
+            window_start=first.astype(np.int32),
+            window_length=window_length.astype(np.int32),
+            offset=offset,
+            token_ids=sequences.token_ids[token],
+            activations=activations[token, np.repeat(unit, window_length)] + np.float32(0),
+        )
 
     def __len__(self) -> int:
         return len(self.unit)

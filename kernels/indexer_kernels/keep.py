@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from indexer_kernels.bands import Bands
+from indexer_kernels.errors import KernelInputError
+from indexer_kernels.hashes import unit_keys
 from indexer_kernels.histogram import Histogram
 from indexer_kernels.moments import Moments
 from indexer_kernels.topk import TopK
@@ -14,12 +17,18 @@ from indexer_kernels.topk import TopK
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of every unit: k at either end (0: none), the window around a peak, what competes."""
+    """What is kept of every unit.
+
+    top, bottom: examples at either end; 0: none. window: tokens before and after a peak. by: what competes
+    for the ends. samples: examples of each band; 0: none. seed: of their hash.
+    """
 
     top: int = 20
     bottom: int = 20
     window: tuple[int, int] = (48, 15)
     by: str = "sequence"
+    samples: int = 0
+    seed: int = 0
 
     def within(self, context: int) -> Keep:
         """For sequences of at most `context` tokens, beyond which no window reaches."""
@@ -34,14 +43,25 @@ class Keep:
         )
         return top, bottom
 
-    def states(self, units: int) -> dict[str, Any]:
-        """All states of no tokens, by name: what a new statistic is added to."""
+    def states(self, units: int, layer: str | None = None) -> dict[str, Any]:
+        """All states of no tokens, by name: what a new statistic is added to.
+
+        layer: site and number, such as "mlp.5", on which samples depend. Raises KernelInputError where these
+        are kept and it is not given, for all layers would have the same ones.
+        """
         top, bottom = self.ends(units)
         moments, histogram = Moments.empty(units), Histogram.empty(units)
-        return {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
+        states = {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
+        return states | ({"samples": self.bands(units, layer)} if self.samples else {})
+
+    def bands(self, units: int, layer: str | None) -> Bands:
+        """Samples of no tokens. layer: see `states`."""
+        if layer is None:
+            raise KernelInputError("samples differ between layers; name the layer, such as layer='mlp.5'")
+        return Bands.empty(unit_keys(self.seed, layer, units), self.samples, window=self.window)
 
     def bytes_per_unit(self) -> int:
         """Main memory of one unit's states, in bytes."""
-        states = (state for state in self.states(1).values() if getattr(state, "k", True))
+        states = (state for state in self.states(1, "").values() if getattr(state, "k", True))
         values = (getattr(state, one.name) for state in states for one in fields(state))
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer_kernels.blocks import BLOCK_TOKENS
+from indexer_kernels.hashes import sequence_keys
 from indexer_kernels.sequences import Sequences
 from indexer_kernels.staging import to_device
 
@@ -29,7 +30,8 @@ class Plan:
 
     block_row: int64 [blocks], row of the first counted token; block_span: int32 [blocks], rows from there to
         the last one, at most 256; 0 for the blocks that fill the last group.
-    block_sequence: int64 [blocks], and block_document: int64 [blocks], that sequence's document.
+    block_sequence: int64 [blocks], block_document: int64 [blocks], that sequence's document, and block_key:
+        uint64 [blocks], its key, see hashes.sequence_keys.
     group_run: int32 [groups], rows of all blocks of a group that count without a gap, a multiple of 8.
     start, length, document, ordinal: int64 [sequences]; token_ids: int32, counted: uint8 [tokens].
     other_rows: int64, rows that do not count.
@@ -39,6 +41,7 @@ class Plan:
     block_span: Tensor
     block_sequence: Tensor
     block_document: Tensor
+    block_key: Tensor
     group_run: Tensor
     start: Tensor
     length: Tensor
@@ -78,9 +81,13 @@ class Plan:
             for array in (row, span, run, sequence)
         )
         group_run = run.reshape(-1, GROUP_BLOCKS).min(axis=1) // UNROLLED_TOKENS * UNROLLED_TOKENS
-        document = sequences.document[sequence] if len(sequence) else sequence
+        document, ordinal = (
+            identity[sequence] if len(sequence) else sequence
+            for identity in (sequences.document, sequences.ordinal)
+        )
         arrays = (
-            row, span.astype(np.int32), sequence, document, group_run.astype(np.int32),
+            row, span.astype(np.int32), sequence, document, sequence_keys(document, ordinal),
+            group_run.astype(np.int32),
             sequences.start, sequences.length, sequences.document, sequences.ordinal, sequences.token_ids,
             sequences.counted.view(np.uint8), np.flatnonzero(~_inside(sequences)),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""All statistics of one layer's units, gathered in one pass: moments, histogram, top-k and bottom-k.
+"""All statistics of one layer's units, gathered in one pass: moments, histogram, top-k, bottom-k, samples.
 
 `update` reads activations that exist; `activate` applies the model's activation function and gathers in the
 same read, writing what the model needs next. Compiled kernel: csrc/statistics.hpp. Reference: the `update`
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer_kernels import activations as functions
+from indexer_kernels.bands import Bands
 from indexer_kernels.device import MOST_PENDING, MOST_RECENT, DeviceStatistics, Windows
 from indexer_kernels.dispatch import choose, device_type
 from indexer_kernels.errors import KernelInputError
@@ -47,6 +48,7 @@ class Statistics:
         top: TopK | None,
         bottom: TopK | None,
         *,
+        samples: Bands | None = None,
         others: Mapping[str, Any] | None = None,
         kernels: str = "auto",
         threads: int | None = None,
@@ -54,19 +56,29 @@ class Statistics:
         self.others = dict(others or {})
         self.units = units
         self.count = 0
-        self.moments, self.histogram, self.top, self.bottom = moments, histogram, top, bottom
+        self.moments, self.histogram = moments, histogram
+        self.top, self.bottom, self.samples = top, bottom, samples
         self.kernels = choose(kernels)
         self.threads = threads or torch.get_num_threads()
 
     @classmethod
     def empty(
-        cls, units: int, keep: Keep | None = None, *, kernels: str = "auto", threads: int | None = None
+        cls,
+        units: int,
+        keep: Keep | None = None,
+        *,
+        layer: str | None = None,
+        kernels: str = "auto",
+        threads: int | None = None,
     ) -> Statistics:
-        """The statistics of no tokens over `units` units."""
-        others = (keep or Keep()).states(units)
+        """The statistics of no tokens over `units` units; layer: see Keep.states."""
+        others = (keep or Keep()).states(units, layer)
         moments, histogram = others.pop("moments"), others.pop("histogram")
         ends = (end if end.k else None for end in (others.pop("top"), others.pop("bottom")))
-        return cls(units, moments, histogram, *ends, others=others, kernels=kernels, threads=threads)
+        samples = others.pop("samples", None)
+        return cls(
+            units, moments, histogram, *ends, samples=samples, others=others, kernels=kernels, threads=threads
+        )
 
     def update(self, activations: Tensor, sequences: Sequences) -> None:
         """Take in activations that exist.
@@ -130,7 +142,9 @@ class Statistics:
         if there is None or there.device != device or self._windows != windows:
             self.settle()
             self._windows, self._on_device = windows, None
-            self._on_device = DeviceStatistics.of(self.units, self.top, self.bottom, device, windows)
+            self._on_device = DeviceStatistics.of(
+                self.units, self.top, self.bottom, self.samples, device, windows
+            )
 
     @property
     def met_non_finite(self) -> Tensor | None:
@@ -143,10 +157,10 @@ class Statistics:
     def documents(self) -> NDArray[np.int64]:
         """Ids of the documents that places point to at present, ascending, each once."""
         if self._on_device is not None:
-            found = [end.documents() for end in (self._on_device.top, self._on_device.bottom) if end]
+            found = [state.documents() for state in self._on_device.places]
         else:
-            ends = [end for end in (self.top, self.bottom) if end]
-            found = [end.document[end.taken] for end in ends]
+            states = (state for state in (self.top, self.bottom, self.samples) if state is not None)
+            found = [state.document[state.taken] for state in states]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def non_finite(self) -> int:
@@ -190,7 +204,7 @@ class Statistics:
 
     def _update_reference(self, activations: Tensor, sequences: Sequences) -> None:
         values = activations.float().cpu().numpy()
-        for state in (self.moments, self.histogram, self.top, self.bottom):
+        for state in (self.moments, self.histogram, self.top, self.bottom, self.samples):
             if state is not None:
                 state.update(values, sequences)
 
@@ -214,10 +228,10 @@ class Statistics:
             state.sums.settle_carries()
         state.sums.tokens += sequences.tokens
         state.sums.blocks += plan.blocks
-        ends = [[] if end is None else end.tensors() for end in (state.top, state.bottom)]
-        kept = self.top or self.bottom
-        window, by = ([kept.before, kept.after], kept.by) if kept else ([0, 0], "sequence")
-        arguments = (plan.tensors(), state.bars, state.sums.tensors(), *ends, window, by)
+        places = [[] if kept is None else kept.tensors() for kept in (state.top, state.bottom, state.samples)]
+        window = next(([kept.host.before, kept.host.after] for kept in state.places), [0, 0])
+        by = next((end.by for end in (self.top, self.bottom) if end is not None), "sequence")
+        arguments = (plan.tensors(), state.bars, state.sums.tensors(), *places, window, by)
         if function is None:
             ops.update(gate, *arguments)
         else:
@@ -237,5 +251,6 @@ class Statistics:
             0 if up is None else up.data_ptr(), 0 if up is None else up.stride(0),
             0 if out is None else out.data_ptr(), 0 if out is None else out.stride(0),
             DTYPES.index(gate.dtype), self.units, sequences.native(),
-            native(self.histogram), native(self.moments), native(self.top), native(self.bottom), self.threads,
+            native(self.histogram), native(self.moments), native(self.top), native(self.bottom),
+            native(self.samples), self.threads,
         )  # fmt: skip

@@ -86,8 +86,9 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from indexer_kernels import topk_triton
+from indexer_kernels import bands_triton, topk_triton
 from indexer_kernels.activations_triton import activate_other_rows, activate_row, activated_rows
+from indexer_kernels.bands_triton import may_enter
 from indexer_kernels.histogram_triton import FLUSH_GROUPS, RECENT_ROWS, ROWS, clear, count, flush
 from indexer_kernels.moments_triton import LIMBS, POWERS, add_exactly, add_powers, is_finite
 from indexer_kernels.plan import GROUP_BLOCKS, Plan
@@ -235,14 +236,16 @@ def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, sums, units):
 @gluon.jit
 def gather(
     gate, up, out, gate_stride: gl.constexpr, up_stride: gl.constexpr, out_stride: gl.constexpr, units,
-    counted, block_row, block_span, block_document, group_run, groups,
+    counted, block_row, block_span, block_document, block_key, group_run, groups,
     recent, sums, nan, inf, minimum, maximum, met, block_maximum, block_minimum,
-    top_bar, top_document, bottom_bar, bottom_document, top_hits, bottom_hits,
-    FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr,
+    top_bar, top_document, bottom_bar, bottom_document, unit_key, sample_bars,
+    top_hits, bottom_hits, sample_hits,
+    FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr, SAMPLES: gl.constexpr,
 ):  # fmt: skip
     """Take the blocks of a split into the states of 64 units; arguments as `launch` hands them.
 
     Axes of the grid: 64 units, split. WHOLE: units are a multiple of 64, so that none needs a mask.
+    SAMPLES: whether bands are kept.
     """
     DTYPE: gl.constexpr = gate.dtype.element_ty
     counters = gl.allocate_shared_memory(gl.int32, [ROWS * UNITS // 2], FLAT)
@@ -259,6 +262,7 @@ def gather(
     bottom_last = gl.load(bottom_document + unit, real, other=-1)[None, :]
     top_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
     bottom_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
+    sample_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
     highest = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
     lowest = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
     splits = gl.num_programs(1)
@@ -330,6 +334,12 @@ def gather(
                 sums + split * POWERS * LIMBS * units,
                 units,
             )
+            if SAMPLES:
+                own_key = gl.load(unit_key + unit, real, other=0)[None, :]
+                key = gl.load(block_key + block)[:, None] ^ own_key
+                least = gl.load(sample_bars + unit, real, other=0)[None, :]
+                enters = may_enter(high, key, least, sample_bars, unit[None, :], units, inside)
+                sample_hit = gl.where(enters, 1, sample_hit)
         flush(counters, recent + split * RECENT_ROWS * units, first_unit, units)
 
     unit_at = split * units + unit
@@ -340,28 +350,30 @@ def gather(
     gl.store(minimum + unit_at, lowest_yet + 0.0, real)
     gl.store(top_hits + unit_at, gl.max(top_hit, axis=0), real)
     gl.store(bottom_hits + unit_at, gl.max(bottom_hit, axis=0), real)
+    if SAMPLES:
+        gl.store(sample_hits + unit_at, gl.max(sample_hit, axis=0), real)
 
 
 def launch(
     function: str, gate: Tensor, up: Tensor | None, out: Tensor, arrays: Sequence[Tensor],
     bars: Sequence[Tensor], sums: Sequence[Tensor], top: Sequence[Tensor], bottom: Sequence[Tensor],
-    window: Sequence[int], by: str,
+    samples: Sequence[Tensor], window: Sequence[int], by: str,
 ) -> None:  # fmt: skip
     """Take one batch of one layer in. Strides are compiled in: a new one costs a compilation, 1 to 3 s.
 
     function: a name in activations.FUNCTIONS, or "plain" where `out` holds the activations already.
     gate, up, out: [tokens, units] of one dtype, any row strides. arrays: the tensors of a Plan.
-    bars: DeviceStatistics.bars; sums, top, bottom: the tensors of these states, empty lists for an end that
-        is not kept. window: tokens before and after a peak. by: what competes.
+    bars: DeviceStatistics.bars; sums, top, bottom, samples: the tensors of these states, empty lists for what
+        is not kept. window: tokens before and after a peak. by: what competes for the ends.
     """
     with torch.cuda.device_of(gate):
-        _launch(function, gate, up, out, Plan(*arrays), bars, sums, top, bottom, window, by)
+        _launch(function, gate, up, out, Plan(*arrays), bars, sums, top, bottom, samples, window, by)
 
 
 def _launch(
     function: str, gate: Tensor, up: Tensor | None, out: Tensor, plan: Plan,
     bars: Sequence[Tensor], sums: Sequence[Tensor], top: Sequence[Tensor], bottom: Sequence[Tensor],
-    window: Sequence[int], by: str,
+    samples: Sequence[Tensor], window: Sequence[int], by: str,
 ) -> None:  # fmt: skip
     """`launch` on the present device."""
     units = gate.shape[1]
@@ -371,15 +383,19 @@ def _launch(
         return
     splits = sums[0].shape[0]
     extremes = torch.empty(2, plan.blocks, units, device=gate.device)
-    hits = torch.empty(2, splits, units, dtype=torch.int32, device=gate.device)
+    hits = torch.empty(3, splits, units, dtype=torch.int32, device=gate.device)
     factor = gate if up is None else up
+    # what is not kept is not looked at
+    unit_key, sample_bars = samples[:2] if samples else (plan.block_key, hits)
     gather[(-(-units // UNITS.value), splits)](
         gate, factor, out, gate.stride(0), factor.stride(0), out.stride(0), units,
-        plan.counted, plan.block_row, plan.block_span, plan.block_document, plan.group_run, plan.groups,
-        *sums, *extremes, *bars, *hits,
-        FUNCTION=function, GATED=up is not None, WHOLE=units % UNITS.value == 0,
+        plan.counted, plan.block_row, plan.block_span, plan.block_document, plan.block_key, plan.group_run,
+        plan.groups, *sums, *extremes, *bars, unit_key, sample_bars, *hits,
+        FUNCTION=function, GATED=up is not None, WHOLE=units % UNITS.value == 0, SAMPLES=bool(samples),
         num_warps=WARPS.value, enable_fp_fusion=False,
     )  # fmt: skip
     for end, places in enumerate((top, bottom)):
         if places:
             topk_triton.launch(out, plan, extremes[end], hits[end], places, window, by, largest=end == 0)
+    if samples:
+        bands_triton.launch(out, plan, extremes[0], hits[2], samples, window)

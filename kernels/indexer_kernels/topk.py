@@ -9,15 +9,15 @@ state is merged by letting its examples compete again. Non-finite values do not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer_kernels.blocks import committed_zeros, sequence_rows
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
+from indexer_kernels.places import Places, no_places
 from indexer_kernels.sequences import Sequences
 
 # what tells the competitors of a unit apart; the order is that of csrc/job.hpp
@@ -29,64 +29,40 @@ IDENTITY = {
 COMPETITORS = tuple(IDENTITY)
 # what decides between equal values, the first that differs; the smaller wins
 TIES = ("document", "sequence", "position")
-# nearly all of a state's memory, and seldom written
-WINDOW_FIELDS = ("token_ids", "activations")
 
 
-@dataclass
-class TopK:
+@dataclass(kw_only=True)
+class TopK(Places):
     """Up to k examples per unit, in no order; `ranked` sorts them.
 
     largest: whether the largest values win (top-k) or the smallest (bottom-k).
     by: what competes: "sequence", "token" or "document".
-    before, after: tokens of the window on either side of the peak.
     threshold: float32 [units], value of the worst place once all are filled, -/+infinity before.
     worst: int32 [units], which place that is.
     filled: int32 [units], places taken; places beyond are undefined.
-    value: float32, document, sequence: int64, position, window_start, window_length: int32, all [units, k].
-    token_ids: int32, activations: float32, both [units, k, before + 1 + after], defined up to window_length.
     """
 
     largest: bool
     by: str
-    before: int
-    after: int
     threshold: NDArray[np.float32]
     worst: NDArray[np.int32]
     filled: NDArray[np.int32]
-    value: NDArray[np.float32]
-    document: NDArray[np.int64]
-    sequence: NDArray[np.int64]
-    position: NDArray[np.int32]
-    window_start: NDArray[np.int32]
-    window_length: NDArray[np.int32]
-    token_ids: NDArray[np.int32]
-    activations: NDArray[np.float32]
-    _native: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def empty(
         cls, units: int, k: int, *, largest: bool, by: str = "sequence", window: tuple[int, int] = (48, 15)
     ) -> TopK:
         """No examples yet. Raises KernelInputError for negative sizes and unknown competitors."""
-        before, after = window
-        if min(k, before, after) < 0:
-            raise KernelInputError(f"k is {k} and the window {before},{after}; they start at 0 and 0,0")
         if by not in COMPETITORS:
             raise KernelInputError(f"competitor {by!r} is unknown; choose one of: {', '.join(COMPETITORS)}")
-        places, window_shape = (units, k), (units, k, before + 1 + after)
         return cls(
-            largest, by, before, after,
-            np.full(units, -np.inf if largest else np.inf, np.float32),
-            np.zeros(units, np.int32), np.zeros(units, np.int32),
-            np.zeros(places, np.float32), np.zeros(places, np.int64), np.zeros(places, np.int64),
-            np.zeros(places, np.int32), np.zeros(places, np.int32), np.zeros(places, np.int32),
-            committed_zeros(window_shape, np.int32), committed_zeros(window_shape, np.float32),
-        )  # fmt: skip
-
-    @property
-    def units(self) -> int:
-        return self.value.shape[0]
+            largest=largest,
+            by=by,
+            threshold=np.full(units, -np.inf if largest else np.inf, np.float32),
+            worst=np.zeros(units, np.int32),
+            filled=np.zeros(units, np.int32),
+            **no_places(units, k, window),
+        )
 
     @property
     def k(self) -> int:
@@ -100,7 +76,12 @@ class TopK:
     def update(self, activations: NDArray[np.float32], sequences: Sequences) -> None:
         """Let every counted token of a batch compete; activations: float32 [tokens, units]. The reference."""
         for index in range(len(sequences)):
-            self.offer(self._competitors(activations, sequences, index))
+            self.offer(
+                ExampleRows.of_sequence(
+                    activations, sequences, index, (self.before, self.after),
+                    largest=self.largest, every_token=self.by == "token",
+                )
+            )  # fmt: skip
 
     def offer(self, rows: ExampleRows) -> None:
         """Let examples compete, of other tokens or of the same ones: an example is never held twice.
@@ -125,62 +106,20 @@ class TopK:
         taken = self.taken[units]
         keys = self._keys({name: getattr(self, name)[units] for name in PLACE_FIELDS})
         order = np.lexsort((*reversed(keys), ~taken))
-        unit = np.arange(len(taken))[:, None]
         return replace(
             self,
             threshold=self.threshold[units].copy(),
             worst=np.full(len(taken), self.k - 1, np.int32),
             filled=self.filled[units].copy(),
-            **{name: getattr(self, name)[units][unit, order] for name in (*PLACE_FIELDS, *WINDOW_FIELDS)},
+            **self.reordered(units, order),
             _native=None,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_native": None}
+    def _native_of(self, places: Any) -> Any:
+        from indexer_kernels import _cpp
 
-    def native(self) -> Any:
-        """The compiled kernel's view of this state."""
-        if self._native is None:
-            from indexer_kernels import _cpp
-
-            self._native = _cpp.TopK(
-                self.largest, COMPETITORS.index(self.by), self.before, self.after, self.threshold, self.worst,
-                self.filled, self.value, self.document, self.sequence, self.position, self.window_start,
-                self.window_length, self.token_ids, self.activations,
-            )  # fmt: skip
-        return self._native
-
-    def _competitors(self, activations: NDArray[np.float32], sequences: Sequences, index: int) -> ExampleRows:
-        """Those of one sequence in every unit; a document's sequences compete one by one for its place."""
-        rows = sequence_rows(sequences, index)
-        values = activations[rows].T + np.float32(0)  # [units, counted]
-        competes = np.isfinite(values)
-        if self.by != "token" and len(rows):
-            if self.largest:
-                peak = np.where(competes, values, -np.inf).argmax(axis=1)
-            else:
-                peak = np.where(competes, values, np.inf).argmin(axis=1)
-            competes &= np.arange(len(rows)) == peak[:, None]
-        unit, number = np.nonzero(competes)
-        start, length = sequences.start[index], sequences.length[index]
-        position = rows[number] - start
-        first = np.maximum(position - self.before, 0)
-        window_length = np.minimum(position + self.after + 1, length) - first
-        offset = np.cumsum(window_length) - window_length
-        # the row in the batch of each token of the windows
-        token = np.arange(window_length.sum()) + np.repeat(start + first - offset, window_length)
-        return ExampleRows(
-            unit=unit,
-            value=values[unit, number],
-            document=np.full(len(unit), sequences.document[index]),
-            sequence=np.full(len(unit), sequences.ordinal[index]),
-            position=position.astype(np.int32),
-            window_start=first.astype(np.int32),
-            window_length=window_length.astype(np.int32),
-            offset=offset,
-            token_ids=sequences.token_ids[token],
-            activations=activations[token, np.repeat(unit, window_length)] + np.float32(0),
-        )
+        by = COMPETITORS.index(self.by)
+        return _cpp.TopK(places, self.largest, by, self.threshold, self.worst, self.filled)
 
     def _insert(self, rows: ExampleRows, chosen: NDArray[np.int64]) -> None:
         """Give rows of different units the places they win; chosen: int64, numbers of rows."""
@@ -214,12 +153,9 @@ class TopK:
         return np.flatnonzero(~free)
 
     def _put(self, rows: ExampleRows, chosen: NDArray[np.int64], place: NDArray[np.int64]) -> None:
-        """Write rows into places of their units, each place once; chosen: int64, numbers of rows."""
+        """Write rows, and find the worst places of units that are full; arguments as in `write`."""
         unit = rows.unit[chosen]
-        for name in PLACE_FIELDS:
-            getattr(self, name)[unit, place] = getattr(rows, name)[chosen]
-        flat = (getattr(self, name).reshape(self.units * self.k, -1) for name in WINDOW_FIELDS)
-        rows.put_windows(chosen, unit * self.k + place, *flat)
+        self.write(rows, chosen, place)
         np.maximum.at(self.filled, unit, (place + 1).astype(np.int32))
         self._find_worst(np.unique(unit[self.filled[unit] == self.k]))
 

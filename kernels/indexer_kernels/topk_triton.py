@@ -44,19 +44,21 @@ def worst_of(held, key, document, sequence, position):
 @triton.jit
 def copy_window(
     values, stride, token_ids, start, length, position, before, after, place, width,
-    window_start, window_length, window_tokens, window_values, WINDOW: tl.constexpr,
+    window_tokens, window_values, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Tokens and activations around a peak, to a place. values: pointer to one unit's first row."""
+    """Tokens and activations around a peak, to a place; returns where the window begins, and its length.
+
+    values: pointer to one unit's first row.
+    """
     first = tl.maximum(position - before, 0)
     last = tl.minimum(position + after, length - 1)
     offset = tl.arange(0, WINDOW)
     row = start + first + offset
     mask = offset <= last - first
-    tl.store(window_start + place, first.to(tl.int32))
-    tl.store(window_length + place, (last + 1 - first).to(tl.int32))
     tl.store(window_tokens + place * width + offset, tl.load(token_ids + row, mask, other=0), mask)
     value = tl.load(values + row * stride, mask, other=0.0).to(tl.float32)
     tl.store(window_values + place * width + offset, value + 0.0, mask)
+    return first.to(tl.int32), (last + 1 - first).to(tl.int32)
 
 
 @triton.jit
@@ -141,11 +143,12 @@ def compete(
                         held_document = tl.where(wins, own_document, held_document)
                         held_sequence = tl.where(wins, own_ordinal, held_sequence)
                         held_position = tl.where(wins, position.to(tl.int32), held_position)
-                        copy_window(
+                        first, size = copy_window(
                             values + unit, stride, token_ids, own_start, own_length, position, before, after,
-                            unit * k + won, before + 1 + after,
-                            window_start, window_length, window_tokens, window_values, WINDOW,
+                            unit * k + won, before + 1 + after, window_tokens, window_values, WINDOW,
                         )  # fmt: skip
+                        tl.store(window_start + unit * k + won, first)
+                        tl.store(window_length + unit * k + won, size)
                     # a block's next best token can win only where this one did, or is held already
                     if IDENTITY == 3:
                         tokens_left = tl.where((won >= 0) | (is_same != 0), tokens_left - 1, 0)

@@ -33,23 +33,19 @@ struct Digest {
   }
 };
 
-struct Places {
-  std::vector<float> threshold, value, activations;
-  std::vector<std::int32_t> worst, filled, position, start, length, tokens;
+// The memory of a state of examples.
+template <typename State>
+struct Kept {
+  std::vector<float> value, activations;
+  std::vector<std::int32_t> position, start, length, tokens;
   std::vector<std::int64_t> document, sequence;
-  TopK state;
-  explicit Places(bool largest)
-      : threshold(kUnits, largest ? -std::numeric_limits<float>::infinity() : std::numeric_limits<float>::infinity()),
-        value(kUnits * kPlaces), activations(kUnits * kPlaces * kWidth), worst(kUnits), filled(kUnits),
-        position(kUnits * kPlaces), start(kUnits * kPlaces), length(kUnits * kPlaces),
-        tokens(kUnits * kPlaces * kWidth), document(kUnits * kPlaces), sequence(kUnits * kPlaces) {
-    state.places = kPlaces;
+  State state;
+  explicit Kept(std::int64_t places)
+      : value(kUnits * places), activations(kUnits * places * kWidth), position(kUnits * places), start(kUnits * places),
+        length(kUnits * places), tokens(kUnits * places * kWidth), document(kUnits * places), sequence(kUnits * places) {
+    state.places = places;
     state.before = 6;
     state.after = 3;
-    state.largest = largest;
-    state.threshold = threshold.data();
-    state.worst = worst.data();
-    state.filled = filled.data();
     state.value = value.data();
     state.document = document.data();
     state.sequence = sequence.data();
@@ -60,13 +56,43 @@ struct Places {
     state.activations = activations.data();
   }
   void add_to(Digest& digest) const {
-    digest.add(threshold);
     digest.add(value);
     digest.add(document);
     digest.add(sequence);
     digest.add(position);
     digest.add(tokens);
     digest.add(activations);
+  }
+};
+
+struct Best : Kept<TopK> {
+  std::vector<float> threshold;
+  std::vector<std::int32_t> worst, filled;
+  explicit Best(bool largest)
+      : Kept(kPlaces),
+        threshold(kUnits, largest ? -std::numeric_limits<float>::infinity() : std::numeric_limits<float>::infinity()),
+        worst(kUnits), filled(kUnits) {
+    state.largest = largest;
+    state.threshold = threshold.data();
+    state.worst = worst.data();
+    state.filled = filled.data();
+  }
+};
+
+struct Samples : Kept<Bands> {
+  std::vector<std::uint64_t> key, hash;
+  std::vector<std::uint32_t> bars;
+  explicit Samples(Random& random) : Kept(7), key(kUnits), hash(kUnits * 7), bars(kUnits * (2 + kResidues), 255) {
+    for (std::uint64_t& one : key) one = random.next();
+    for (std::int64_t unit = 0; unit < kUnits; ++unit) {
+      bars[unit] = 1;
+      bars[kUnits * (1 + kResidues) + unit] = 0xFFFFFF00u;
+    }
+    state.samples = 1;
+    state.units = kUnits;
+    state.key = key.data();
+    state.bars = bars.data();
+    state.hash = hash.data();
   }
 };
 
@@ -96,7 +122,8 @@ std::uint64_t digest_of(Function function, DType dtype, bool gated) {
   std::vector<float> low(kUnits, std::numeric_limits<float>::infinity()), high(kUnits, -std::numeric_limits<float>::infinity());
   const Histogram histogram{counts.data(), recent.data(), recent_tokens.data()};
   const Moments moments{nan.data(), inf.data(), low.data(), high.data(), sums.data(), pending.data()};
-  const Places top(true), bottom(false);
+  const Best top(true), bottom(false);
+  const Samples samples(random);
   Job job;
   job.function = function;
   job.gate = {gate.data(), kUnits, dtype};
@@ -108,6 +135,7 @@ std::uint64_t digest_of(Function function, DType dtype, bool gated) {
   job.moments = &moments;
   job.top = &top.state;
   job.bottom = &bottom.state;
+  job.samples = &samples.state;
   for (std::int64_t unit = 0; unit < kUnits; unit += kBlockUnits) INDEXER_ISA::process_block(job, unit);
   Digest digest;
   digest.add(gate);
@@ -117,8 +145,13 @@ std::uint64_t digest_of(Function function, DType dtype, bool gated) {
   digest.add(low);
   digest.add(high);
   digest.add(sums);
-  top.add_to(digest);
-  bottom.add_to(digest);
+  for (const Best* end : {&top, &bottom}) {
+    digest.add(end->threshold);
+    end->add_to(digest);
+  }
+  digest.add(samples.bars);
+  digest.add(samples.hash);
+  samples.add_to(digest);
   return digest.value;
 }
 

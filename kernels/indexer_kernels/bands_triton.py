@@ -1,0 +1,236 @@
+"""Bands on the GPU: sequences whose hash may win compete for their unit's places, one unit a program.
+
+The gathering kernel hashes each block's sequence with each unit, and notes whether the band of the block's
+maximum may take it (`may_enter`): a sequence enters by the block that holds its maximum. Most units end
+there. For the others a program looks at those blocks, leaves out what is not the first maximum of its whole
+sequence, and gives it a place, as in topk_triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from indexer_kernels import bands, hashes
+from indexer_kernels.blocks import BLOCK_TOKENS as HOST_BLOCK_TOKENS
+from indexer_kernels.plan import Plan
+from indexer_kernels.topk_triton import LOWEST, copy_window
+
+BLOCK_TOKENS = tl.constexpr(HOST_BLOCK_TOKENS)
+OCTAVES, BANDS = tl.constexpr(bands.OCTAVES), tl.constexpr(bands.BANDS)
+NO_OCTAVE, NO_HASH = tl.constexpr(int(bands.NO_OCTAVE)), tl.constexpr(int(bands.NO_HASH))
+FIRST, SECOND = tl.constexpr(int(hashes.FIRST)), tl.constexpr(int(hashes.SECOND))
+RESIDUES, REST_ROW = tl.constexpr(bands.RESIDUES), tl.constexpr(bands.RESIDUES + 1)
+# the upper 24 bits of a hash above an octave
+UPPER = tl.constexpr(0xFFFFFF00)
+
+
+@triton.jit
+def scrambled(number):
+    """The hash of a unit's key xor a sequence's; uint64."""
+    number = number * FIRST
+    number = (number ^ (number >> 32)) * SECOND
+    return (number ^ (number >> 32)) * FIRST
+
+
+@triton.jit
+def octave_of(value):
+    """int32, the octave of finite float32 values."""
+    return tl.maximum(value.to(tl.int32, bitcast=True) >> 23, 0)
+
+
+@triton.jit
+def may_enter(maximum, key, least, bars, unit, units, mask):
+    """Whether the band of a maximum may take its sequence, but for the lower bits of hashes.
+
+    maximum: float32, -infinity for none. key: uint64, of the unit xor the sequence. least: uint32, the least
+    octave that has a band. bars: as in Bands.
+    """
+    octave = octave_of(maximum)
+    rest = octave < least.to(tl.int32)
+    row = tl.where(rest, REST_ROW, 1 + (octave & (RESIDUES - 1)))
+    bar = tl.load(bars + row.to(tl.int64) * units + unit, mask, other=0)
+    word = ((scrambled(key) >> 32).to(tl.uint32) & UPPER) | tl.where(rest, 0, octave).to(tl.uint32)
+    # a bar of another octave says nothing
+    other = ((word ^ bar) & 255) != 0
+    return (maximum > float("-inf")) & (other | (word <= bar))
+
+
+@triton.jit
+def last_of(member, hash, document, sequence):
+    """Which of the members comes last by hash, document and sequence, as a mask; all [PLACES]."""
+    last = member & (hash == tl.max(tl.where(member, hash, 0), axis=0))
+    last &= document == tl.max(tl.where(last, document, LOWEST), axis=0)
+    return last & (sequence == tl.max(tl.where(last, sequence, LOWEST), axis=0))
+
+
+@triton.jit
+def least_octave(octave, own_octave):
+    """The least octave that has a band, of [PLACES] and one more; 0 where it is no octave."""
+    least = 256
+    for _ in range(OCTAVES):
+        next_one = tl.max(tl.where(octave < least, octave, 0), axis=0)
+        least = tl.maximum(next_one, tl.where(own_octave < least, own_octave, 0))
+    return tl.maximum(least, 1)
+
+
+@triton.jit
+def sequence_maximum(
+    peak, row, sequence, length, maxima, block_row, block_sequence, blocks, units, BLOCKS: tl.constexpr
+):
+    """A sequence's maximum and the row of the first block that reaches it; peak, row: of one of its blocks.
+
+    maxima: pointer to the unit's maximum of the first block.
+    """
+    # of one block there is nothing to look for
+    others = tl.where(length > BLOCK_TOKENS, blocks, 0)
+    for first_block in range(0, others, BLOCKS):
+        block = first_block + tl.arange(0, BLOCKS)
+        own = (block < blocks) & (tl.load(block_sequence + block, block < blocks, other=-1) == sequence)
+        theirs = tl.load(maxima + block.to(tl.int64) * units, own, other=float("-inf"))
+        best = tl.max(theirs, axis=0)
+        begins = tl.load(block_row + block, own, other=0)
+        begins = tl.min(tl.where(own & (theirs == best), begins, 0x7FFFFFFFFFFFFFFF), axis=0)
+        row = tl.where(best > peak, begins, tl.where(best == peak, tl.minimum(begins, row), row))
+        peak = tl.maximum(best, peak)
+    return peak, row
+
+
+@triton.jit
+def set_bars(bars, unit, units, held, hash, octave, samples):
+    """What the gathering kernel asks from now on; see Bands.bars."""
+    least = least_octave(octave, 0)
+    octave = tl.where(octave < least, 0, octave)
+    tl.store(bars + unit, least.to(tl.uint32))
+    for row in range(1, REST_ROW + 1):
+        # of no residue is the rest
+        band = tl.max(tl.where((octave & (RESIDUES - 1)) == row - 1, octave, 0), axis=0)
+        member = held & (octave == band)
+        worst = tl.max(tl.where(member, hash, 0), axis=0)
+        full = tl.sum(member.to(tl.int32), axis=0) == samples
+        bar = ((tl.where(full, worst, NO_HASH) >> 32).to(tl.uint32) & UPPER) | band.to(tl.uint32)
+        bar = tl.where((band == 0) & (row < REST_ROW), NO_OCTAVE, bar)
+        tl.store(bars + row * units + unit, bar)
+
+
+@triton.jit
+def sample(
+    values, stride, units, counted, token_ids, block_row, block_span, block_sequence, block_key, blocks,
+    start, length, document, ordinal, maxima, hits, splits,
+    unit_key, bars, place_hash, place_value, place_document, place_sequence, place_position,
+    window_start, window_length, window_tokens, window_values, samples, before, after,
+    PLACES: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Let sequences compete for a unit's places; arguments as `launch` hands them."""
+    unit = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, SPLITS)
+    hit = tl.max(tl.load(hits + split.to(tl.int64) * units + unit, split < splits, other=0), axis=0)
+    if hit != 0:
+        key = tl.load(unit_key + unit)
+        maxima += unit
+        place = tl.arange(0, PLACES)
+        exists = place < BANDS * samples
+        at = unit * BANDS * samples + place
+        held = tl.load(window_length + at, exists, other=0) > 0
+        hash = tl.load(place_hash + at, held, other=0)
+        held_document = tl.load(place_document + at, held, other=0)
+        held_sequence = tl.load(place_sequence + at, held, other=0)
+        octave = tl.where(held, octave_of(tl.load(place_value + at, held, other=0.0)), 0)
+        least_before = tl.load(bars + unit)
+        token = tl.arange(0, BLOCK_TOKENS)
+        for first_block in range(0, blocks, BLOCKS):
+            block = first_block + tl.arange(0, BLOCKS)
+            there = block < blocks
+            peaks = tl.load(maxima + block.to(tl.int64) * units, there, other=float("-inf"))
+            keys = tl.load(block_key + block, there, other=0) ^ key
+            # the bars are those before the batch, which only lets more through
+            passing = there & may_enter(peaks, keys, least_before, bars, unit, units, there)
+            left = tl.sum(passing.to(tl.int32), axis=0)
+            while left > 0:
+                number = tl.min(tl.where(passing, block, 2147483647), axis=0)
+                passing &= block != number
+                left -= 1
+                own = tl.load(block_sequence + number)
+                own_start, own_length = tl.load(start + own), tl.load(length + own)
+                row = tl.load(block_row + number)
+                peak = tl.load(maxima + number.to(tl.int64) * units)
+                highest, first_row = sequence_maximum(
+                    peak, row, own, own_length, maxima, block_row, block_sequence, blocks, units, BLOCKS
+                )
+                if (peak == highest) & (row == first_row):
+                    own_document, own_ordinal = tl.load(document + own), tl.load(ordinal + own)
+                    own_hash = scrambled(tl.load(block_key + number) ^ key)
+                    own_octave = octave_of(peak)
+                    least = least_octave(octave, own_octave)
+                    band = tl.where(octave < least, 0, octave)
+                    own_band = tl.where(own_octave < least, 0, own_octave)
+                    # an octave that falls out of the highest brings its examples to the rest
+                    rest = held & (band == 0)
+                    too_many = tl.sum(rest.to(tl.int32), axis=0) - samples
+                    while too_many > 0:
+                        gone = last_of(rest, hash, held_document, held_sequence)
+                        rest &= ~gone
+                        held &= ~gone
+                        tl.store(window_length + at, 0, gone)
+                        too_many -= 1
+                    octave = tl.where(held, octave, 0)
+                    member = held & (band == own_band)
+                    full = tl.sum(member.to(tl.int32), axis=0) == samples
+                    later = (held_document > own_document) | (
+                        (held_document == own_document) & (held_sequence > own_ordinal)
+                    )
+                    later = (hash > own_hash) | ((hash == own_hash) & later)
+                    loser = last_of(member, hash, held_document, held_sequence) & later
+                    free = exists & ~held
+                    free &= place == tl.min(tl.where(free, place, PLACES), axis=0)
+                    wins = tl.where(full, loser, free)
+                    same = held & (held_document == own_document) & (held_sequence == own_ordinal)
+                    is_same = tl.max(same.to(tl.int32), axis=0)
+                    won = tl.where(is_same == 0, tl.max(tl.where(wins, place, -1), axis=0), -1)
+                    if won >= 0:
+                        inside = token < tl.load(block_span + number)
+                        inside &= tl.load(counted + row + token, inside, other=0) != 0
+                        value = tl.load(values + (row + token) * stride + unit, inside, other=0.0)
+                        reaches = inside & (value.to(tl.float32) == peak)
+                        position = row - own_start + tl.min(tl.where(reaches, token, BLOCK_TOKENS), axis=0)
+                        first, size = copy_window(
+                            values + unit, stride, token_ids, own_start, own_length, position, before, after,
+                            unit * BANDS * samples + won, before + 1 + after,
+                            window_tokens, window_values, WINDOW,
+                        )  # fmt: skip
+                        tl.store(place_hash + at, own_hash, wins)
+                        tl.store(place_value + at, peak + 0.0, wins)
+                        tl.store(place_document + at, own_document, wins)
+                        tl.store(place_sequence + at, own_ordinal, wins)
+                        tl.store(place_position + at, position.to(tl.int32), wins)
+                        tl.store(window_start + at, first, wins)
+                        tl.store(window_length + at, size, wins)
+                        hash = tl.where(wins, own_hash, hash)
+                        held_document = tl.where(wins, own_document, held_document)
+                        held_sequence = tl.where(wins, own_ordinal, held_sequence)
+                        octave = tl.where(wins, own_octave, octave)
+                        held |= wins
+        set_bars(bars, unit, units, held, hash, octave, samples)
+
+
+def launch(
+    values: Tensor, plan: Plan, maxima: Tensor, hits: Tensor, places: Sequence[Tensor], window: Sequence[int]
+) -> None:
+    """Bring the samples up to date with a batch.
+
+    values: [tokens, units], the activations. maxima: float32 [blocks, units]; hits: int32 [splits, units].
+    places: DeviceBands.tensors(). window: tokens before and after the peak.
+    """
+    units = values.shape[1]
+    samples = places[3].shape[1] // bands.BANDS
+    sample[(units,)](
+        values, values.stride(0), units, plan.counted, plan.token_ids,
+        plan.block_row, plan.block_span, plan.block_sequence, plan.block_key, plan.blocks,
+        plan.start, plan.length, plan.document, plan.ordinal, maxima, hits, hits.shape[0],
+        *places, samples, *window,
+        PLACES=triton.next_power_of_2(bands.BANDS * samples), WINDOW=triton.next_power_of_2(sum(window) + 1),
+        SPLITS=triton.next_power_of_2(hits.shape[0]), BLOCKS=32, num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
