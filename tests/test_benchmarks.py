@@ -105,7 +105,7 @@ def test_overhead_refuses_a_wrong_index(
     def wrong(self: States, key: Key, **options: bool) -> LayerRecord:
         record = right(self, key, **options)
         if key.layer == 3:
-            record.top.position[:, 1] += 1
+            record.top.sequence[:, 1] += 1
         return record
 
     monkeypatch.setattr(States, "record", wrong)
