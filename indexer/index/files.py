@@ -49,6 +49,7 @@ class GroupedFile:
         Raises IndexerError where it is not a Parquet file of this schema.
         """
         self.path = path
+        self._far = source is not on_disk
         with told(path):
             self._file = source(path)
             opened = pq.ParquetFile(self._file, arrow_extensions_enabled=False)
@@ -68,11 +69,13 @@ class GroupedFile:
     def reader(self) -> pq.ParquetFile:
         """A reader for one use, as readers keep the settings of their last call; the footer is shared.
 
-        What lies together it reads at once, so that a remote file is asked once for several columns.
+        Of a file that is elsewhere it asks once for columns that lie together; on the disk, the thread that
+        does so would cost more than it saves.
         """
         return pq.ParquetFile(
             self._file,
             metadata=self.metadata,
+            pre_buffer=self._far,
             page_checksum_verification=True,
             arrow_extensions_enabled=False,
         )
