@@ -114,6 +114,7 @@ def _edited(change: Callable[[dict[str, object]], object]) -> Callable[[Path], N
     [
         (_flip("manifest.json", 40), "manifest.json"),
         (_flip("labels.parquet", 30), "labels.parquet"),
+        *((_flip("labels.parquet", -place), "labels.parquet") for place in range(9, 400, 13)),
         (_flip("views.sql", 30), "views.sql is not that of its tables"),
         (lambda folder: (folder / "labels.parquet").unlink(), "labels.parquet is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "it has no manifest.json"),

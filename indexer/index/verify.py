@@ -22,7 +22,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import FOLDER, read_addons
 from indexer.index.codecs import folders
-from indexer.index.files import GroupedFile
+from indexer.index.files import GroupedFile, told
 from indexer.index.laws import LayerLaws
 from indexer.index.manifest import (
     FileEntry,
@@ -52,9 +52,10 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
         _check_file(index, file, expected[file.path])
     for addon in addons:
         for file in addon.files:
-            table = file.path.endswith(".parquet")
             folder = index / FOLDER / addon.name
-            _check_file(folder, file, pq.read_schema(folder / file.path) if table else None)
+            with told(folder / file.path):
+                wanted = pq.read_schema(folder / file.path) if file.path.endswith(".parquet") else None
+            _check_file(folder, file, wanted)
     vocabulary, token_counts = read_vocabulary(index)
     if (index / schema.VIEWS).read_bytes() != views_file(manifest.layers).encode("utf-8"):
         raise IndexerError(f"index {index}: {schema.VIEWS} is not that of the manifest's layers")
