@@ -33,48 +33,7 @@ forward of at least 17.7 us. Both are the memory traffic of the plain function. 
 writes 8 bytes of extremes per unit, and a program reads and writes what it counted once per batch, at most
 1.6 kB each way per unit: 10% of the read at 16,384 tokens a split, so large batches are cheaper.
 
-Tried, instructions per element of update on sm_90 in Triton 3.9, predicted and then counted:
-* Table row by complement 24.9; sign as a bit of the row and the magnitude clamped as a float 21.4.
-* Strides in 32 bits, 23.6: every row's address is widened again. Strides compiled in, a base and eight
-  offsets: predicted 20.4, counted 20.6; SwiGLU, with three pointers, 33.1 to 29.9.
-* x^3 added by a fused multiply-add, exact for bfloat16: predicted 19.6, counted 19.5.
-* The table row as the upper bits of a float16: predicted 9 to 5 instructions of the histogram. Its
-  conversion alone runs at an eighth of the rate, so two go at once. Zeros left out by a mask made a branch
-  around every atomic, so they have a row instead.
-* Words of two units for reading, extremes and zeros as well: predicted 12.5, counted 13.6; with the lane's
-  place in both halves of the address 13.3; hidden from the compiler, which undid that (13.8), 12.8; and 12.5
-  with all reads ahead of all writes, for three-way extremes of two rows then become one instruction.
-* All extremes three-way, two rows at once by assembly: predicted 12.5 to 12.4, counted 12.4.
-* Two turns of eight rows to a loop, a third for what is left: SwiGLU predicted 20.9 to 20.5, counted 20.5.
-  "plain" keeps one turn: of two it would read all first, in 158 registers. 32 rows would save 0.2 more, and
-  20 kB of code.
-* x^2 x^2 added by a fused multiply-add, and x^2 x in all types, by every kernel and the reference alike:
-  predicted 1.0 less for bfloat16 and 2.0 for float16, counted 1.0 and 2.0. Gated functions in float32 then
-  spilled up to 23 registers, so they take one row at a time.
-* The lane's place added where the halves are taken apart: predicted 12.0, counted 12.7. The compiler of
-  Triton masks every index to the size of the array, which a sum cannot promise to keep.
-* Places in a float16 that mark zeros without a comparison: no packed instruction tells 0 from 1e-40 and
-  leaves the lane's bits alone. 0.5 would be won.
-
-And of the functions, in bfloat16:
-* The normal tail as 2 to a polynomial, no reciprocal: GELU (erf) predicted 27, from 31.3 to 27.1.
-* relu(x) less |x| Q(|x|) with both in words, and Q as 2^(-t - (q^2 + c)^2), which three multiply-adds and a
-  constant fit to 1e-3, four of them to 5e-4: GELU (tanh) predicted 20.3, from 22.1 to 20.5; GELU (erf)
-  predicted 21.3, from 26.6 to 21.4. A quartic of as many operations is off by 1.6e-3, a cubic by 8e-3.
-* x times a sigmoid in words, rounded before: SwiGLU predicted 20.0, from 20.5 to 20.0. Taken out again: 29%
-  of activations were a bfloat16 off those of transformers, and up to 41 instructions cost nothing there.
-* |x| Q(|x|) of GELU (erf) as a product of words turns infinity into NaN, so |x| has a limit: -min(|x|, 16) is
-  one instruction where bfloat16 is taken for float16, and three where not. All of Q is in the exponent then,
-  and no polynomial need be small at infinity: four multiply-adds come within 3.6e-4, in the best of the 8,338
-  arrangements tried. Predicted 19.9, from 20.4 to 19.9. GELU (tanh) would need a fourth multiply-add, which
-  costs more than it saves; three are off by 8e-3.
-* NaN at -infinity, as torch has it, costs either GELU one: in bfloat16 20.4 (tanh) and 21.0 (erf).
-* tanh.approx, 2.5 less for SiLU: its error of 2^-11 is absolute next to -1, 4% of SiLU at -5 and all of it at
-  -9. The packed forms, ex2 and tanh of bf16x2, are two instructions and a third to join them.
-* 80 registers, for three blocks on a multiprocessor: the loop stays as it is, but 39 spills around it.
-* `tl.histogram` reads all its bins back for every tile, and is no faster than a tile is large. With the
-  counters' flush unrolled its addresses were kept in registers throughout: 112 bytes of stack on sm_80, none
-  since it is a loop.
+What was tried on the way, predicted and then counted, stands in benchmarks/results/README.md.
 """
 
 from __future__ import annotations
