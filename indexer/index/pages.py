@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from indexer.index.thrift import I64, LIST, STRUCT, Struct, decode, encode, list_at, skip
+from indexer.index.thrift import I64, LIST, STRUCT, Struct, decode, encode, find, list_at, skip
 
 _MAGIC = b"PAR1"
 # fields of parquet.thrift: FileMetaData, RowGroup, ColumnChunk, ColumnMetaData, OffsetIndex, PageHeader
@@ -116,14 +116,14 @@ class Pages:
         """Where a row group begins in the footer."""
         footer = self._footer
         if not self._groups:
-            self._groups.append(list_at(footer, skip(footer, len(_MAGIC), _ROW_GROUPS))[2])
+            self._groups.append(list_at(footer, find(footer, len(_MAGIC), _ROW_GROUPS))[2])
         while len(self._groups) <= group:
             self._groups.append(skip(footer, self._groups[-1]))
         return self._groups[group]
 
     def _read_index(self, group: int) -> dict[str, _Chunk]:
         """The pages of a row group, whose indexes lie together."""
-        _, number, at = list_at(self._footer, skip(self._footer, self._group_at(group), _COLUMNS))
+        _, number, at = list_at(self._footer, find(self._footer, self._group_at(group), _COLUMNS))
         found: dict[str, Struct] = {}
         if number != len(self._lists):
             raise ValueError(f"its row group {group} has {number} columns instead of {len(self._lists)}")
@@ -200,7 +200,7 @@ def _locations(index: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     The last byte of every number is below 128, as are the marks between them: seven numbers are a page.
     """
-    _, count, at = list_at(index, skip(index, 0, _LOCATIONS))
+    _, count, at = list_at(index, find(index, 0, _LOCATIONS))
     data = np.frombuffer(index, np.uint8)[at:]
     end = np.flatnonzero(data < 128)
     begin = np.concatenate([[0], end[:-1] + 1])

@@ -30,25 +30,39 @@ def decode(data: bytes, at: int) -> tuple[Struct, int]:
     return struct, at + 1
 
 
-def skip(data: bytes, at: int, until: int | None = None) -> int:
-    """Where the struct that begins at a byte ends, or where the value of field `until` begins.
+def skip(data: bytes, at: int) -> int:
+    """Where the struct that begins at a byte ends; many times as fast as decoding it."""
+    while head := data[at]:
+        at += 1
+        if head < 16:
+            at = _skip_varint(data, at)
+        kind = head & 15
+        # most fields of a footer are small numbers and short strings: nothing is called for them
+        if kind in (_I16, I32, I64):
+            while data[at] > 127:
+                at += 1
+            at += 1
+        elif kind == BINARY and data[at] < 128:
+            at += 1 + data[at]
+        elif kind > _FALSE:
+            at = _skip_value(data, at, kind)
+    return at + 1
 
-    Several times as fast as decoding it. Raises ValueError where it has no such field.
-    """
+
+def find(data: bytes, at: int, wanted: int) -> int:
+    """Where the value of a field begins; raises ValueError where the struct that begins there has none."""
     field = 0
     while head := data[at]:
         at += 1
-        if head >> 4:
-            field += head >> 4
-        else:
+        if head < 16:
             field, at = _number(data, at)
-        if field == until:
+        else:
+            field += head >> 4
+        if field == wanted:
             return at
         if head & 15 > _FALSE:
             at = _skip_value(data, at, head & 15)
-    if until is not None:
-        raise ValueError(f"a struct without its field {until}")
-    return at + 1
+    raise ValueError(f"a struct without its field {wanted}")
 
 
 def list_at(data: bytes, at: int) -> tuple[int, int, int]:
