@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
 
@@ -14,6 +13,9 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def _version(package: str) -> str | None:
+    # imported here: it takes longer than most questions to an index
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
