@@ -163,8 +163,6 @@ def test_an_index_that_was_added_to_knows_the_earlier_list(tmp_path: Path) -> No
     [
         _drop("corpus", "coverage"),
         _drop("corpus", "listing"),
-        _drop("configuration", "by"),
-        _drop("configuration", "context"),
     ],
 )
 def test_an_index_of_an_older_version_is_refused(change: Change, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from indexer_kernels import Histogram, TopK
+from indexer_kernels import Histogram, Keep, TopK
 
 from benchmarks.synthetic import Size, synthetic_records, write_synthetic
 from indexer.errors import IndexerError
@@ -131,40 +131,36 @@ def test_a_block_costs_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < part < 0.25 * sum(read)
 
 
-def test_states_are_as_the_configuration_says(tmp_path: Path) -> None:
+def keeping(manifest: Manifest, **keep: Any) -> Manifest:
+    """The manifest with something else kept of its site."""
+    (site,) = manifest.sites
+    kept = msgspec.structs.replace(site, keep=replace(site.keep, **keep))
+    return msgspec.structs.replace(manifest, sites=[kept])
+
+
+def test_states_are_as_the_manifest_says(tmp_path: Path) -> None:
     size = Size(layers=1, units=5, top=4, bottom=2, window=8, count=100)
     index = write_synthetic(tmp_path / "i", size)
-    manifest = read_manifest(index)
-    wide = {"top": 9, "bottom": 3, "by": "sequence", "window": [6, 5], "context": 100}
-    for configuration, width in ((wide, 12), (wide | {"context": 6}, 11)):
-        described = msgspec.structs.replace(manifest, configuration=configuration)
-        record = read_layer(index, described, Key(MLP, 0))
-        assert record.top.token_ids.shape == (5, 9, width)
-        assert record.bottom.token_ids.shape == (5, 3, width)
-        assert_same(next(synthetic_records(size)), record)
+    described = keeping(read_manifest(index), top=9, bottom=3, window=(6, 5))
+    record = read_layer(index, described, Key(MLP, 0))
+    assert record.top.token_ids.shape == (5, 9, 12)
+    assert record.bottom.token_ids.shape == (5, 3, 12)
+    assert record.keep == Keep(9, 3, (6, 5), "sequence")
+    assert_same(next(synthetic_records(size)), record)
 
 
-@pytest.mark.parametrize(
-    ("configuration", "said"),
-    [
-        ({}, "does not tell what was kept"),
-        ({"by": "word"}, "does not tell what was kept"),
-        ({"window": "wide"}, "does not tell what was kept"),
-        ({"top": -1}, "does not tell what was kept"),
-        ({"top": 3}, "its rows are not those of"),
-        ({"bottom": 0}, "its rows are not those of"),
-        ({"window": [3, 3]}, "its rows are not those of"),
-    ],
-    ids=str,
-)
-def test_examples_that_were_not_kept_are_refused(
-    configuration: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("keep", [{"top": 3}, {"bottom": 0}, {"window": (3, 3)}], ids=str)
+def test_examples_that_were_not_kept_are_refused(keep: dict[str, Any], tmp_path: Path) -> None:
     index = write_synthetic(tmp_path / "i", Size(layers=1, units=5, top=4, bottom=2, window=8, count=100))
-    manifest = read_manifest(index)
-    changed = configuration and manifest.configuration | configuration
-    with pytest.raises(IndexerError, match=said):
-        read_layer(index, msgspec.structs.replace(manifest, configuration=changed), Key(MLP, 0))
+    with pytest.raises(IndexerError, match="its rows are not those of"):
+        read_layer(index, keeping(read_manifest(index), **keep), Key(MLP, 0))
+
+
+@pytest.mark.parametrize("keep", [{"by": "word"}, {"top": -1}, {"window": (-2, 3)}], ids=str)
+def test_nothing_else_can_be_kept(keep: dict[str, Any], tmp_path: Path) -> None:
+    index = write_synthetic(tmp_path / "i", Size(layers=1, units=5, top=4, bottom=2, window=8, count=100))
+    with pytest.raises(ValueError, match="`keep` must be of sizes from 0 on, by one of sequence"):
+        keeping(read_manifest(index), **keep)
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:

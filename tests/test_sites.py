@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoModel
 
 import indexer
 from indexer.errors import IndexerError
-from indexer.models import Probe, Runner, Values, adapt
+from indexer.models import LoadedModel, Probe, Runner, Values, adapt
 from indexer.names import MLP, Key
 from indexer.partials.merge import merge_indexes
 from indexer.sites import SITES, Asked, find
@@ -90,6 +91,29 @@ def test_neurons_are_the_same_beside_another_site(texts: list[str], tmp_path: Pa
     alone = rows(build(model, texts, tmp_path / "alone"))
     beside = rows(build(model, texts, tmp_path / "beside", sites=("embed", "mlp")))
     assert alone == [[row for row in table if row["site"] == MLP] for table in beside]
+
+
+@pytest.mark.usefixtures("embed")
+def test_a_site_may_keep_something_else(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = SITES["embed"]
+
+    def few(loaded: LoadedModel, asked: Asked) -> Sequence[Probe]:
+        return everything(loaded, replace(asked, keep=replace(asked.keep, top=1, bottom=0, window=(2, 1))))
+
+    monkeypatch.setitem(SITES, "embed", few)
+    model = saved(tmp_path / "model", "llama")
+    whole = build(model, texts, tmp_path / "whole", sites="mlp,embed")
+    parts = [build(model, texts, tmp_path / f"{n}", sites="mlp,embed", shard=(n, 2)) for n in range(2)]
+    merge_indexes(parts, tmp_path / "merged")
+    assert rows(tmp_path / "merged") == rows(whole)
+    with indexer.open_index(whole) as index:
+        index.verify(full=True)
+        assert {site.site: site.keep.top for site in index.manifest.sites} == {"embed": 1, "mlp": 3}
+        assert (index.top("embed.0.3").num_rows, index.bottom("embed.0.3").num_rows) == (1, 0)
+        assert len(index.top("embed.0.3")["token_ids"][0]) <= 4
+        assert index.top("mlp.0.3").num_rows == 3
 
 
 @pytest.mark.usefixtures("embed")

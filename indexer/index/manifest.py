@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import pyarrow as pa
+from indexer_kernels import Keep
+from indexer_kernels.topk import COMPETITORS
 
 from indexer.errors import IndexerError
 from indexer.index import schema
@@ -60,11 +62,12 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """One indexed layer; statistics: the names of the codecs of its files."""
+    """One indexed layer; statistics: the names of the codecs of its files. keep: what is kept of a unit."""
 
     key: Key
     units: int
     statistics: tuple[str, ...]
+    keep: Keep
 
 
 class LayerUnits(msgspec.Struct, frozen=True):
@@ -79,6 +82,7 @@ class SiteEntry(msgspec.Struct, frozen=True):
 
     site: str
     statistics: tuple[str, ...]
+    keep: Keep
     layers: list[LayerUnits]
 
     def __post_init__(self) -> None:
@@ -90,6 +94,9 @@ class SiteEntry(msgspec.Struct, frozen=True):
         if sorted(known) != sorted(self.statistics):
             names = ", ".join(codec.name for codec in CODECS)
             raise ValueError(f"`statistics` must be of {names}, each once")
+        keep = self.keep
+        if min(keep.top, keep.bottom, *keep.window) < 0 or keep.by not in COMPETITORS:
+            raise ValueError(f"`keep` must be of sizes from 0 on, by one of {', '.join(COMPETITORS)}")
 
 
 class Manifest(msgspec.Struct, frozen=True, dict=True):
@@ -111,7 +118,7 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
     def layers(self) -> list[LayerEntry]:
         """All indexed layers, in the order of units.parquet."""
         return [
-            LayerEntry(Key(site.site, layer.layer), layer.units, site.statistics)
+            LayerEntry(Key(site.site, layer.layer), layer.units, site.statistics, site.keep)
             for site in self.sites
             for layer in site.layers
         ]
@@ -140,9 +147,9 @@ def sites_of(layers: Sequence[LayerEntry]) -> list[SiteEntry]:
     sites = []
     for name in sorted({entry.key.site for entry in layers}):
         here = sorted((entry for entry in layers if entry.key.site == name), key=lambda entry: entry.key)
-        assert len({entry.statistics for entry in here}) == 1, f"{name}: its layers differ in statistics"
+        assert len({(entry.statistics, entry.keep) for entry in here}) == 1, f"{name}: its layers differ"
         numbers = [LayerUnits(layer=entry.key.layer, units=entry.units) for entry in here]
-        sites.append(SiteEntry(site=name, statistics=here[0].statistics, layers=numbers))
+        sites.append(SiteEntry(name, here[0].statistics, here[0].keep, numbers))
     return sites
 
 

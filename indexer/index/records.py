@@ -35,6 +35,15 @@ class LayerRecord:
         return len(self.count)
 
     @property
+    def keep(self) -> Keep:
+        """What is kept of every unit."""
+        ends = [self.states[name] for name in ("top", "bottom") if name in self.states]
+        places = {"top" if end.largest else "bottom": end.k for end in ends}
+        shape = next((end for end in ends if end.k), None)
+        like = {} if shape is None else {"window": (shape.before, shape.after), "by": shape.by}
+        return Keep(**{"top": 0, "bottom": 0, **places, **like})
+
+    @property
     def moments(self) -> Moments:
         """Counts of what is not finite, range and exact sums."""
         return self.states["moments"]

@@ -6,20 +6,16 @@ was written from. Blocks of units are read from the row groups that hold them, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from indexer_kernels import Keep
-from indexer_kernels.topk import COMPETITORS
 
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.codecs import codecs_of
-from indexer.index.files import DAMAGED, RowFile, told
+from indexer.index.files import RowFile, told
 from indexer.index.manifest import LayerEntry, Manifest
 from indexer.index.records import LayerRecord
 from indexer.index.rows import LayerRows
@@ -27,31 +23,9 @@ from indexer.index.vocabulary import Vocabulary, token_counts_of
 from indexer.names import Key
 
 
-def keep_of(configuration: Mapping[str, Any]) -> Keep | None:
-    """What a build kept, from its configuration; None where that does not tell."""
-    try:
-        before, after = map(int, configuration["window"])
-        top, bottom, by = int(configuration["top"]), int(configuration["bottom"]), configuration["by"]
-        keep = Keep(top, bottom, (before, after), by).within(int(configuration["context"]))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return keep if min(top, bottom, *keep.window) >= 0 and by in COMPETITORS else None
-
-
-def kept(index: Path, manifest: Manifest) -> Keep:
-    """What was kept of each unit. Raises IndexerError where the manifest does not tell."""
-    keep = keep_of(manifest.configuration)
-    if keep is None:
-        raise IndexerError(
-            f"index {index}: its configuration does not tell what was kept of a unit (top, bottom, by, "
-            f"window, context); {DAMAGED}"
-        )
-    return keep
-
-
-def empty_record(entry: LayerEntry, units: int, keep: Keep) -> LayerRecord:
+def empty_record(entry: LayerEntry, units: int) -> LayerRecord:
     """A record of no tokens, of some units of a layer, with the states of its statistics and no others."""
-    record = LayerRecord.empty(entry.key, units, keep)
+    record = LayerRecord.empty(entry.key, units, entry.keep)
     names = {name for codec in codecs_of(entry.statistics) for name in codec.states}
     return replace(record, states={name: record.states[name] for name in record.states if name in names})
 
@@ -84,7 +58,7 @@ class LayerFiles(LayerRows):
             raise IndexerError(f"index {index}: it has no layer {key}")
         before = manifest.layers[: manifest.layers.index(entry)]
         first_row = sum(other.units for other in before)
-        super().__init__(index, key, entry.units, first_row, kept(index, manifest))
+        super().__init__(index, key, entry.units, first_row, entry.keep)
         self.entry = entry
         self.codecs = codecs_of(entry.statistics)
 
@@ -94,7 +68,7 @@ class LayerFiles(LayerRows):
     def record(self, units: slice | None = None) -> LayerRecord:
         """All of a block of units."""
         block = self.bounds(units)
-        record = empty_record(self.entry, block.stop - block.start, self.keep)
+        record = empty_record(self.entry, block.stop - block.start)
         self.merge_into(record, block)
         return record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import RowFile
 from indexer.index.manifest import Manifest, check_files, read_manifest, sha256
-from indexer.index.restore import keep_of
 
 # facts about the model that decide no activation, or that options and layers stand for
 _OF_THE_MODEL = frozenset(
@@ -50,8 +49,7 @@ class Input:
         check_files(path, manifest)
         corpus = manifest.corpus
         ranges = corpus.get("coverage")
-        told = isinstance(ranges, list) and isinstance(corpus.get("listing"), str)
-        if not told or keep_of(manifest.configuration) is None:
+        if not isinstance(ranges, list) or not isinstance(corpus.get("listing"), str):
             raise IndexerError(
                 f"index {path}: it was built by an older version, which did not note the rows that it "
                 "covers; build it again to merge it"
@@ -138,6 +136,7 @@ def _differences(one: Manifest, other: Manifest) -> Iterator[str]:
             "the tokenizer's digest": side.tokenizer.get("digest"),
             "layers": [f"{entry.key} of {entry.units} units" for entry in side.layers],
             "statistics": {site.site: sorted(site.statistics) for site in side.sites},
+            "what is kept": {site.site: asdict(site.keep) for site in side.sites},
         }
         for side in (one, other)
     ]

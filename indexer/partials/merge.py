@@ -15,7 +15,7 @@ from indexer.index.codecs import EXAMPLES
 from indexer.index.manifest import LayerEntry
 from indexer.index.output import check_output
 from indexer.index.records import LayerRecord
-from indexer.index.restore import LayerFiles, empty_record, kept, read_vocabulary
+from indexer.index.restore import LayerFiles, empty_record, read_vocabulary
 from indexer.index.scratch import put_right
 from indexer.index.write import IndexWriter
 from indexer.partials.agreement import Input, checked
@@ -77,7 +77,6 @@ class MergedLayer:
         self._parts = parts
         self._entry = entry
         self._advance = advance
-        self._keep = kept(parts[0].path, parts[0].manifest)
 
     def blocks(self) -> Iterator[LayerRecord]:
         """Records of consecutive blocks of units."""
@@ -87,7 +86,7 @@ class MergedLayer:
 
     def _block(self, units: slice) -> LayerRecord:
         size = units.stop - units.start
-        merged = empty_record(self._entry, size, self._keep)
+        merged = empty_record(self._entry, size)
         for one in self._parts:
             with self._open(one) as files:
                 files.merge_into(merged, units)
@@ -96,9 +95,9 @@ class MergedLayer:
 
     def _block_units(self) -> int:
         """Units that fit a block; whole row groups of full examples, so that none is read twice."""
-        empty = empty_record(self._entry, 0, self._keep)
+        empty = empty_record(self._entry, 0)
         group = EXAMPLES.group_units(empty, self._entry.units)
-        return max(BLOCK_BYTES // (self._keep.bytes_per_unit() * group), 1) * group
+        return max(BLOCK_BYTES // (self._entry.keep.bytes_per_unit() * group), 1) * group
 
     def _open(self, one: Input) -> LayerFiles:
         return LayerFiles(one.path, one.manifest, self._entry.key)
