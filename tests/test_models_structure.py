@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from indexer.errors import IndexerError
 from indexer.models import adapt
+from indexer.models.sample import sample_ids
 from indexer.names import MLP
 from indexer.sites.mlp.functions import recognise
 from indexer.sites.mlp.fused import FusedMlp
@@ -320,6 +321,13 @@ def test_patterns_that_name_nothing(pattern: str, complaint: str) -> None:
 def test_projection_by_hand_has_to_see_every_token() -> None:
     with pytest.raises(IndexerError, match=r"\[2, 4\] for 2 sequences of 8 tokens"):
         mlps(adapt(body(Half())), output_projection="blocks.*.mlp.down")
+
+
+def test_the_sample_is_made_on_the_cpu_whatever_the_default_device() -> None:
+    model = fresh("gpt2")
+    expected = sample_ids(model)
+    with torch.device("meta"):
+        assert torch.equal(sample_ids(model), expected)
 
 
 def test_encoder_decoder_models_are_refused() -> None:

@@ -95,7 +95,7 @@ class SiteEntry(msgspec.Struct, frozen=True):
             names = ", ".join(codec.name for codec in CODECS)
             raise ValueError(f"`statistics` must be of {names}, each once")
         keep = self.keep
-        if min(keep.top, keep.bottom, *keep.window) < 0 or keep.by not in COMPETITORS:
+        if min(keep.top, keep.bottom, keep.samples, *keep.window) < 0 or keep.by not in COMPETITORS:
             raise ValueError(f"`keep` must be of sizes from 0 on, by one of {', '.join(COMPETITORS)}")
 
 

@@ -54,7 +54,8 @@ def sample_ids(model: nn.Module) -> Tensor:
     """int64 [2, 8] token ids, without the padding token, which some models treat apart."""
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    ids = torch.randint(0, embedding_rows(model), (SEQUENCES, TOKENS), generator=generator)
+    # wherever new tensors are made by default
+    ids = torch.randint(0, embedding_rows(model), (SEQUENCES, TOKENS), generator=generator, device="cpu")
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     if isinstance(padding, int):
         ids[ids == padding] = padding - 1 if padding else 1
