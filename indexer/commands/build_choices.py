@@ -42,7 +42,7 @@ CONFIG = _option(
     "The options as TOML keys (max_tokens = 1000); the command line overrides them.",
 )
 OVERWRITE = _option(_MODEL, "--overwrite", "", "Replace an index that is already there.")
-SITES = _option(_MODEL, "--sites", "LIST", "Kinds of place; there is mlp, the neurons of the MLPs.", "mlp")
+SITES = _option(_MODEL, "--sites", "LIST", "Kinds of place, as mlp: the neurons of the MLPs.", "mlp")
 LAYERS = _option(_MODEL, "--layers", "LIST", "As 0-5,7.", "all")
 REVISION = _option(_MODEL, "--revision", "NAME", "Branch, tag or commit of a hub model.")
 OUTPUT_PROJECTION = _option(
