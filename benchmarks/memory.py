@@ -20,7 +20,7 @@ from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from indexer import open_index
 from indexer.commands.demo import model_folder, write_corpus
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 
 FACTOR = 10

@@ -11,7 +11,7 @@ import torch
 from indexer_kernels import Keep
 
 from indexer.commands.demo import model_folder, write_corpus
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.corpus import Corpus
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Probe, adapt, load

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import indexer
 from indexer.building.run import build
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.index.read import Index
 from tests.real_model import minilm, standard_library
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import indexer
 from indexer.commands import app, build_choices
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.config.quantities import whole_number
 from indexer.errors import IndexerError
 

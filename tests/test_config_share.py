@@ -10,7 +10,8 @@ import pytest
 import torch
 from indexer_kernels import Keep
 
-from indexer.config import BuildConfig, share
+from indexer.config import share
+from indexer.config.build import BuildConfig
 from indexer.engines import processes
 from indexer.errors import IndexerError
 from indexer.models import adapt, memory

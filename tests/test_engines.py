@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.config.share import GPU_BUILDS
 from indexer.engines import build, processes, ray_engine
 from indexer.engines.storage import Storage

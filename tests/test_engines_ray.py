@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from indexer.building.progress import Progress
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.config.share import MEMORY
 from indexer.engines import build, ray_engine
 from indexer.engines.shards import shard_output

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from indexer.building.progress import Progress
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.engines import build, processes, ray_engine, shards
 from indexer.engines.shards import Standing, shard_output
 from indexer.errors import IndexerError

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import indexer
 from indexer.building.run import build
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.config.options import build_config
 from indexer.errors import IndexerError
 from indexer.models import Runner, adapt

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from indexer.building.run import build
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, adapt, load, loading, placement
 from indexer.models.placement import Placement, device_type, weight_bytes

@@ -19,7 +19,7 @@ import indexer
 from indexer.building import gathered, plan, run
 from indexer.building.run import build
 from indexer.building.states import States
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.unfinished import progress_of
 from indexer.tokens import Batches

@@ -17,7 +17,7 @@ from indexer.building.folder import WorkFolder
 from indexer.building.gathered import Gathered
 from indexer.building.identity import differences
 from indexer.building.run import build
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.unfinished import progress_of, read_events

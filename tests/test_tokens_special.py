@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import indexer
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.corpus import Corpus
 from indexer.engines import build
 from indexer.errors import IndexerError

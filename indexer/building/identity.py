@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from indexer.config import Reach, options_reaching
+from indexer.config.build import Reach, options_reaching
 from indexer.config.options import option_name
 from indexer.index.manifest import Manifest
 from indexer.names import Key, by_site

@@ -19,7 +19,7 @@ from indexer.building.identity import (
     options_of,
     tokenizer_digest,
 )
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.corpus import Corpus
 from indexer.corpus.pieces import share_of
 from indexer.errors import IndexerError

@@ -19,7 +19,7 @@ from indexer.building.pace import Pace
 from indexer.building.plan import Plan, check_same, planned, threads_of
 from indexer.building.progress import Progress
 from indexer.building.signals import StopRequest
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.schema import MANIFEST

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 
 

@@ -25,7 +25,7 @@ from indexer.errors import IndexerError
 from indexer.talk import several
 
 if TYPE_CHECKING:
-    from indexer.config import BuildConfig
+    from indexer.config.build import BuildConfig
 
 # so many files are looked at before the work begins
 LOOKED_AT = 64

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.schema import MANIFEST
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from indexer.building.folder import WorkFolder
 from indexer.building.identity import differences, options_of
 from indexer.building.progress import Progress
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.corpus import Corpus
 from indexer.engines.shards import clear_merged, held_shards, merge_parts
 from indexer.errors import IndexerError

@@ -19,7 +19,7 @@ import psutil
 
 from indexer.building.progress import Progress
 from indexer.building.signals import StopRequest
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.config.share import GPU_BUILDS, MEMORY
 from indexer.corpus import Corpus
 from indexer.engines.shards import (

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.building.progress import Progress
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.config.share import MEMORY
 from indexer.engines.shards import (
     Standing,

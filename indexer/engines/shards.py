@@ -9,7 +9,7 @@ from pathlib import Path
 from indexer.building.durable import remove, told
 from indexer.building.progress import Progress
 from indexer.building.signals import StopRequest
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import sha256
 from indexer.index.schema import MANIFEST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from indexer.building.signals import end_as_by_ctrl_c
-from indexer.config import BuildConfig
+from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 
 

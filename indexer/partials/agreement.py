@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from indexer.config import Reach, options_reaching
+from indexer.config.build import Reach, options_reaching
 from indexer.config.options import option_name
 from indexer.errors import IndexerError
 from indexer.index import schema
