@@ -74,7 +74,7 @@ def _judged(name: str, folder: Path) -> Verdict:
         model.save_pretrained(folder / "model")  # type: ignore[operator]
     # whatever a class makes of sizes that do not fit each other
     except Exception as error:
-        return Verdict(name, "NOT MADE", _told(error))
+        return Verdict(name, "NOT MADE", _reason(error))
     tokenizer().save_pretrained(folder / "model")
     documents = _documents()
     corpus = folder / "corpus.jsonl"
@@ -91,21 +91,21 @@ def _judged(name: str, folder: Path) -> Verdict:
         place = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in place if "/indexer/" in frame.filename]
         at = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
-        return Verdict(name, "CRASH", _told(error) + at)
+        return Verdict(name, "CRASH", _reason(error) + at)
     with indexer.open_index(index_folder) as index:
-        told = index.manifest.model
-        part = told.get("part") or ""
+        described = index.manifest.model
+        part = described.get("part") or ""
         try:
             truth = Truth(
-                folder / "model", part, [layer["place"] for layer in told["layers"]], documents
+                folder / "model", part, [layer["place"] for layer in described["layers"]], documents
             )
         except Exception as error:
-            return Verdict(name, "WRONG", f"a sequence alone does not run: {_told(error)}")
-        wrong = _wrong(index, {layer["layer"]: layer["place"] for layer in told["layers"]}, truth)
+            return Verdict(name, "WRONG", f"a sequence alone does not run: {_reason(error)}")
+        wrong = _wrong(index, {layer["layer"]: layer["place"] for layer in described["layers"]}, truth)
     verdict = "WRONG" if wrong else "PARTIAL" if truth.missed else "RIGHT"
     note = wrong or f"left out: {truth.missed}" if truth.missed else wrong or (part and f"its part {part}")
-    paths = "+".join(sorted({layer["path"] for layer in told["layers"]}))
-    kinds = {(layer["function"] or "another") + " * up" * layer["gated"] for layer in told["layers"]}
+    paths = "+".join(sorted({layer["path"] for layer in described["layers"]}))
+    kinds = {(layer["function"] or "another") + " * up" * layer["gated"] for layer in described["layers"]}
     return Verdict(name, verdict, note, paths, ", ".join(sorted(kinds)))
 
 
@@ -205,7 +205,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return int(inputs), int(outputs)
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     # where this machine keeps its packages is nobody's business
     text = re.sub(r"/\S*/site-packages/", "", text)

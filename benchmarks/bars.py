@@ -37,11 +37,11 @@ text { font: 13px system-ui, sans-serif; fill: #24292f; }
 
 @dataclass(frozen=True)
 class Bar:
-    """kind: "ours", "base" for what it is measured against, or "peer". told: the value, for people."""
+    """kind: "ours", "base" for what it is measured against, or "peer". figure: the value, for people."""
 
     label: str
     value: float
-    told: str
+    figure: str
     kind: str
 
 
@@ -111,7 +111,7 @@ def _draw(root: Element, group: Group, y: int, scale: float) -> int:
         _add(root, "rect", bar.kind, x=left, y=middle - BAR // 2, width=length, height=BAR, rx=2)
         # behind a line that would run through it
         behind = max([length, *(value * scale for _, value in group.lines)])
-        _text(root, "", round(left + behind + 8, 1), middle + 4, bar.told)
+        _text(root, "", round(left + behind + 8, 1), middle + 4, bar.figure)
     return end
 
 

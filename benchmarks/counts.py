@@ -163,8 +163,10 @@ def _kernels(
     for kernel in (*instruction_sets(), "reference", "triton"):
         apart, values = counters.apart(kernel)
         if apart[2] or apart[3] or max(apart) > MOST_APART * max(values / 1e6, 1):
-            told = ", ".join(f"{name} {number}" for name, number in zip(COUNTED, apart, strict=True))
-            raise WrongResultError(f"{dtype}, {kernel}: apart from torch's function by {told} of {values:,}")
+            differences = ", ".join(f"{name} {number}" for name, number in zip(COUNTED, apart, strict=True))
+            raise WrongResultError(
+                f"{dtype}, {kernel}: apart from torch's function by {differences} of {values:,}"
+            )
         yield {"dtype": dtype, "kernel": kernel, "values": values, **dict(zip(COUNTED, apart, strict=True))}
 
 

@@ -99,8 +99,8 @@ def main() -> int:
                 ended["status"] = "failed in part"
             whole["steps"][step.name] = ended
             _write(options.folder / RESULTS, whole)
-    told = [f"{name}: {step['status']}" for name, step in whole["steps"].items()]
-    print(f"{options.folder / RESULTS}; {', '.join(told)}")
+    endings = [f"{name}: {step['status']}" for name, step in whole["steps"].items()]
+    print(f"{options.folder / RESULTS}; {', '.join(endings)}")
     return 0 if all(step["status"] == "done" for step in whole["steps"].values()) else 1
 
 

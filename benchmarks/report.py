@@ -70,7 +70,7 @@ class Report:
         for line in (*self.notes, *(f"checked: {check}" for check in self.checks)):
             console.print(line)
         for name, value in record.items():
-            console.print(f"{name}: {_told(value)}", style="dim")
+            console.print(f"{name}: {_shown(value)}", style="dim")
 
 
 def say(message: str) -> None:
@@ -78,7 +78,7 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_told(part)}" for name, part in value.items())
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
     return str(value)

@@ -91,7 +91,7 @@ def _answer(job: dict[str, Any], shim: Any) -> dict[str, Any]:
             # a command that has ended is still there until it is waited for
             os.kill(child, signal.SIGKILL)
         with os.fdopen(read) as pipe:
-            told = [json.loads(line) for line in pipe]
+            entries = [json.loads(line) for line in pipe]
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         seconds = time.perf_counter() - begin
         said.seek(0)
@@ -99,8 +99,8 @@ def _answer(job: dict[str, Any], shim: Any) -> dict[str, Any]:
     return {
         "status": status,
         "seconds": seconds,
-        "passed": [entry for entry in told if isinstance(entry, str)],
-        "calls": sum(entry for entry in told if isinstance(entry, int)),
+        "passed": [entry for entry in entries if isinstance(entry, str)],
+        "calls": sum(entry for entry in entries if isinstance(entry, int)),
         "said": text,
     }
 

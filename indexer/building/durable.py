@@ -52,7 +52,7 @@ def digest(content: bytes) -> str:
 
 
 @contextmanager
-def told(folder: Path, kept: str) -> Iterator[None]:
+def in_one_line(folder: Path, kept: str) -> Iterator[None]:
     """Turn an OSError into a one-line IndexerError. kept: what was saved, and the way on, for its end."""
     try:
         yield

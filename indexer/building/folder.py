@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from indexer.building.durable import digest, remove, told, write_durably, write_flushed
+from indexer.building.durable import digest, in_one_line, remove, write_durably, write_flushed
 from indexer.building.events import EventLog
 from indexer.building.identity import differences, reconciled
 from indexer.building.plain import packed, unpacked
@@ -93,7 +93,7 @@ class WorkFolder:
 
         Raises IndexerError where the disk fails; not for news of the end, which another error has brought.
         """
-        failing: AbstractContextManager[object] = told(self.path, self.kept)
+        failing: AbstractContextManager[object] = in_one_line(self.path, self.kept)
         with suppress(OSError) if event in ENDED else failing:
             if self._begun:
                 self.log.write(event, **facts)
@@ -105,7 +105,7 @@ class WorkFolder:
         Raises IndexerError where it holds a build of another identity, unless `overwrite`, which discards
         that; where another process works in it; and where its checkpoint is damaged.
         """
-        with told(self.path, self.kept):
+        with in_one_line(self.path, self.kept):
             self._lock = taken(self.path)
             if self._lock is None:
                 raise IndexerError(
@@ -130,7 +130,7 @@ class WorkFolder:
 
         write_index: writes an index to the path it is given, durably.
         """
-        with told(self.path, self.kept):
+        with in_one_line(self.path, self.kept):
             number = 1 + max((int(path.name.split("-")[1]) for path in self._checkpoints()), default=0)
             folder = self.path / f"checkpoint-{number}"
             folder.mkdir()
@@ -155,7 +155,7 @@ class WorkFolder:
             current = self._json(CURRENT)
             assert current is not None
             check_output(self.output, overwrite)
-            with told(self.path, self.kept):
+            with in_one_line(self.path, self.kept):
                 put_in_place(self.path / current["checkpoint"] / INDEX, self._target)
             self.published = True
         self.remove()

@@ -74,12 +74,12 @@ def identity(
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two identities, for people; empty where nothing does."""
-    told = []
+    changes = []
     for name in sorted({*before, *now}):
         was, is_now = before.get(name), now.get(name)
         if was != is_now:
-            told.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
-    return ", ".join(told)
+            changes.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
+    return ", ".join(changes)
 
 
 def reconciled(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,8 +104,8 @@ class Progress:
 
     def show_share(self, share: float | None, what: str = "") -> None:
         """How far work without tokens is; what: its name."""
-        told = f"{what}, {in_bytes(peak_memory())}" if what else in_bytes(peak_memory())
-        self._draw(share, told, self.rate(share, 0)[1])
+        text = f"{what}, {in_bytes(peak_memory())}" if what else in_bytes(peak_memory())
+        self._draw(share, text, self.rate(share, 0)[1])
 
     def start_sum(self, parts: Sequence[tuple[float, int]]) -> None:
         """Several workers begin now; see `show_sum`."""
@@ -116,13 +116,13 @@ class Progress:
         share, tokens = _sum(parts)
         speed, left = self.rate(share, tokens)
         each = " ".join(f"{part[0]:.0%}" for part in parts) if len(parts) <= MOST_WORKERS_SHOWN else ""
-        told = f"{in_tokens(tokens)} tokens, {in_tokens(speed)}/s {each}".rstrip()
-        self._draw(share, told, left, "left until the merge")
+        text = f"{in_tokens(tokens)} tokens, {in_tokens(speed)}/s {each}".rstrip()
+        self._draw(share, text, left, "left until the merge")
 
     def _draw(self, share: float | None, rate: str, left: float | None, word: str = "left") -> None:
         if self._bar is not None:
-            told = rate if left is None else f"{rate}, {in_time(left)} {word}"
-            self._bar.set_postfix_str(told, refresh=False)
+            text = rate if left is None else f"{rate}, {in_time(left)} {word}"
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(min(STEPS, int(STEPS * (share or 0.0))) - self._bar.n)
         elif time.perf_counter() - self._spoke >= LINE_SECONDS:
             self._spoke = time.perf_counter()

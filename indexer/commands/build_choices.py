@@ -14,9 +14,9 @@ _SHARE = "Long builds and many machines"
 
 
 def _option(panel: str, name: str, metavar: str, help: str, default: str = "", short: str = "") -> Any:
-    told = _plain(help) + (f" [dim]Default: {default}.[/dim]" if default else "")
+    text = _plain(help) + (f" [dim]Default: {default}.[/dim]" if default else "")
     names = (name, short) if short else (name,)
-    return typer.Option(*names, help=told, show_default=False, metavar=metavar, rich_help_panel=panel)
+    return typer.Option(*names, help=text, show_default=False, metavar=metavar, rich_help_panel=panel)
 
 
 def _argument(name: str, help: str) -> Any:

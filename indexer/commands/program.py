@@ -109,8 +109,8 @@ def _status(run: Callable[[], Any]) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else NAME
         # pydantic's words, which typer passes on as they are
-        told = error.format_message().rstrip(".").replace("Value error, ", "")
-        return _fail(f"{told}. See {command} --help")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
+        return _fail(f"{message}. See {command} --help")
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except (OSError, MemoryError) as error:
@@ -118,8 +118,8 @@ def _status(run: Callable[[], Any]) -> int:
     except Exception as error:
         if _TRACEBACK in os.environ:
             raise
-        told = f"{type(error).__name__}: {error}"
-        return _fail(f"a fault of this program, please report it: {told} ({_TRACEBACK}=1 shows where)", 1)
+        message = f"{type(error).__name__}: {error}"
+        return _fail(f"a fault of this program, please report it: {message} ({_TRACEBACK}=1 shows where)", 1)
     if status == 130:
         tell("interrupted")
     return status if isinstance(status, int) else 0

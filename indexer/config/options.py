@@ -47,10 +47,10 @@ def _one_line(error: ValidationError, source: Mapping[str, str]) -> str:
     faults: dict[str, list[Any]] = {}
     for fault in error.errors(include_url=False):
         faults.setdefault(str(fault["loc"][0]) if fault["loc"] else "", []).append(fault)
-    return "; ".join(_told(key, found, source.get(key, "")) for key, found in faults.items())
+    return "; ".join(_fault_line(key, found, source.get(key, "")) for key, found in faults.items())
 
 
-def _told(key: str, faults: list[Any], source: str) -> str:
+def _fault_line(key: str, faults: list[Any], source: str) -> str:
     """What is wrong with one option; source: where it comes from, for the front of the line."""
     first, *others = faults
     if not key:
@@ -58,12 +58,12 @@ def _told(key: str, faults: list[Any], source: str) -> str:
         return str(first["msg"]).removeprefix("Value error, ")
     where = f"{source}{option_name(key)}"
     if first["type"] == "missing" and len(first["loc"]) == 1:
-        told = f"{where} is missing: give it on the command line or as `{key}` in --config FILE.toml"
+        line = f"{where} is missing: give it on the command line or as `{key}` in --config FILE.toml"
     elif first["type"] == "extra_forbidden":
-        told = f"no such option: {key}{_nearest(key)}"
+        line = f"no such option: {key}{_nearest(key)}"
     else:
-        told = f"{where}: {_lower(first['msg'])}, not {_shown(first['input'])}"
-    return f"{told} (and {len(others)} more like it)" if others else told
+        line = f"{where}: {_lower(first['msg'])}, not {_shown(first['input'])}"
+    return f"{line} (and {len(others)} more like it)" if others else line
 
 
 def option_name(key: str) -> str:

@@ -372,11 +372,11 @@ def _has_text(file: CorpusFile, reading: Reading) -> bool:
 
 def _no_text(files: int, reading: Reading) -> str:
     counts = reading.counts
-    told = (
+    message = (
         f"the corpus has no text: {several(files, 'file')}, {several(counts.empty, 'empty document')}, "
         f"{counts.bad_text_skipped} skipped as bad text, {counts.binary_skipped} binary files skipped"
         + (f", {counts.not_in_share} not in --share {reading.share}" if counts.not_in_share else "")
     )
     if reading.without_column is None:
-        return told
-    return f"{told}, {counts.no_column_skipped} without the column: {reading.without_column}"
+        return message
+    return f"{message}, {counts.no_column_skipped} without the column: {reading.without_column}"

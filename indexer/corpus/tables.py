@@ -24,7 +24,7 @@ BATCH_ROWS = 1024
 def read_parquet(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
     """(row, content) of each row of a Parquet file; only the column is read, from where the run begins."""
     with (
-        _told(run, reading),
+        _in_one_line(run, reading),
         seekable(run.file) as source,
         pq.ParquetFile(source, memory_map=False) as parquet,
     ):
@@ -44,7 +44,7 @@ def read_arrow(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
     """
     file = run.file
     before = reading.counts.bytes_read
-    with _told(run, reading), seekable(file, memory_map=True) as source:
+    with _in_one_line(run, reading), seekable(file, memory_map=True) as source:
         schema, batches = _batches(source, reading.text_column)
         found = field(schema, reading.text_column)
         if found is None:
@@ -183,7 +183,7 @@ def _place(file: CorpusFile) -> Callable[[int], str]:
 
 
 @contextmanager
-def _told(run: Run, reading: Reading) -> Iterator[None]:
+def _in_one_line(run: Run, reading: Reading) -> Iterator[None]:
     """One line for what is broken; and the file's digest, where the block reads it to its end."""
     file = run.file
     # what stays in the manifest where reading ends early

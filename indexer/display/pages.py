@@ -208,8 +208,8 @@ def _fact(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_fact, value)) or "none"
     if isinstance(value, Mapping):
-        told = {key: item for key, item in value.items() if item not in (None, "") and item is not False}
-        return "  ".join(f"{key} {_fact(item)}" for key, item in told.items())
+        facts = {key: item for key, item in value.items() if item not in (None, "") and item is not False}
+        return "  ".join(f"{key} {_fact(item)}" for key, item in facts.items())
     return "-" if value is None else one_line(str(value))
 
 

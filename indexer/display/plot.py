@@ -129,13 +129,13 @@ def _draw_quantiles(axes: Axes, unit: Mapping[str, Any]) -> None:
 def _write_title(axes: Axes, name: str, unit: Mapping[str, Any], shown: Sequence[Bar]) -> None:
     count = unit["count"]
     share = 100 * unit["active"] / count if count else 0.0
-    told = [f"{number(count)} tokens", f"active {share:.3g} %", f"maximum {number(unit['maximum'])}"]
+    facts = [f"{number(count)} tokens", f"active {share:.3g} %", f"maximum {number(unit['maximum'])}"]
     zeros = sum(bar.count for bar in shown if bar.lower == bar.upper)
-    told += [f"exactly zero {number(zeros)}"] * bool(zeros)
-    told += [f"not finite {number(unit['nan'] + unit['inf'])}"] * bool(unit["nan"] + unit["inf"])
+    facts += [f"exactly zero {number(zeros)}"] * bool(zeros)
+    facts += [f"not finite {number(unit['nan'] + unit['inf'])}"] * bool(unit["nan"] + unit["inf"])
     axes.set_title(name, loc="left", fontsize=10, fontweight="bold", color=_INK, pad=16)
     axes.annotate(
-        " · ".join(told),
+        " · ".join(facts),
         (0, 1),
         xycoords="axes fraction",
         xytext=(0, 5),

@@ -151,8 +151,9 @@ class _Run:
         try:
             result = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
-            told = str(error.cause) if isinstance(error.cause, IndexerError) else str(error).splitlines()[-1]
-            raise IndexerError(f"{self._named(shard)}: {told}") from error
+            known = isinstance(error.cause, IndexerError)
+            reason = str(error.cause) if known else str(error).splitlines()[-1]
+            raise IndexerError(f"{self._named(shard)}: {reason}") from error
         except self.ray.exceptions.RayError as error:
             # one that is only out of reach must not work on what another one does
             self.ray.kill(worker)

@@ -43,7 +43,7 @@ class Storage:
         tell whether it is the one that is asked for; where it is left as it is, nothing is put.
         """
         name = index.name
-        with self._told():
+        with self._in_one_line():
             there = bool(self._files.exists(f"{self._root}/{name}/{MANIFEST}"))
             if there:
                 self._fetch(name, MANIFEST, index)
@@ -59,7 +59,7 @@ class Storage:
         """Copy an index there; the manifest goes first and comes last, so that an index in part is none."""
         place = f"{self._root}/{index.name}"
         files = [*(file.path for file in read_manifest(index).files), MANIFEST]
-        with self._told():
+        with self._in_one_line():
             if self._files.exists(f"{place}/{MANIFEST}"):
                 self._files.rm_file(f"{place}/{MANIFEST}")
             for file in files:
@@ -77,7 +77,7 @@ class Storage:
 
     def _get(self, name: str, folder: Path) -> Path:
         target = folder / name
-        with self._told():
+        with self._in_one_line():
             self._fetch(name, MANIFEST, target)
             for file in read_manifest(target).files:
                 self._fetch(name, file.path, target)
@@ -90,7 +90,7 @@ class Storage:
         self._files.get_file(f"{self._root}/{name}/{file}", str(target / file))
 
     @contextmanager
-    def _told(self) -> Iterator[Any]:
+    def _in_one_line(self) -> Iterator[Any]:
         try:
             yield
         except IndexerError:

@@ -103,7 +103,7 @@ def write_addon(index: Path, name: str, tables: Mapping[str, pa.Table], about: M
         raise IndexerError(f"index {index}: add-on {name}: it has no table")
     target = index / FOLDER / name
     folder = target.with_name(f".{name}.partial")
-    with _told(index, name):
+    with _in_one_line(index, name):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
@@ -197,7 +197,7 @@ def _written(folder: Path, table: str, content: pa.Table) -> FileEntry:
 
 
 @contextmanager
-def _told(index: Path, name: str) -> Iterator[None]:
+def _in_one_line(index: Path, name: str) -> Iterator[None]:
     """Turn what the disk says into one line."""
     try:
         yield

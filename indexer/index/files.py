@@ -50,7 +50,7 @@ class GroupedFile:
         """
         self.path = path
         self._far = source is not on_disk
-        with told(path):
+        with in_one_line(path):
             self._file = source(path)
             opened = pq.ParquetFile(self._file, arrow_extensions_enabled=False)
             self.metadata = opened.metadata
@@ -82,7 +82,7 @@ class GroupedFile:
 
     def group(self, group: int) -> pa.Table:
         """All rows of one row group."""
-        with told(self.path):
+        with in_one_line(self.path):
             table = self.reader().read_row_group(group)
             table.validate(full=True)
             return table
@@ -95,7 +95,7 @@ class GroupedFile:
         sought = values.to_numpy()
         place = self.schema.get_field_index(column)
         for group in range(self.metadata.num_row_groups):
-            with told(self.path):
+            with in_one_line(self.path):
                 held = self.metadata.row_group(group).column(place).statistics
             first, last = (
                 (0, len(sought))
@@ -123,7 +123,7 @@ class RowFile(GroupedFile):
         if group == len(self._before) - 1:
             return self.empty(columns)
         offset = number - int(self._before[group])
-        with told(self.path):
+        with in_one_line(self.path):
             table = self.reader().read_row_group(group, columns=list(columns), use_threads=False)
             table = table.slice(offset, 1).select(list(columns))
             table.validate(full=True)
@@ -136,7 +136,7 @@ class UnitFile(GroupedFile):
     def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
         super().__init__(path, schema, source)
         column = schema.get_field_index("unit")
-        with told(path):
+        with in_one_line(path):
             groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
             statistics = [group.column(column).statistics for group in groups]
             if any(entry is None or not entry.has_min_max for entry in statistics):
@@ -154,7 +154,7 @@ class UnitFile(GroupedFile):
             return self.empty(columns)
         lists = [name for name in columns if pa.types.is_list(self.schema.field(name).type)]
         others = [name for name in columns if name not in lists]
-        with told(self.path):
+        with in_one_line(self.path):
             table = self.reader().read_row_group(group, columns=["unit", *others], use_threads=False)
             first, last = (int(end) for end in np.searchsorted(table["unit"].to_numpy(), [unit, unit + 1]))
             if last <= first:
@@ -169,7 +169,7 @@ class UnitFile(GroupedFile):
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def in_one_line(path: Path) -> Iterator[None]:
     """Turn what Arrow says of a damaged or unreadable file into one line."""
     try:
         yield

@@ -220,9 +220,9 @@ def converted(content: Any, kind: type[Struct], what: str) -> Struct:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         # of what is wrong in the manifest itself it does not say where
-        told, _, where = str(error).partition(" - at `$.")
+        message, _, where = str(error).partition(" - at `$.")
         at = f" at {where.rstrip('`')}" if where else ""
-        raise IndexerError(f"{what}: {schema.MANIFEST} is damaged{at}: {told}") from None
+        raise IndexerError(f"{what}: {schema.MANIFEST} is damaged{at}: {message}") from None
 
 
 def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
@@ -320,9 +320,9 @@ def _check_format(what: str, content: Any) -> None:
     version = content.get("version")
     if version != schema.VERSION:
         # of a damaged or hostile file, it may be anything
-        told = version if version is None or isinstance(version, int) else f"({type(version).__name__})"
+        shown = version if version is None or isinstance(version, int) else f"({type(version).__name__})"
         raise IndexerError(
-            f"{what}: format version {told}; this program reads version {schema.VERSION}. "
+            f"{what}: format version {shown}; this program reads version {schema.VERSION}. "
             "Use the version of it that wrote the index, or build the index again"
         )
 

@@ -69,7 +69,7 @@ class Queries:
         files = [index / path for path in paths if path.endswith(".parquet")]
         # both what is searched for and what is found has to be allowed
         allowed = sorted({name for file in files for name in (str(file), literal_path(file))})
-        with _told():
+        with _in_one_line():
             self._connection = duckdb.connect(":memory:", config=_SETTINGS)
             self._connection.execute("SET parquet_metadata_cache = true")
             self._connection.execute("SET allowed_paths = ?", [allowed])
@@ -91,12 +91,12 @@ class Queries:
             raise IndexerError(
                 f'SQL: cannot register a table as "{name}"; give a plain word, and none of the views'
             )
-        with _told():
+        with _in_one_line():
             self._tables[name] = table if isinstance(table, pa.Table) else pa.table(table)
 
     def run(self, query: str, parameters: Parameters = None) -> pa.Table:
         """The result of one SELECT. Raises IndexerError, one line, for a mistake or for anything else."""
-        with _told(), self._connection.cursor() as cursor:
+        with _in_one_line(), self._connection.cursor() as cursor:
             # a cursor sees the views of the connection, and no tables but its own
             for name, table in list(self._tables.items()):
                 cursor.register(name, table)
@@ -148,7 +148,7 @@ def _check_plan(nodes: Any) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _in_one_line() -> Iterator[None]:
     """Turn what DuckDB raises, which draws the place in the query over several lines, into one line."""
     try:
         yield

@@ -20,7 +20,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import read_addons
 from indexer.index.codecs import EXAMPLES, HISTOGRAMS
-from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, on_disk, told
+from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
 from indexer.index.manifest import Manifest, check_files, read_manifest
 from indexer.index.vocabulary import Vocabulary
 from indexer.names import MLP, Unit, by_site, format_layers, parse_unit
@@ -133,7 +133,7 @@ class Index:
             if self._vocabulary is None:
                 file = self._open(schema.VOCABULARY_FILE, RowFile, schema.VOCABULARY)
                 row = file.row(0, schema.SPELLING)
-                with told(file.path):
+                with in_one_line(file.path):
                     self._vocabulary = Vocabulary.from_table(row)
             return self._vocabulary
 
@@ -274,7 +274,7 @@ class Index:
         path = EXAMPLES.file(unit.key)
         file = self._open(path, UnitFile, EXAMPLES.columns)
         vocabulary = self.vocabulary
-        with told(file.path):
+        with in_one_line(file.path):
             columns = _spelled(file.rows(unit.unit, _STORED).combine_chunks(), vocabulary, file.path)
         return _with_names(unit, columns, _EXAMPLES)
 

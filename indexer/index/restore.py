@@ -15,7 +15,7 @@ import numpy as np
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.codecs import codecs_of
-from indexer.index.files import RowFile, told
+from indexer.index.files import RowFile, in_one_line
 from indexer.index.manifest import LayerEntry, Manifest
 from indexer.index.records import LayerRecord
 from indexer.index.rows import LayerRows
@@ -45,7 +45,7 @@ def read_vocabulary(index: Path) -> tuple[Vocabulary, np.ndarray]:
     """The vocabulary of an index, and how often each of its tokens was counted: int64 [vocabulary]."""
     with closing(RowFile(index / schema.VOCABULARY_FILE, schema.VOCABULARY)) as file:
         row = file.row(0, schema.VOCABULARY.names)
-        with told(file.path):
+        with in_one_line(file.path):
             return Vocabulary.from_table(row), token_counts_of(row)
 
 

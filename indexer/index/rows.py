@@ -13,7 +13,7 @@ from indexer_kernels import Keep
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.files import DAMAGED, GroupedFile, UnitFile, told
+from indexer.index.files import DAMAGED, GroupedFile, UnitFile, in_one_line
 from indexer.names import Key
 
 Opened = TypeVar("Opened", bound=GroupedFile)
@@ -65,7 +65,7 @@ class LayerRows:
         file = self._open(path, UnitFile, wanted)
         place = file.schema.get_field_index("unit")
         for group in range(file.metadata.num_row_groups):
-            with told(file.path):
+            with in_one_line(file.path):
                 held = file.metadata.row_group(group).column(place).statistics
             if held is None or not held.has_min_max or held.max < units.start or held.min >= units.stop:
                 continue
@@ -105,5 +105,5 @@ class LayerRows:
 
 
 def _group(file: GroupedFile, group: int, columns: Sequence[str]) -> pa.Table:
-    with told(file.path):
+    with in_one_line(file.path):
         return file.reader().read_row_group(group, columns=list(columns)).select(list(columns))

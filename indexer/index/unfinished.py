@@ -44,11 +44,11 @@ def progress_of(index: Path) -> dict[str, Any] | None:
 
 def in_short(progress: dict[str, Any]) -> str:
     """One line of what `progress_of` found: its state, and how far it is where that is known."""
-    told = [progress["state"]]
+    parts = [progress["state"]]
     for name, form in (("tokens", "{:,} tokens"), ("share", "{:.0%} done")):
         if progress.get(name) is not None:
-            told.append(form.format(progress[name]))
-    return ", ".join(told)
+            parts.append(form.format(progress[name]))
+    return ", ".join(parts)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

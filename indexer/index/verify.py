@@ -22,7 +22,7 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import FOLDER, read_addons
 from indexer.index.codecs import folders
-from indexer.index.files import GroupedFile, told
+from indexer.index.files import GroupedFile, in_one_line
 from indexer.index.laws import LayerLaws
 from indexer.index.manifest import (
     FileEntry,
@@ -53,7 +53,7 @@ def verify_index(path: Path | str, full: bool = False) -> dict[str, Any]:
     for addon in addons:
         for file in addon.files:
             folder = index / FOLDER / addon.name
-            with told(folder / file.path):
+            with in_one_line(folder / file.path):
                 wanted = pq.read_schema(folder / file.path) if file.path.endswith(".parquet") else None
             _check_file(folder, file, wanted)
     vocabulary, token_counts = read_vocabulary(index)
@@ -89,8 +89,8 @@ def _check_foreign(index: Path, expected: Collection[str]) -> None:
     foreign = sorted(path for path in paths if path not in known or index / path in linked)
     if foreign:
         # its name may be anything that a disk takes
-        told = foreign[0] if foreign[0].isprintable() else ascii(foreign[0])
-        raise IndexerError(f"index {index}: {told} is not of this index; put it elsewhere")
+        name = foreign[0] if foreign[0].isprintable() else ascii(foreign[0])
+        raise IndexerError(f"index {index}: {name} is not of this index; put it elsewhere")
 
 
 def _check_file(index: Path, file: FileEntry, wanted: pa.Schema | None) -> None:

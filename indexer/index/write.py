@@ -82,7 +82,7 @@ class IndexWriter:
 
     def __enter__(self) -> IndexWriter:
         try:
-            with self._told():
+            with self._in_one_line():
                 self._make_folder()
         except BaseException:
             self._remove_folder()
@@ -134,7 +134,7 @@ class IndexWriter:
         Raises IndexerError as `add_layer` does, and where the blocks are not those of the layer.
         """
         first = 0
-        with self._told(), ExitStack() as stack:
+        with self._in_one_line(), ExitStack() as stack:
             write: Callable[[LayerRecord, int], None] | None = None
             for block in blocks:
                 if block.key != key:
@@ -174,7 +174,7 @@ class IndexWriter:
         if not self._layers:
             raise IndexerError(f"index {self.output}: no layer was added")
         self._layers.sort(key=lambda entry: entry.key)
-        with self._told():
+        with self._in_one_line():
             units = unit_groups([self._units.pop(entry.key) for entry in self._layers])
             self._write_parquet(schema.UNITS_FILE, schema.UNITS, units)
             self._write_documents(documents)
@@ -247,7 +247,7 @@ class IndexWriter:
 
     def _settle(self, wait: bool) -> None:
         """Raise what failed in the background; with `wait`, after all of it has ended."""
-        with self._told():
+        with self._in_one_line():
             while True:
                 with self._lock:
                     ended = [future for future in self._pending if wait or future.done()]
@@ -344,7 +344,7 @@ class IndexWriter:
         return self._scratch.index
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _in_one_line(self) -> Iterator[None]:
         """Turn what the disk says into one line.
 
         Arrow raises OSError too, with its own words in place of strerror.

@@ -48,14 +48,15 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
         ran = [paths.get(id(frame.f_locals.get("self"))) for frame in frames]
         place = next((f" in {path}" for path in reversed(ran) if path), "")
         raise TokensAloneError(
-            f"model {type(model).__name__}: on token ids alone its forward pass fails{place} ({told(error)})"
+            f"model {type(model).__name__}: on token ids alone its forward pass fails{place} "
+            f"({reason_of(error)})"
         ) from error
     if isinstance(output, Tensor):
         return output
     return output[0]
 
 
-def told(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An exception's kind and the first words of its text, in one line."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= 200 else text[:197] + "..."

@@ -115,10 +115,10 @@ def blamed_on(source: Source, what: str) -> Iterator[None]:
         yield
     # these libraries read many formats, each with errors of its own, and share no base class for them
     except Exception as error:
-        raise IndexerError(f"model {source.name}: {what} ({_told(error)})") from error
+        raise IndexerError(f"model {source.name}: {what} ({_reason(error)})") from error
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """An exception's kind and text in one line of bounded length."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= 300 else text[:297] + "..."

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from indexer.index import schema
-from indexer.index.files import GroupedFile, told
+from indexer.index.files import GroupedFile, in_one_line
 
 
 class DocumentTable:
@@ -23,7 +23,7 @@ class DocumentTable:
             place = schema.DOCUMENTS.get_field_index("document")
             ranges = []
             for group in range(file.metadata.num_row_groups):
-                with told(self._path):
+                with in_one_line(self._path):
                     held = file.metadata.row_group(group).column(place).statistics
                 known = held is not None and held.has_min_max
                 ranges.append((held.min, held.max) if known else (0, np.iinfo(np.int64).max))

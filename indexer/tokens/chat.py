@@ -42,5 +42,5 @@ def _on_that_day(tokenizer: Any) -> str:
     template = str(tokenizer.get_chat_template())
     if _PRESENT not in template:
         return template
-    told = "".join(f" | replace('%{name}', '{DAY.strftime('%' + name)}')" for name in _DIRECTIVES)
-    return f"{{%- macro {_PRESENT}(format) -%}}{{{{ format{told} }}}}{{%- endmacro -%}}{template}"
+    filters = "".join(f" | replace('%{name}', '{DAY.strftime('%' + name)}')" for name in _DIRECTIVES)
+    return f"{{%- macro {_PRESENT}(format) -%}}{{{{ format{filters} }}}}{{%- endmacro -%}}{template}"

@@ -68,7 +68,7 @@ class Encoder:
 
         Runs without the interpreter lock for all but the copying of ids, about 3% of the time.
         """
-        with _told():
+        with _in_one_line():
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         length = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -76,7 +76,7 @@ class Encoder:
 
     def encoding(self, text: str) -> Any:
         """The library's Encoding of one text, which knows the characters of each token."""
-        with _told():
+        with _in_one_line():
             return self._backend.encode_batch([text], add_special_tokens=False)[0]
 
     def begins_wrapped(self, token_ids: NDArray[np.int32]) -> int:
@@ -138,7 +138,7 @@ def _makes_token(backend: Any, text: str) -> bool:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _in_one_line() -> Iterator[None]:
     """What the tokenizer refuses as one line; the library raises bare Exception."""
     try:
         yield

@@ -267,8 +267,8 @@ def _is_nan(trace: BlockTrace) -> bool:
 def _linear_layers(trace: BlockTrace) -> str:
     paths = recognise.linear_paths(trace)
     calls = {path: trace.once(path) for path in paths}
-    told = [
+    found = [
         f"{path} ({call.inputs[0].shape[-1]} -> {call.output.shape[-1]})"
         for path, call in calls.items() if call is not None and call.output is not None
     ]  # fmt: skip
-    return ", ".join(told) or "no linear layer that runs once"
+    return ", ".join(found) or "no linear layer that runs once"
