@@ -8,11 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from indexer.errors import IndexerError
 from indexer.index.output import flush
 
 # what is being written, and of no use to anybody should the process end
@@ -51,11 +49,3 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@contextmanager
-def in_one_line(folder: Path, kept: str) -> Iterator[None]:
-    """Turn an OSError into a one-line IndexerError. kept: what was saved, and the way on, for its end."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise IndexerError(f"{folder}: cannot be written: {reason}. {kept}") from error

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from indexer.building.durable import digest, in_one_line, remove, write_durably, write_flushed
+from indexer.building.durable import digest, remove, write_durably, write_flushed
 from indexer.building.events import EventLog
 from indexer.building.identity import differences, reconciled
 from indexer.building.plain import packed, unpacked
 from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest, sha256, size_problem
-from indexer.index.output import check_output, flush, put_aside, put_in_place
+from indexer.index.output import check_output, flush, in_one_line, put_aside, put_in_place
 from indexer.index.schema import LOG, MANIFEST
 from indexer.index.scratch import empty, given_back, put_back, taken
 from indexer.index.unfinished import BUILD_SUFFIX, ENDED, IDENTITY
@@ -93,8 +93,7 @@ class WorkFolder:
 
         Raises IndexerError where the disk fails; not for news of the end, which another error has brought.
         """
-        failing: AbstractContextManager[object] = in_one_line(self.path, self.kept)
-        with suppress(OSError) if event in ENDED else failing:
+        with suppress(OSError) if event in ENDED else self._in_one_line():
             if self._begun:
                 self.log.write(event, **facts)
 
@@ -105,7 +104,7 @@ class WorkFolder:
         Raises IndexerError where it holds a build of another identity, unless `overwrite`, which discards
         that; where another process works in it; and where its checkpoint is damaged.
         """
-        with in_one_line(self.path, self.kept):
+        with self._in_one_line():
             self._lock = taken(self.path)
             if self._lock is None:
                 raise IndexerError(
@@ -130,7 +129,7 @@ class WorkFolder:
 
         write_index: writes an index to the path it is given, durably.
         """
-        with in_one_line(self.path, self.kept):
+        with self._in_one_line():
             number = 1 + max((int(path.name.split("-")[1]) for path in self._checkpoints()), default=0)
             folder = self.path / f"checkpoint-{number}"
             folder.mkdir()
@@ -155,7 +154,7 @@ class WorkFolder:
             current = self._json(CURRENT)
             assert current is not None
             check_output(self.output, overwrite)
-            with in_one_line(self.path, self.kept):
+            with self._in_one_line():
                 put_in_place(self.path / current["checkpoint"] / INDEX, self._target)
             self.published = True
         self.remove()
@@ -172,6 +171,10 @@ class WorkFolder:
                     self._clear()
                 given_back(self.path, lock)
         self._lock, self._begun = None, False
+
+    def _in_one_line(self) -> AbstractContextManager[bool | None]:
+        """Around all that the disk may refuse."""
+        return in_one_line(f"{self.path}: cannot be written", self.kept)
 
     def _write(self, folder: Path, write_index: Callable[[Path], object], position: dict[str, Any]) -> None:
         write_index(folder / INDEX)

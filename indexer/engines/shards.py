@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from indexer.building.durable import in_one_line, remove
+from indexer.building.durable import remove
 from indexer.building.progress import Progress
 from indexer.building.signals import StopRequest
 from indexer.config.build import BuildConfig
 from indexer.errors import IndexerError
 from indexer.index.manifest import sha256
+from indexer.index.output import in_one_line
 from indexer.index.schema import MANIFEST
 from indexer.index.scratch import given_back, put_right, taken
 from indexer.index.unfinished import BUILD_SUFFIX, SHARDS_SUFFIX, last_progress
@@ -38,7 +39,7 @@ def held_shards(output: Path) -> Iterator[Path]:
     Raises IndexerError where another process builds there, and where the disk fails.
     """
     folder = shards_folder(output)
-    with in_one_line(folder, _KEPT):
+    with in_one_line(f"{folder}: cannot be written", _KEPT):
         lock = taken(folder)
     if lock is None:
         raise IndexerError(f"{folder}: another process is building {output}; wait for it or stop it")
@@ -160,7 +161,7 @@ def build_shard(config: BuildConfig) -> Path:
     """Build the shard that `config` names; returns the folder of its partial index."""
     assert config.shard is not None
     output = shard_output(config.output, *config.shard)
-    with in_one_line(output.parent, _KEPT):
+    with in_one_line(f"{output.parent}: cannot be written", _KEPT):
         output.parent.mkdir(exist_ok=True)
     from indexer.building.run import build
 

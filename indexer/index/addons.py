@@ -13,8 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -36,7 +35,7 @@ from indexer.index.manifest import (
     sealed,
     sha256,
 )
-from indexer.index.output import flush, put_in_place
+from indexer.index.output import flush, in_one_line, put_in_place
 
 FOLDER = "addons"
 VIEWS = frozenset({"units", "documents", "vocabulary", *(codec.view for codec in CODECS)})
@@ -103,7 +102,8 @@ def write_addon(index: Path, name: str, tables: Mapping[str, pa.Table], about: M
         raise IndexerError(f"index {index}: add-on {name}: it has no table")
     target = index / FOLDER / name
     folder = target.with_name(f".{name}.partial")
-    with _in_one_line(index, name):
+    kept = "What was there is as it was; make room there, or write access, and run it again"
+    with in_one_line(f"index {index}: cannot write add-on {name} into {index / FOLDER}", kept):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
@@ -194,16 +194,3 @@ def _written(folder: Path, table: str, content: pa.Table) -> FileEntry:
         for first in range(0, content.num_rows, _ROWS):
             file.add(content.slice(first, _ROWS))
     return file_entry(folder, _file(table), content.num_rows)
-
-
-@contextmanager
-def _in_one_line(index: Path, name: str) -> Iterator[None]:
-    """Turn what the disk says into one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise IndexerError(
-            f"index {index}: cannot write add-on {name} into {index / FOLDER}: {reason}. What was there is "
-            "as it was; make room there, or write access, and run it again"
-        ) from error

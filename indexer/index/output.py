@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from indexer.errors import IndexerError
@@ -40,6 +40,17 @@ def check_output(output: Path, overwrite: bool) -> None:
             )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise IndexerError(f"output {output}: the folder {parent} is not writable; choose another --output")
+
+
+@contextmanager
+def in_one_line(what: str, way_out: str) -> Iterator[None]:
+    """Turn the OSError of a disk into an IndexerError: what could not be done, the reason, the way out."""
+    try:
+        yield
+    except OSError as error:
+        # Arrow's has its own words in place of strerror
+        reason = error.strerror or str(error).splitlines()[0]
+        raise IndexerError(f"{what}: {reason}. {way_out}") from error
 
 
 def put_in_place(folder: Path, target: Path) -> Path | None:

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from indexer.index.codecs import codecs_for, folders
 from indexer.index.groups import RowGroups
 from indexer.index.ids import Ids
 from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, file_entry, sites_of
-from indexer.index.output import check_output, flush, put_in_place
+from indexer.index.output import check_output, flush, in_one_line, put_in_place
 from indexer.index.records import LayerRecord
 from indexer.index.scratch import Scratch, put_right
 from indexer.index.units import unit_groups, unit_table
@@ -343,16 +343,6 @@ class IndexWriter:
             raise IndexerError(f"index {self.output}: the writer is closed")
         return self._scratch.index
 
-    @contextmanager
-    def _in_one_line(self) -> Iterator[None]:
-        """Turn what the disk says into one line.
-
-        Arrow raises OSError too, with its own words in place of strerror.
-        """
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise IndexerError(
-                f"index {self.output}: cannot write into {self._target.parent}: {reason}. {self._kept}"
-            ) from error
+    def _in_one_line(self) -> AbstractContextManager[None]:
+        """Around all that the disk may refuse."""
+        return in_one_line(f"index {self.output}: cannot write into {self._target.parent}", self._kept)
