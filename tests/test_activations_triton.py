@@ -214,13 +214,13 @@ def test_compile_keeps_one_graph_around_the_operators() -> None:
     def layer(x: Tensor, bars: list[Tensor], sums: list[Tensor]) -> Tensor:
         gate = x @ weight
         out = torch.empty_like(gate)
-        ops.activate("relu", gate, None, out, plan, bars, sums, [], [], [0, 0], "sequence")
-        ops.update(out, plan, bars, sums, [], [], [0, 0], "sequence")
+        ops.activate("relu", gate, None, out, plan, bars, sums, [], [], [], [0, 0], "sequence")
+        ops.update(out, plan, bars, sums, [], [], [], [0, 0], "sequence")
         return out @ weight.T
 
     results = []
     for form in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
-        state = DeviceStatistics.of(3, None, None, torch.device("cpu"))
+        state = DeviceStatistics.of(3, None, None, None, torch.device("cpu"))
         results.append([form(x, state.bars, state.sums.tensors()), *state.sums.tensors()])
     for plain, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=0, atol=0)

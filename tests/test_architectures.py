@@ -19,6 +19,7 @@ from indexer.errors import IndexerError
 from indexer.models import Values
 
 
+@pytest.mark.slow
 def test_a_run_of_some_is_kept_and_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["architectures", "--json", "--processes", "1", "--folder", str(tmp_path)]
     assert main([*command, "--only", "bert,mixtral"]) == 0

@@ -89,6 +89,7 @@ def _says(process: psutil.Process, word: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_processes_one_of_them_killed(corpus: list[str], expected: dict[str, Any], tmp_path: Path) -> None:
     config = options(tmp_path / "a.index", corpus, workers=2, threads=2)
     with (
@@ -115,6 +116,7 @@ def test_a_worker_says_what_is_wrong(corpus: list[str], tmp_path: Path) -> None:
         build(options(tmp_path / "a.index", [str(bad)], workers=2))
 
 
+@pytest.mark.slow
 def test_stopped_workers_say_what_is_kept(
     corpus: list[str],
     expected: dict[str, Any],
@@ -291,6 +293,7 @@ def test_ray_with_object_storage(corpus: list[str], expected: dict[str, Any], tm
         build(config.model_copy(update={"overwrite": True}))
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_mistake_on_ray_is_one_line(corpus: list[str], tmp_path: Path) -> None:
     with pytest.raises(IndexerError, match=r"shard 0 of 1: unknown layer|shard 0 of 1: .*layers"):

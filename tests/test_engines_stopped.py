@@ -49,6 +49,7 @@ def manifests(output: Path) -> dict[str, bytes]:
     return {path.name: (path / MANIFEST).read_bytes() for path in folder.glob("*.index")}
 
 
+@pytest.mark.slow
 def test_ctrl_c_to_workers_and_to_their_parent_keeps_what_was_done(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "indexer", "build", str(minilm()), *standard_library("."), "--output",
@@ -98,6 +99,7 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept_by_overwrite_too(
     model: Path,
     corpus: Path,
@@ -130,6 +132,7 @@ def test_what_is_finished_is_kept_by_overwrite_too(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index", "b.index"]
 
 
+@pytest.mark.slow
 def test_shards_that_were_merged_are_not_those_of_the_next_build(
     model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +172,7 @@ def test_an_index_that_goes_away_while_it_is_looked_at_is_not_built(
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
+@pytest.mark.slow
 def test_what_was_merged_is_said_to_be_finished(
     model: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

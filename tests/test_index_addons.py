@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_damage_is_found(damage: Callable[[Path], None], said: str, index: Path)
 def test_the_command_line_shows_them(index: Path) -> None:
     write_addon(index, "names", {"labels": LABELS}, {})
     query = "SELECT label FROM labels ORDER BY unit"
-    command = ["python", "-m", "indexer", "sql", str(index), query, "--format", "csv"]
+    command = [sys.executable, "-m", "indexer", "sql", str(index), query, "--format", "csv"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["label", "dates", "it's"]
 

@@ -80,6 +80,7 @@ def test_blocks_without_a_chosen_layer_are_compiled_too(graphs: CompileCounterWi
     assert graphs.frame_count == 1
 
 
+@pytest.mark.slow
 def test_the_compiler_itself_gives_the_same() -> None:
     loaded, compiled, plain = adapt(tiny("gpt2"), name="gpt2"), Keeper(), Keeper()
     torch._dynamo.reset()

@@ -84,6 +84,7 @@ def with_windows_in_host(units: int, batches: Batches) -> Statistics:
     return statistics
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_memory")
 def test_the_state_is_the_same_wherever_windows_are() -> None:
     batches = some_batches(600, 3, number=4)

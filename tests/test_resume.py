@@ -76,7 +76,7 @@ def stopped_after(config: BuildConfig, batches: int, monkeypatch: pytest.MonkeyP
             build(config)
 
 
-@pytest.mark.parametrize("batches", [1, 2, 5, 9])
+@pytest.mark.parametrize("batches", [1, *(pytest.param(late, marks=pytest.mark.slow) for late in (2, 5, 9))])
 def test_continued_after_any_batch(
     batches: int,
     corpus: list[str],
@@ -175,6 +175,7 @@ def _hold(path: str, held: Any, done: Any) -> None:
         done.wait(60)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_build_one_index(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, done = context.Event(), context.Event()
@@ -213,6 +214,7 @@ def test_differences_are_told_in_full() -> None:
     assert "characters)" in differences({"a": "x" * 500}, {"a": "y"})
 
 
+@pytest.mark.slow
 def test_shards_are_one_build(tmp_path: Path) -> None:
     from indexer.engines import build as run
     from indexer.engines import merge
@@ -283,6 +285,7 @@ def test_appended_files_join_the_index(corpus: list[str], tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index", "whole.index"]
 
 
+@pytest.mark.slow
 def test_a_build_killed_when_its_index_is_whole_runs_nothing_again(
     corpus: list[str], expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +319,7 @@ def test_a_checkpoint_of_another_version_is_one_line(
         build(config)
 
 
+@pytest.mark.slow
 def test_an_append_that_cannot_be_merged_is_refused_before_it_runs(
     corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

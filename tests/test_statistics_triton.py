@@ -128,6 +128,7 @@ def test_settling_in_between_changes_nothing() -> None:
     assert_equal(statistics, gathered(3, batches, "reference"))
 
 
+@pytest.mark.slow
 def test_more_blocks_than_one_look_and_one_flush_take() -> None:
     # every block in a group of its own program: 33 groups, where counters are flushed after 31
     tokens = 8 * 66
