@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from indexer_kernels import Keep, Sequences, Statistics
+from indexer_kernels.hashes import GOLDEN, mixed, sequence_keys
 from numpy.typing import NDArray
 
 from tests.test_statistics import Batches
@@ -40,3 +41,26 @@ def one_token_each(maxima: NDArray[np.float32], together: int) -> Batches:
         sequences = Sequences.from_offsets(offsets, ids // 3, ids % 3, np.zeros(len(ids), np.int32))
         batches.append((torch.from_numpy(maxima[ids]), sequences))
     return batches
+
+
+def of_equal_hash() -> tuple[Batches, int]:
+    """Two batches of a sequence each whose hashes are equal in every unit; which document ranks first.
+
+    It is the smaller one, though its sequence is the larger.
+    """
+    later, both = 40, 1 << 64
+
+    def key(document: int) -> int:
+        return int(mixed(np.array([document], np.uint64))[0])
+
+    for document in range(later):
+        ordinal = ((key(later) - key(document)) * pow(int(GOLDEN), -1, both)) % both
+        if ordinal < both // 2:
+            break
+    places = ((later, 0), (document, ordinal))
+    assert len({int(sequence_keys(np.array([one]), np.array([number]))[0]) for one, number in places}) == 1
+    zero = np.zeros(1, np.int32)
+    return [
+        (torch.ones(1, 2), Sequences.from_offsets(np.arange(2), np.array([one]), np.array([number]), zero))
+        for one, number in places
+    ], document

@@ -21,7 +21,7 @@ from indexer_kernels.bands import BANDS, OCTAVES
 from indexer_kernels.hashes import scrambled, sequence_keys, unit_keys
 
 from tests.kernel_cases import DTYPES, assert_equal, assert_same_places, rows_of
-from tests.sample_cases import KEEP, LAYER, one_token_each, sampled, some_maxima
+from tests.sample_cases import KEEP, LAYER, of_equal_hash, one_token_each, sampled, some_maxima
 from tests.test_statistics import Batches, pieces, some_batches
 
 SHAPES = [(1, 1), (63, 7), (600, 64), (3000, 130)]
@@ -96,6 +96,16 @@ def test_reference_is_what_brute_force_finds(shape: tuple[int, int]) -> None:
 def test_kernel_equals_reference(shape: tuple[int, int], dtype: torch.dtype, instruction_set: str) -> None:
     batches = some_batches(*shape, dtype, number=3)
     assert_equal(sampled(shape[1], batches, "cpp", threads=2), sampled(shape[1], batches, "reference"))
+
+
+@pytest.mark.parametrize("kernels", ["cpp", "reference"])
+def test_of_equal_hashes_the_smaller_document_stays(kernels: str) -> None:
+    batches, first = of_equal_hash()
+    keep = Keep(top=0, bottom=0, window=(0, 0), samples=1)
+    for order in (batches, batches[::-1]):
+        state = sampled(2, order, kernels, keep).samples
+        assert state is not None
+        assert [held(state, unit)[0][2] for unit in range(2)] == [first, first]
 
 
 @pytest.mark.parametrize("kernels", ["cpp", "reference"])

@@ -11,7 +11,7 @@ import torch
 from indexer_kernels import Keep
 
 from tests.kernel_cases import assert_equal, some_sequences
-from tests.sample_cases import KEEP, one_token_each, sampled, some_maxima
+from tests.sample_cases import KEEP, of_equal_hash, one_token_each, sampled, some_maxima
 from tests.test_statistics import pieces, some_batches
 
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
@@ -37,6 +37,15 @@ def test_kernel_equals_reference(shape: tuple[int, int], dtype: torch.dtype, kee
 def test_octaves_that_come_and_go(order: str) -> None:
     batches = one_token_each(some_maxima(60, 1, order), 20)
     assert_equal(sampled(1, batches, "triton", ALONE), sampled(1, batches, "reference", ALONE))
+
+
+def test_of_equal_hashes_the_smaller_document_stays() -> None:
+    batches, first = of_equal_hash()
+    keep = dataclasses.replace(ALONE, samples=1)
+    for order in (batches, batches[::-1]):
+        state = sampled(2, order, "triton", keep).samples
+        assert state is not None
+        assert state.document[state.taken].tolist() == [first, first]
 
 
 def test_ties_between_the_blocks_of_a_sequence_go_to_the_first() -> None:

@@ -65,8 +65,9 @@ def open_index(path: Path | str) -> Index:
     Checks every bit of the manifest, the size and the end of every file; a footer when its file is first
     used. Its methods check the pages that they read, but `sql` does not: DuckDB reads without checksums.
     `Index.verify` checks everything.
-    Of an index that came from elsewhere nothing is executed, and only its own files are read. What a file
-    that was made to harm expands to is not bounded: limit the memory of the process where that matters.
+    Of an index that came from elsewhere nothing is executed, and only its own files are read; but
+    `Index.document` reads the source that the index names, whatever that is. What a file that was made to
+    harm expands to is not bounded: limit the memory of the process where that matters.
     Raises IndexerError where the folder is missing, unfinished, not an index, damaged, or of another format
     version.
     """
