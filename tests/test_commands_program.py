@@ -16,7 +16,10 @@ import indexer
 
 ROOT = Path(indexer.__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "COLUMNS": "100"}
-HEAVY = ("torch", "transformers", "datasets", "duckdb", "pyarrow", "numpy", "matplotlib", "indexer_kernels")
+HEAVY = (
+    *("torch", "transformers", "datasets", "duckdb", "pyarrow", "numpy", "matplotlib", "pydantic"),
+    "indexer_kernels",
+)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from indexer.building.signals import end_as_by_ctrl_c
-from indexer.commands import build_choices as choices
+from indexer.commands.build_options import BuildCommand
 from indexer.commands.program import NAME, Commands, without_pandas
 from indexer.errors import IndexerError
 from indexer.talk import tell
@@ -87,6 +87,7 @@ def program(
 
 
 @app.command(
+    cls=BuildCommand,
     epilog=_examples(
         "build ./model texts/*.txt more.jsonl.gz --output my.index",
         "build openai-community/gpt2 hf://datasets/OWNER/NAME --max-tokens 1000000 -o gpt2.index",
@@ -97,47 +98,14 @@ def program(
 )
 def build(
     context: typer.Context,
-    model: Annotated[str | None, choices.MODEL] = None,
-    corpus: Annotated[list[str] | None, choices.CORPUS] = None,
-    output: Annotated[Path | None, choices.OUTPUT] = None,
-    config: Annotated[Path | None, choices.CONFIG] = None,
-    overwrite: Annotated[bool | None, choices.OVERWRITE] = None,
-    sites: Annotated[str | None, choices.SITES] = None,
-    layers: Annotated[str | None, choices.LAYERS] = None,
-    revision: Annotated[str | None, choices.REVISION] = None,
-    output_projection: Annotated[str | None, choices.OUTPUT_PROJECTION] = None,
-    top: Annotated[str | None, choices.TOP] = None,
-    bottom: Annotated[str | None, choices.BOTTOM] = None,
-    by: Annotated[str | None, choices.BY] = None,
-    window: Annotated[str | None, choices.WINDOW] = None,
-    context_tokens: Annotated[str | None, choices.CONTEXT] = None,
-    max_tokens: Annotated[str | None, choices.MAX_TOKENS] = None,
-    share: Annotated[float | None, choices.SHARE] = None,
-    seed: Annotated[str | None, choices.SEED] = None,
-    text_column: Annotated[str | None, choices.TEXT_COLUMN] = None,
-    ids_column: Annotated[str | None, choices.IDS_COLUMN] = None,
-    on_bad_text: Annotated[str | None, choices.ON_BAD_TEXT] = None,
-    quoting: Annotated[str | None, choices.QUOTING] = None,
-    no_special_tokens: Annotated[bool | None, choices.NO_SPECIAL_TOKENS] = None,
-    count_special_tokens: Annotated[bool | None, choices.COUNT_SPECIAL_TOKENS] = None,
-    batch_tokens: Annotated[str | None, choices.BATCH_TOKENS] = None,
-    padding: Annotated[str | None, choices.PADDING] = None,
-    dtype: Annotated[str | None, choices.DTYPE] = None,
-    device: Annotated[str | None, choices.DEVICE] = None,
-    attention: Annotated[str | None, choices.ATTENTION] = None,
-    kernels: Annotated[str | None, choices.KERNELS] = None,
-    hooks: Annotated[bool | None, choices.HOOKS] = None,
-    compile: Annotated[bool | None, choices.COMPILE] = None,
-    threads: Annotated[str | None, choices.THREADS] = None,
-    numerics: Annotated[str | None, choices.NUMERICS] = None,
-    append: Annotated[bool | None, choices.APPEND] = None,
-    shard: Annotated[str | None, choices.SHARD] = None,
-    workers: Annotated[str | None, choices.WORKERS] = None,
-    ray: Annotated[str | None, choices.RAY] = None,
-    shards: Annotated[str | None, choices.SHARDS] = None,
-    storage: Annotated[str | None, choices.STORAGE] = None,
-    checkpoint_minutes: Annotated[str | None, choices.CHECKPOINT_MINUTES] = None,
-    piece_bytes: Annotated[str | None, choices.PIECE_BYTES] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="The options as TOML keys (max_tokens = 1000); the command line overrides them.",
+            rich_help_panel="What to index",
+        ),
+    ] = None,
 ) -> None:
     """Run a model over a corpus and write the index of its neurons.
 
@@ -146,9 +114,6 @@ def build(
     from indexer.config.options import build_config
 
     given = {name: value for name, value in context.params.items() if value is not None and value != ()}
-    given.pop("config", None)
-    if "context_tokens" in given:
-        given["context"] = given.pop("context_tokens")
     checked = build_config(given, config)
 
     from indexer.engines import build as run

@@ -71,7 +71,7 @@ class Commands(TyperGroup):
     def _names(self, ctx: Any, args: list[str]) -> dict[str, str]:
         """Every spelling of the options of the command that is given, with its first spelling."""
         command = self.get_command(ctx, next((argument for argument in args if argument[:1] != "-"), ""))
-        options = command.params if command else []
+        options = command.get_params(ctx) if command else []
         return {name: option.opts[0] for option in options for name in option.opts}
 
     def main(self, *arguments: Any, **options: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from enum import Enum
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,98 +87,178 @@ Count = Annotated[int, Field(ge=1), _as_written]
 # far more than any machine has; OpenMP runtimes end the process when asked for a million
 Processors = Annotated[int, Field(ge=1, le=1024), _as_written]
 Bytes = Annotated[int, Field(ge=1), _whole(BYTES, "1000000, 64MB or 64MiB")]
+Context = Annotated[int, Field(ge=3), _as_written]
+Seed = Annotated[int, Field(ge=0), _as_written]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Minutes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_sources)]
+Output = Annotated[Path, AfterValidator(_output)]
+Sites = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_sites)]
+Layers = Annotated[Text | None, BeforeValidator(_layers)]
+Window = Annotated[tuple[Places, Places], BeforeValidator(_window)]
 Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], BeforeValidator(_shard)]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
-class Reach(Enum):
-    """How far the value of an option reaches. Without a mark it decides the rows of the whole index.
+class Reach(StrEnum):
+    """How far the value of an option reaches.
 
-    RUN: it says where and how a build runs, and may change when a build is continued; or what it leads to, as
-    the model's digest and dtype, is compared in its place. PART: a build keeps it to its end, but the parts
-    of one index may differ in it.
+    ROWS: it decides the rows of the whole index. RUN: it says where and how a build runs, and may change when
+    a build is continued; or what it leads to, as the model's digest and dtype, is compared in its place.
+    PART: a build keeps it to its end, but the parts of one index may differ in it.
     """
 
+    ROWS = "rows"
     RUN = "run"
     PART = "part"
+
+
+def _option(
+    panel: str,
+    default: Any,
+    metavar: str,
+    help: str,
+    reach: Reach = Reach.ROWS,
+    otherwise: str = "",
+    short: Sequence[str] = (),
+) -> Any:
+    """A field of BuildConfig, with what --help says of it, and how far its value reaches.
+
+    panel: the heading that it stands under. metavar: what stands for its value; empty for a switch.
+    otherwise: what holds where it is not given, if `default` does not say. short: its one-letter names.
+    """
+    told: Any = {"panel": panel, "metavar": metavar, "otherwise": otherwise, "short": short, "reach": reach}
+    return Field(default, description=help, json_schema_extra=told)
+
+
+_model = partial(_option, "What to index")
+_keep = partial(_option, "What to keep of each unit")
+_corpus = partial(_option, "How the corpus is read")
+_run = partial(_option, "How it is run")
+_share = partial(_option, "Long builds and many machines")
 
 
 class BuildConfig(BaseModel):
     """Everything that decides what a build computes and where it puts it; stored whole in the manifest.
 
+    Every field is an option of `build`, in the order of its --help, and a key of its config file.
     Raises pydantic.ValidationError for unknown keys and for values out of range.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[Source, Reach.RUN]
-    corpus: Annotated[tuple[Source, ...], BeforeValidator(_sources), Reach.RUN]
-    output: Annotated[Path, AfterValidator(_output), Reach.RUN]
-    sites: Annotated[tuple[str, ...], BeforeValidator(_sites), Reach.RUN] = Field(
-        (MLP,), min_length=1, description="kinds of place to index, as mlp or [mlp]"
-    )
-    layers: Annotated[str | None, BeforeValidator(_layers), Reach.RUN] = Field(
-        None, min_length=1, description="layers to index, as 0-5,7 or [0, 5]; all of them where not given"
-    )
-    top: Places = 20
-    bottom: Places = 20
-    by: Literal["sequence", "token", "document"] = "sequence"
-    context: Annotated[int, Field(ge=3), _as_written] = 256
-    window: Annotated[tuple[Places, Places], BeforeValidator(_window)] = (48, 15)
-    max_tokens: Count | None = None
-    share: float = Field(1.0, gt=0, le=1, description="of the documents, chosen by hash; 0.1 is a tenth")
-    seed: Annotated[int, Field(ge=0), _as_written] = Field(0, description="what else `share` chooses by")
-    batch_tokens: Annotated[Count | None, Reach.PART] = Field(
-        None, description="tokens of a batch; 4096 on the CPU, on a GPU chosen from its free memory"
-    )
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Reach.RUN] = "auto"
-    device: Annotated[str, Reach.RUN] = "auto"
-    attention: Annotated[
-        Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"],
+    model: Source = _model(..., "MODEL", "Local folder or hub name; safetensors weights.", Reach.RUN)
+    corpus: Sources = _corpus(
+        ...,
+        "CORPUS...",
+        "Files, globs, folders: text, .jsonl, .json, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet, "
+        ".arrow; hf://datasets/OWNER/NAME[/CONFIGURATION or /FILE][:SPLIT]. UTF-8; UTF-16 by its mark.",
         Reach.RUN,
-    ] = Field("auto", description="how attention is computed; auto: as config.json or transformers has it")
-    kernels: Annotated[Literal["auto", "cpp", "triton", "reference"], Reach.RUN] = "auto"
-    padding: Annotated[Literal["auto", "never"], Reach.RUN] = Field(
-        "auto", description="never: batches of one length, without padding; auto: where the model needs it"
     )
-    text_column: str = Field("text", description="column of texts or chats, a.b for column b within a")
-    ids_column: str | None = Field(
-        None, min_length=1, description="column of token ids made beforehand, run as they are, not of texts"
-    )
-    count_special_tokens: bool = False
-    no_special_tokens: bool = Field(False, description="leave out what the tokenizer puts around a text")
-    on_bad_text: Literal["error", "replace", "skip"] = "error"
-    quoting: Literal["standard", "none"] = Field("standard", description="of CSV; none: quotes are text")
-    output_projection: str | None = None
-    revision: Annotated[str | None, Reach.RUN] = None
-    hooks: bool = Field(False, description="read activations by hooks even where the fused path is possible")
-    compile: bool = Field(False, description="let torch.compile fuse what stands around the MLPs")
-    threads: Annotated[Processors | None, Reach.RUN] = None
-    overwrite: Annotated[bool, Reach.RUN] = False
-    append: Annotated[bool, Reach.RUN] = Field(
-        False, description="add the corpus to the finished index at `output`"
-    )
-    numerics: Literal["fast", "reproducible"] = Field(
-        "fast", description="reproducible: fixed batch shapes, so batching never changes a result"
-    )
-    checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False), Reach.RUN] = 5.0
-    piece_bytes: Annotated[Bytes, Reach.PART] = Field(
-        64 << 20, description="the corpus is cut into pieces of about so many bytes; shards are made of them"
-    )
-    shard: Annotated[Shard | None, Reach.PART] = Field(
-        None, description="build shard I of N alone, as a partial index to be merged"
-    )
-    workers: Annotated[Processors, Reach.RUN] = 1
-    ray: Annotated[str | None, Reach.RUN] = Field(
-        None, description="address of a Ray cluster, or local, to share the work out to"
-    )
-    shards: Annotated[Count | None, Reach.RUN] = Field(
-        None, description="with ray: into how many shards the work is cut"
-    )
-
-    storage: Annotated[str | None, Reach.RUN] = Field(
+    output: Output = _model(..., "DIR", "Folder to write the index to.", Reach.RUN, short=["-o"])
+    overwrite: bool = _model(False, "", "Replace an index that is already there.", Reach.RUN)
+    sites: Sites = _model((MLP,), "LIST", "Kinds of place, as mlp: the neurons of the MLPs.", Reach.RUN)
+    layers: Layers = _model(None, "LIST", "As 0-5,7.", Reach.RUN, "all")
+    revision: str | None = _model(None, "NAME", "Branch, tag or commit of a hub model.", Reach.RUN)
+    output_projection: str | None = _model(
         None,
-        min_length=1,
-        description="with ray: fsspec URL that takes finished shards; else disks are shared",
+        "PATTERN",
+        "Where MLPs are not recognised: their output projection, * for the layer, as h.*.mlp.c_proj.",
+    )
+    top: Places = _keep(20, "K", "Strongest examples of each unit; 0 keeps none.")
+    bottom: Places = _keep(20, "K", "Lowest examples of each unit; 0 keeps none.")
+    by: Literal["sequence", "token", "document"] = _keep(
+        "sequence",
+        "WHAT",
+        "What competes for a place: each sequence or document with its extreme, or every token.",
+    )
+    window: Window = _keep((48, 15), "B,A", "Tokens kept before and after a peak.")
+    context: Context = _corpus(256, "N", "Tokens of a sequence, special ones included.")
+    max_tokens: Count | None = _corpus(
+        None, "N", "Stop after this many counted tokens, as 5000, 1e6 or 10M.", otherwise="all"
+    )
+    share: Fraction = _corpus(
+        1.0,
+        "PART",
+        "A fair part of the documents, chosen by hash, as 0.1 for a tenth; also with shards and --append.",
+    )
+    seed: Seed = _corpus(0, "N", "Another number, another part.")
+    text_column: str = _corpus(
+        "text",
+        "NAME",
+        "The column of texts, lists of paragraphs, or chats (role and content); a.b is b within a.",
+    )
+    ids_column: Text | None = _corpus(
+        None, "NAME", "A column of token ids instead, run as they are: nothing is put around them."
+    )
+    on_bad_text: Literal["error", "replace", "skip"] = _corpus(
+        "error", "WHAT", "About invalid UTF-8: error, replace or skip."
+    )
+    quoting: Literal["standard", "none"] = _corpus(
+        "standard", "HOW", "Of CSV and TSV: standard, or none where quotes are text."
+    )
+    no_special_tokens: bool = _corpus(
+        False, "", "Leave out the BOS, CLS, SEP that the tokenizer puts around a sequence."
+    )
+    count_special_tokens: bool = _corpus(False, "", "Let BOS, CLS, SEP and their like enter the statistics.")
+    batch_tokens: Count | None = _run(
+        None, "N", "Tokens in a batch.", Reach.PART, "4096, or what fits the GPU"
+    )
+    padding: Literal["auto", "never"] = _run(
+        "auto",
+        "WHAT",
+        "never: batches of one length, without padding; auto does so where the model needs it.",
+        Reach.RUN,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _run(
+        "auto", "TYPE", "The model's: auto, float32, bfloat16 or float16.", Reach.RUN
+    )
+    device: str = _run(
+        "auto", "NAME", "Where the model runs: auto, cpu, cuda, cuda:N, or spread over all GPUs.", Reach.RUN
+    )
+    attention: Attention = _run(
+        "auto",
+        "NAME",
+        "Instead of what config.json names: sdpa, eager, flex_attention, flash_attention_2 or _3.",
+        Reach.RUN,
+    )
+    kernels: Literal["auto", "cpp", "triton", "reference"] = _run(
+        "auto", "NAME", "The statistics: auto, cpp, triton or reference.", Reach.RUN
+    )
+    hooks: bool = _run(False, "", "Read activations by hooks even where fusing is possible.")
+    compile: bool = _run(False, "", "Let torch.compile fuse what stands around the MLPs.")
+    threads: Processors | None = _run(None, "N", "Processor threads.", Reach.RUN, "all cores")
+    numerics: Literal["fast", "reproducible"] = _run(
+        "fast",
+        "HOW",
+        "fast, or reproducible: batches of fixed shapes, so that no choice of batches or shards moves a bit.",
+    )
+    append: bool = _share(False, "", "Add the corpus to the finished index at --output.", Reach.RUN)
+    shard: Shard | None = _share(
+        None, "I/N", "Build shard I of N alone, I from 0, for `merge`; as a Slurm array does.", Reach.PART
+    )
+    workers: Processors = _share(
+        1, "N", "Processes on this machine, a GPU each where there are any.", Reach.RUN
+    )
+    ray: str | None = _share(
+        None, "[ADDRESS]", "Share the work out on a Ray cluster; local starts one here.", Reach.RUN
+    )
+    shards: Count | None = _share(
+        None, "N", "With --ray: into how many shards.", Reach.RUN, "4 for each worker"
+    )
+    storage: Text | None = _share(
+        None,
+        "URL",
+        "With --ray and no shared disk: where finished shards go, as s3://bucket/folder (fsspec).",
+        Reach.RUN,
+        "beside --output",
+    )
+    checkpoint_minutes: Minutes = _share(
+        5.0, "N", "Minutes between checkpoints; rarer where they take long.", Reach.RUN
+    )
+    piece_bytes: Bytes = _share(
+        64 << 20, "N", "Size of the corpus's pieces, which make shards, as 64MB.", Reach.PART
     )
 
     @model_validator(mode="after")
@@ -218,5 +299,5 @@ class BuildConfig(BaseModel):
 
 def options_reaching(*reaches: Reach) -> frozenset[str]:
     """Names of the options whose values reach so far and no further."""
-    fields = BuildConfig.model_fields.items()
-    return frozenset(name for name, field in fields if any(reach in field.metadata for reach in reaches))
+    fields: Any = BuildConfig.model_fields
+    return frozenset(name for name, field in fields.items() if field.json_schema_extra["reach"] in reaches)
