@@ -11,6 +11,7 @@ from indexer.errors import IndexerError
 
 # the site of neurons, which is meant where a layer and a number are all that is given
 MLP = "mlp"
+ATTN, HEADS, RESID = "attn", "heads", "resid"
 # one spelling per number: no sign, no leading zero, and small enough for the index's int32
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # Becomes part of a file name. Words after dots are names that users chose, as in `sae.NAME`, or the kind of

@@ -126,8 +126,8 @@ def test_layers_are_chosen_of_every_site(texts: list[str], tmp_path: Path) -> No
 
 
 def test_a_site_that_does_not_exist(texts: list[str], tmp_path: Path) -> None:
-    with pytest.raises(IndexerError, match=r'^--sites: no site "attn"; there is: mlp$'):
-        build(tmp_path / "no model", texts, tmp_path / "index", sites="mlp,attn")
+    with pytest.raises(IndexerError, match=r'^--sites: no site "heights"; there is: mlp, attn, heads, resid$'):
+        build(tmp_path / "no model", texts, tmp_path / "index", sites="mlp,heights")
 
 
 def hook(key: Key, module: nn.Module, units: int = HIDDEN, **options: Any) -> Hook:

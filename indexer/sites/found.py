@@ -19,13 +19,18 @@ from indexer.errors import IndexerError
 from indexer.models.forward import call_model
 from indexer.models.loading import LoadedModel, quiet_transformers
 from indexer.models.probe import Probe, Values, Workspace
-from indexer.names import MLP, Key
-from indexer.sites import mlp
+from indexer.names import ATTN, HEADS, MLP, RESID, Key
+from indexer.sites import attn, heads, mlp, resid
 from indexer.sites.asked import Asked
 
 # All there are, by name. A site's function returns its probes, none where the model has no such place, and
 # raises IndexerError where it cannot tell.
-SITES: dict[str, Callable[[LoadedModel, Asked], Sequence[Probe]]] = {MLP: mlp.find}
+SITES: dict[str, Callable[[LoadedModel, Asked], Sequence[Probe]]] = {
+    MLP: mlp.find,
+    ATTN: attn.find,
+    HEADS: heads.find,
+    RESID: resid.find,
+}
 
 
 def check_sites(names: Sequence[str]) -> None:

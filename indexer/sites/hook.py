@@ -55,8 +55,9 @@ class Hook:
             # some modules are told more, as by what a quantised layer's input is scaled
             x = next(value for value in tensors if isinstance(value, Tensor))
             # the very matrix of the model: a view, unless a model hands on something transposed
-            values = x.reshape(-1, self.units)
-            workspace.check_rows(self.place, values.shape[0])
+            rows = x.reshape(-1, x.shape[-1])
+            workspace.check_rows(self.place, rows.shape[0])
+            values = self.values(rows)
             take(Values(values if values.stride(1) == 1 else values.contiguous(), workspace.sequences))
 
         def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -73,6 +74,10 @@ class Hook:
             yield
         finally:
             handle.remove()
+
+    def values(self, rows: Tensor) -> Tensor:
+        """The units of [tokens, channels] rows: here those channels themselves."""
+        return rows
 
     def read(self, reason: str) -> Hook:
         """Itself."""

@@ -19,8 +19,9 @@ from torch import Tensor
 from indexer.models.matmul import linear
 from indexer.models.probe import Take, Values, Workspace, forward_of
 from indexer.sites.hook import Hook
+from indexer.sites.linear import Affine
 from indexer.sites.mlp.compiled import traced
-from indexer.sites.mlp.plan import Affine, FusedPlan
+from indexer.sites.mlp.plan import FusedPlan
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

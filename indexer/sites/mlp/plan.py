@@ -5,48 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import nn
+
+from indexer.sites.linear import Affine
 
 Packing = Literal["separate", "gate first", "up first"]
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A linear layer as x @ weight + bias.
-
-    weight: [inputs, outputs], a view of the module's own weight, whichever way round that one is stored.
-    bias: [outputs] or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Affine | None:
-        """The affine form of a linear layer with floating-point weights, or None for any other module."""
-        if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
-            return None
-        weight = module.weight.detach()
-        bias = None if module.bias is None else module.bias.detach()
-        return cls(weight.t() if isinstance(module, nn.Linear) else weight, bias)
-
-    @property
-    def outputs(self) -> int:
-        """Width of what comes out."""
-        return self.weight.shape[1]
-
-    def into(self, x: Tensor, out: Tensor) -> Tensor:
-        """x: [rows, inputs], any row stride; out: [rows, outputs], overwritten and returned."""
-        if self.bias is None:
-            return torch.mm(x, self.weight, out=out)
-        return torch.addmm(self.bias, x, self.weight, out=out)
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: nn.Linear, or the transposed one of GPT-2."""
-    return isinstance(module, nn.Linear | Conv1D) and module.weight.ndim == 2
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from indexer_kernels.activations import FUNCTIONS, activate
 from torch import Tensor, nn
 
 from indexer.models.trace import BlockTrace
+from indexer.sites.linear import Affine, is_linear
 from indexer.sites.mlp import functions
-from indexer.sites.mlp.plan import Affine, FusedPlan, Packing, is_linear
+from indexer.sites.mlp.plan import FusedPlan, Packing
 
 
 @dataclass(frozen=True)

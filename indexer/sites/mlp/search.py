@@ -21,10 +21,12 @@ from indexer.models.sample import SEQUENCES, TOKENS
 from indexer.models.trace import BlockTrace, traced
 from indexer.names import MLP, Key
 from indexer.sites.asked import Asked
+from indexer.sites.blocks import block_lists, blocks_of, listed, ran_once
 from indexer.sites.hook import Hook
+from indexer.sites.linear import is_linear
 from indexer.sites.mlp import recognise
 from indexer.sites.mlp.fused import FusedMlp
-from indexer.sites.mlp.plan import FusedPlan, is_linear
+from indexer.sites.mlp.plan import FusedPlan
 
 BY_HAND = "name the output projection by hand: --output-projection PATTERN, * being the layer number"
 
@@ -89,18 +91,14 @@ class _Search:
         self.name = loaded.provenance["architecture"]
         pattern = asked.output_projection
         self.by_hand = None if pattern is None else _fitting(loaded, pattern)
-        self.lists = _block_lists(loaded)
-        self.blocks = {
-            f"{name}.{i}": block for name, blocks in self.lists.items() for i, block in enumerate(blocks)
-        }
+        self.lists = block_lists(loaded)
+        self.blocks = blocks_of(self.lists)
         if self.by_hand is not None:
             self.blocks = {
                 path: loaded.module(path) for path in {block for block, _ in self.by_hand.values()}
             }
         elif not self.blocks:
-            raise IndexerError(
-                f"model {self.name}: it has no list of repeated blocks to look for MLPs in"
-            )
+            raise IndexerError(f"model {self.name}: it has no list of repeated blocks to look for MLPs in")
         users = Counter(id(module) for block in self.blocks.values() for module in set(block.modules()))
         self.shared = {module for module, count in users.items() if count > 1}
         self.findings = {path: _Finding() for path in self.blocks}
@@ -140,25 +138,19 @@ class _Search:
         if self.by_hand is not None:
             places = [(number, block) for number, (block, _) in sorted(self.by_hand.items())]
         else:
-            ran = {name: blocks for name, blocks in self.lists.items() if self._ran(name, len(blocks))}
+            ran = ran_once(self.lists, {path: finding.runs for path, finding in self.findings.items()})
             if not ran:
-                listed = ", ".join(f"{name} ({len(blocks)})" for name, blocks in self.lists.items())
                 raise self._error(
-                    f"no list of blocks runs each of them once per forward pass (lists: {listed})"
+                    f"no list of blocks runs each of them once per forward pass (lists: {listed(self.lists)})"
                 )
-            # a model may hold further lists, of adapters or auxiliary layers: the body is the heaviest
-            name = max(ran, key=lambda name: sum(weight.numel() for weight in ran[name].parameters()))
-            holding = [other for other in ran if other == name or self._holds(other, len(ran[other]))]
+            body = next(iter(ran))
+            holding = {name: ran[name] for name in ran if name == body or self._holds(name, len(ran[name]))}
             if len(holding) > 1:
-                listed = ", ".join(f"{name} ({len(ran[name])})" for name in holding)
                 raise self._error(
-                    f"MLPs lie in more than one list of blocks ({listed}), of which one is indexed"
+                    f"MLPs lie in more than one list of blocks ({listed(holding)}), of which one is indexed"
                 )
-            places = [(i, f"{name}.{i}") for i in range(len(ran[name]))]
+            places = list(enumerate(blocks_of({body: ran[body]})))
         return [self._probe(number, path) for number, path in places]
-
-    def _ran(self, name: str, blocks: int) -> bool:
-        return all(self.findings[f"{name}.{i}"].runs == 1 for i in range(blocks))
 
     def _holds(self, name: str, blocks: int) -> bool:
         return any(self.findings[f"{name}.{i}"].mlp is not None for i in range(blocks))
@@ -202,21 +194,6 @@ def _unmatched(trace: BlockTrace, path: str) -> tuple[_Mlp | None, str]:
     return _Mlp(path, module, units, None, False, reason), ""
 
 
-def _block_lists(loaded: LoadedModel) -> dict[str, nn.ModuleList]:
-    """The lists of blocks, which have parts, without lists within blocks; by path."""
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in loaded.modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and len(module)
-            and not isinstance(module[0], nn.ModuleList)
-            and any(True for _ in module[0].children())
-            and not any(name.startswith(f"{o}.") for o in lists)
-        ):
-            lists[name] = module
-    return lists
-
-
 def _fitting(loaded: LoadedModel, pattern: str) -> dict[int, tuple[str, str]]:
     """Layer number -> (path of the block, path within it) of the modules that a pattern names."""
     if pattern.count("*") != 1:
@@ -240,9 +217,7 @@ def _fitting(loaded: LoadedModel, pattern: str) -> dict[int, tuple[str, str]]:
         kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in linear)
         there = ", ".join(list(kinds)[:12]) or "no linear layers"
         model = loaded.provenance["architecture"]
-        raise IndexerError(
-            f"--output-projection {pattern}: no module of {model} fits (there is: {there})"
-        )
+        raise IndexerError(f"--output-projection {pattern}: no module of {model} fits (there is: {there})")
     return found
 
 
