@@ -158,7 +158,13 @@ class BuildConfig(BaseModel):
     )
     output: Output = _model(..., "DIR", "Folder to write the index to.", Reach.RUN, short=["-o"])
     overwrite: bool = _model(False, "", "Replace an index that is already there.", Reach.RUN)
-    sites: Sites = _model((MLP,), "LIST", "Kinds of place, as mlp: the neurons of the MLPs.", Reach.RUN)
+    sites: Sites = _model(
+        (MLP,),
+        "LIST",
+        "Kinds of place, as mlp,attn: mlp (neurons), attn (input channels of attention's output projection), "
+        "heads (norms of what heads write), resid (the residual stream after each block).",
+        Reach.RUN,
+    )
     layers: Layers = _model(None, "LIST", "As 0-5,7.", Reach.RUN, "all")
     revision: str | None = _model(None, "NAME", "Branch, tag or commit of a hub model.", Reach.RUN)
     output_projection: str | None = _model(
