@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from indexer_kernels import Keep, TopK
 from indexer_kernels.histogram import BINS, ZERO_BIN, bin_edges, bins_of
 from indexer_kernels.moments import LIMBS, LOWEST, POWERS, settle_carries
+from indexer_kernels.panel import WINDOW, Panel, Windows, window_hashes
 
 from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
@@ -35,6 +36,7 @@ class Size:
     count: int = 1_000_000
     documents: int = 4_096
     first_document: int = 0
+    panel: int = 0
 
 
 def write_synthetic(
@@ -111,7 +113,22 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
         counts = record.histogram.counts
         counts[:] = _histogram(random, size, moments.minimum, moments.maximum)
         moments.sums[:] = _sums(counts, moments.minimum, moments.maximum)
-        yield record
+        states = {"panel": _panel(random, size)} if size.panel else {}
+        yield replace(record, states={**record.states, **states})
+
+
+def _panel(random: np.random.Generator, size: Size) -> Panel:
+    """What the units do on windows of which every other one is short."""
+    # the text is the same for all layers
+    text = np.random.default_rng(0)
+    document = size.first_document + np.sort(text.integers(0, size.documents, size.panel))
+    start = WINDOW * np.arange(size.panel)
+    length = np.resize([WINDOW, WINDOW // 2], size.panel)
+    ids = text.integers(0, size.vocabulary, length.sum()).astype(np.int32)
+    hashes = window_hashes(0, document, start * 0, start)
+    windows = Windows(hashes, document, start * 0, start, length, ids)
+    activations = random.random((size.units, len(ids)), np.float32) - np.float32(0.5)
+    return Panel(size.panel, 0, windows.taken(windows.order()), activations)
 
 
 def _fill(random: np.random.Generator, size: Size, state: TopK, sign: int) -> None:

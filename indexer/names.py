@@ -79,6 +79,15 @@ def parse_unit(name: str) -> Unit:
     return Unit(site, int(layer), int(unit))
 
 
+def parse_key(name: str) -> Key:
+    """Read the name of a layer, SITE.LAYER, as mlp.5; raises IndexerError where it is none."""
+    site, _, layer = name.strip().rpartition(".")
+    if not _NUMBER.fullmatch(layer):
+        raise IndexerError(f'layer "{name}": expected SITE.LAYER, for example mlp.5')
+    check_site(site)
+    return Key(site, int(layer))
+
+
 def check_site(site: str) -> None:
     """Raise IndexerError unless `site` can be the name of a site and part of a file name."""
     if not _SITE.fullmatch(site):

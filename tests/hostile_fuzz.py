@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 import indexer
 from indexer.errors import IndexerError
 from indexer.index.read import Index
@@ -29,6 +31,8 @@ QUERIES = (
     "FROM histograms ORDER BY ALL",
     "FROM documents ORDER BY ALL",
     "SELECT count(token) FROM vocabulary",
+    "FROM panel ORDER BY ALL",
+    "FROM panel_activations ORDER BY ALL",
     "FROM top(0, 7)",
 )
 # address space, not memory: allocators reserve far more than they use
@@ -43,6 +47,8 @@ def questions() -> dict[str, Callable[[Index], Any]]:
     for unit in UNITS:
         for method in ("unit", "top", "bottom", "histogram"):
             asked[f"{method} {unit}"] = lambda index, m=method, u=unit: getattr(index, m)(u)
+    asked["panel"] = lambda index: pa.table({"a": index.panel("mlp.0").activations.tolist()})
+    asked["panel row"] = lambda index: pa.table({"a": index.panel_row("mlp.0.7")})
     for query in QUERIES:
         asked[query] = lambda index, q=query: index.sql(q)
     return asked

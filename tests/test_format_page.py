@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.index import schema
-from indexer.index.codecs import EXAMPLES, HISTOGRAMS, MOMENTS
+from indexer.index.codecs import EXAMPLES, HISTOGRAMS, MOMENTS, PANEL
+from indexer.index.codecs.panel import WINDOWS, WINDOWS_FILE
 from indexer.index.manifest import Manifest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
@@ -24,6 +25,8 @@ TABLES = {
     "examples": EXAMPLES.columns,
     "histograms": HISTOGRAMS.columns,
     "sums": MOMENTS.columns,
+    "panel": PANEL.columns,
+    WINDOWS_FILE: WINDOWS,
     "documents.parquet": schema.DOCUMENTS,
     "vocabulary.parquet": schema.VOCABULARY,
 }
@@ -38,7 +41,7 @@ def rows_of(title: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    size = Size(layers=2, units=30, count=5000, vocabulary=500, documents=40)
+    size = Size(layers=2, units=30, count=5000, vocabulary=500, documents=40, panel=5)
     return write_synthetic(tmp_path_factory.mktemp("index") / "a.index", size)
 
 

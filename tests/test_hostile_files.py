@@ -25,10 +25,11 @@ from indexer.index.verify import verify_index
 from tests.hostile_cases import craft, edit_manifest, sign
 from tests.hostile_fuzz import answers
 
-SIZE = Size(layers=1, units=20, top=3, bottom=2, window=4, vocabulary=200)
+SIZE = Size(layers=1, units=20, top=3, bottom=2, window=4, vocabulary=200, panel=3)
 # for each file; each asks everything
 TRIALS = os.environ.get("DAMAGE_TRIALS", "10")
 EXAMPLES, BINS = "examples/mlp.0.parquet", "histograms/mlp.0.parquet"
+PANEL, WINDOWS = "panel/mlp.0.parquet", "panel/windows.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,11 @@ def test_a_site_makes_no_path_and_no_sql(site: Any, index: Path) -> None:
         lambda manifest: manifest.update(version=[1]),
         lambda manifest: manifest.update(format="neuron activation index\n"),
         lambda manifest: manifest.pop("sites"),
+        lambda manifest: manifest["sites"][0]["keep"].update(panel=0),
+        lambda manifest: manifest["sites"][0]["keep"].update(panel=-1),
+        lambda manifest: manifest["sites"][0]["statistics"].remove("panel"),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_a_manifest_of_absurd_content_is_refused(change: Callable[[Any], Any], index: Path) -> None:
     edit_manifest(index, change)
@@ -215,8 +219,20 @@ def _text(values: list[bytes], rows: int) -> pa.Array:
         ("vocabulary.parquet", "spaced", lambda old: [not old[0]]),
         ("sums/mlp.0.parquet", "sum1", lambda old: [b"\xff" * len(old[0])] * len(old)),
         ("sums/mlp.0.parquet", "overflowed4", lambda old: [-(1 << 63)] * len(old)),
+        (PANEL, "unit", lambda old: old[::-1]),
+        (PANEL, "activations", lambda old: [[] for _ in old]),
+        (PANEL, "activations", lambda old: [values[:-1] for values in old]),
+        (WINDOWS, "window", lambda old: [7] * len(old)),
+        (WINDOWS, "hash", lambda old: [(1 << 64) - 1] * len(old)),
+        (WINDOWS, "start", lambda old: [-(1 << 31)] * len(old)),
+        (WINDOWS, "start", lambda old: [start + 1 for start in old]),
+        (WINDOWS, "document", lambda old: [-(1 << 63)] * len(old)),
+        (WINDOWS, "token_ids", lambda old: [[1 << 30] * len(ids) for ids in old]),
+        (WINDOWS, "token_ids", lambda old: [[-5] * len(ids) for ids in old]),
+        (WINDOWS, "token_ids", lambda old: [[3] * 50_000 for _ in old]),
+        (WINDOWS, "token_ids", lambda old: [[] for _ in old]),
     ],
-    ids=range(38),
+    ids=range(50),
 )
 def test_values_made_to_harm_end_in_rows_or_one_line(
     file: str, column: str, values: Callable[[list[Any]], Any], index: Path

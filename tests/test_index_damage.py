@@ -20,7 +20,7 @@ TRIALS = int(os.environ.get("DAMAGE_TRIALS", "80"))
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    size = Size(layers=2, units=24, top=4, bottom=3, window=8, vocabulary=300)
+    size = Size(layers=2, units=24, top=4, bottom=3, window=8, vocabulary=300, panel=3)
     return write_synthetic(tmp_path_factory.mktemp("index") / "a.index", size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ TABLES = {
     "examples": "site, layer, unit, kind, rank",
     "histograms": "site, layer, unit, lower, upper",
     "documents": "document",
+    "panel": "panel.window",
 }
 
 
@@ -39,12 +41,16 @@ def options(output: Path, corpus: list[str], **changes: Any) -> BuildConfig:
 
 
 def tables(output: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of an index."""
+    """Every row of an index, and a digest of each layer's activations on the panel."""
     with indexer.open_index(output) as index:
-        return {
-            name: index.sql(f"SELECT * FROM {name} ORDER BY {order}").to_pylist()
-            for name, order in TABLES.items()
+        kept = [name for name in TABLES if name != "panel" or index.info()["panel_windows"]]
+        found = {
+            name: index.sql(f"SELECT * FROM {name} ORDER BY {TABLES[name]}").to_pylist() for name in kept
         }
+        for entry in index.manifest.layers if "panel" in kept else ():
+            content = index.panel(entry.key).activations.tobytes()
+            found[f"panel of {entry.key}"] = [hashlib.sha256(content).hexdigest()]
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,11 @@ the last checkpoint, put in its place.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+
+from indexer_kernels.panel import Panel
 
 from indexer.building import report
 from indexer.building.folder import Checkpoint, WorkFolder
@@ -19,11 +22,12 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.restore import read_layer, read_vocabulary
 from indexer.index.write import IndexWriter
+from indexer.names import Key
 from indexer.partials.state import statistics_of
 from indexer.tokens import Batches, Position
 
 # what is kept beside the index; another version of this program may keep something else
-VERSION = 1
+VERSION = 2
 
 
 def save(
@@ -33,12 +37,14 @@ def save(
     folder: WorkFolder,
     *,
     finished: bool = False,
+    panels: Mapping[Key, Panel] | None = None,
     written: Callable[[float], None] = lambda share: None,
 ) -> float:
     """Make a checkpoint of all batches that were run; returns the seconds that it took.
 
     To be called between batches. finished: whether there are no more; what was gathered is given up for the
-    index then, probe by probe. written: told the share that is.
+    index then, probe by probe. panels: those of all probes, where one is kept, which there are at the end
+    alone. written: told the share that is.
     Raises IndexerError where the disk fails; the last checkpoint then holds.
     """
     begin = time.perf_counter()
@@ -56,7 +62,10 @@ def save(
         with IndexWriter(path, plan.vocabulary, kept=folder.kept) as writer:
             for probe in plan.probes:
                 written(writer.layers_written / (len(plan.probes) + 1))
-                writer.add_layer(gathered.states.record(probe.key, last=finished))
+                record = gathered.states.record(probe.key, last=finished)
+                if panels:
+                    record = replace(record, states={**record.states, "panel": panels[probe.key]})
+                writer.add_layer(record)
             documents = gathered.documents.table(plan.corpus, writer.documents)
             if finished:
                 seconds = round(gathered.clock.seconds, 1)

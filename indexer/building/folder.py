@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, Any
 
@@ -123,6 +124,12 @@ class WorkFolder:
                 write_durably(self.path / IDENTITY, json.dumps(dict(identity), indent=2).encode())
             self._begun = True
             return self._checkpoint()
+
+    @contextmanager
+    def scratch_file(self) -> Iterator[IO[bytes]]:
+        """A file without a name, on the disk of the index. Raises IndexerError where that disk fails."""
+        with self._in_one_line(), TemporaryFile(dir=self.path) as file:
+            yield file
 
     def save(self, write_index: Callable[[Path], object], position: dict[str, Any]) -> None:
         """Make a checkpoint the one that holds. Raises IndexerError where the disk fails; the last one stays.

@@ -12,6 +12,7 @@ from indexer_kernels import KernelInputError
 
 from indexer.building.documents import Documents
 from indexer.building.nonfinite import NonFinite
+from indexer.building.panel import Chosen
 from indexer.building.plan import Plan
 from indexer.building.progress import WRITING_SPEED, Course
 from indexer.building.spotcheck import SpotCheck
@@ -25,11 +26,12 @@ from indexer.tokens import Batch
 class Clock:
     """Seconds that a build has taken, those of earlier processes included.
 
-    model: of its passes over the corpus. waited: of these, for text.
+    model: of its passes over the corpus. waited: of these, for text. panel: of filling that, at the end.
     """
 
     model: float = 0.0
     waited: float = 0.0
+    panel: float = 0.0
     before: float = 0.0
     begin: float = 0.0
 
@@ -51,7 +53,10 @@ class Gathered:
         """Nothing yet; begin: when this process began, as perf_counter tells it."""
         self.token_counts = np.zeros(len(plan.vocabulary), np.int64)
         self.states = States(plan.probes, kernels=plan.kernels, threads=plan.threads)
-        self.documents = Documents(self.states.documents)
+        self.panel = Chosen(plan.config.panel, plan.config.seed)
+        self.documents = Documents(
+            lambda: np.union1d(self.states.documents(), self.panel.windows.document)
+        )
         self.spotcheck = SpotCheck(plan.kernels, plan.batching.together)
         self.course = Course(plan.state_bytes / WRITING_SPEED)
         self.clock = Clock(begin=begin)
@@ -74,6 +79,7 @@ class Gathered:
     def run(self, runner: Any, batch: Batch) -> None:
         """Run one batch and take it in."""
         self.spotcheck.run(runner, batch, self.states)
+        self.panel.look(batch)
         counted = batch.token_ids[batch.counted]
         self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
 
@@ -87,6 +93,7 @@ class Gathered:
         met = self.states.first_non_finite
         return {
             "documents": self.documents.state(),
+            "panel": self.panel.state(),
             "first_non_finite": None if met is None else asdict(met),
             "kernel_seconds": self.states.seconds,
             "checked": self.spotcheck.checked,
@@ -104,6 +111,7 @@ class Gathered:
         self.states.first_non_finite = None if met is None else NonFinite(**met)
         self.states.seconds = facts["kernel_seconds"]
         self.documents.restore(facts["documents"])
+        self.panel.restore(facts["panel"])
         self.spotcheck.checked, self.spotcheck.largest = facts["checked"], facts["largest_difference"]
         self.course.share, self.course.writing_seconds = facts["course"]
         self.clock.model, self.clock.waited, self.clock.before = facts["clock"]

@@ -132,7 +132,8 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     vocabulary = Vocabulary.from_tokenizer(loaded.tokenizer)
     corpus.write_chat = chat_writer(loaded.tokenizer)
     corpus.token_ids = min(embedding_rows(loaded.model), len(vocabulary))
-    keep = Keep(config.top, config.bottom, config.window, config.by).within(config.context)
+    keep = Keep(config.top, config.bottom, config.window, config.by, panel=config.panel, seed=config.seed)
+    keep = keep.within(config.context)
     every = find(loaded, config.sites, Asked(keep, config.hooks, config.output_projection))
     probes = _chosen(config, every)
     plan = Plan(

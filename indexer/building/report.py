@@ -197,6 +197,7 @@ def _totals(plan: Plan, gathered: Gathered, batches: Batches) -> dict[str, Any]:
         "model_seconds": round(clock.model, 3),
         "kernel_seconds": None if _on_gpu(plan) else round(states.seconds, 3),
         "waited_seconds": round(clock.waited, 3),
+        "panel_seconds": round(clock.panel, 3),
         "peak_memory_bytes": peak_memory(),
         "peak_gpu_memory_bytes": _peak_gpu_memory() if _on_gpu(plan) else None,
     }

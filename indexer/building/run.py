@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from indexer_kernels.panel import Panel
 
 from indexer.building import checkpoints, report
 from indexer.building.allocator import freed_memory_kept
@@ -24,6 +25,7 @@ from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.index.schema import MANIFEST
 from indexer.models import Runner
+from indexer.names import Key
 from indexer.tokens import Batch, Batches, Position
 
 
@@ -147,9 +149,18 @@ class _Pass:
             gathered.finish()
             clock.model = model_before + time.perf_counter() - begin
             gathered.documents.add(batches.finished_documents(), running=False)
+            panels = self._filled(runner, batches, stop)
         gathered.course.run(1.0, clock.model)
         self.progress.start(gathered.course.share)
-        checkpoints.save(self.plan, gathered, batches, self.folder, finished=True, written=self._show_writing)
+        checkpoints.save(
+            self.plan,
+            gathered,
+            batches,
+            self.folder,
+            finished=True,
+            panels=panels,
+            written=self._show_writing,
+        )
 
     def _batches(self, start: Position | None) -> Batches:
         config = self.plan.config
@@ -177,6 +188,23 @@ class _Pass:
 
     def _save(self, batches: Batches) -> float:
         return checkpoints.save(self.plan, self.gathered, batches, self.folder)
+
+    def _filled(self, runner: Runner, batches: Batches, stop: StopRequest) -> dict[Key, Panel]:
+        """The panel of every probe; empty where none is kept. Stopped in between, it is begun anew later."""
+        if not self.gathered.panel.most:
+            return {}
+        begin = time.perf_counter()
+
+        def between(share: float) -> None:
+            self.progress.show_share(share, "filling the panel")
+            if stop.requested:
+                self._save(batches)
+                raise KeyboardInterrupt
+
+        with self.folder.scratch_file() as file:
+            panels = self.gathered.panel.filled(runner, self.plan.kernels, file, between)
+        self.gathered.clock.panel = time.perf_counter() - begin
+        return panels
 
     def _tell_halved(self, runner: Runner) -> None:
         """Say so where a batch did not fit into the memory of the GPU."""

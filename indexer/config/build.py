@@ -180,6 +180,9 @@ class BuildConfig(BaseModel):
         "What competes for a place: each sequence or document with its extreme, or every token.",
     )
     window: Window = _keep((48, 15), "B,A", "Tokens kept before and after a peak.")
+    panel: Places = _keep(
+        64, "W", "Windows of 64 tokens, by hash, on which every unit's activations are kept; 0 keeps none."
+    )
     context: Context = _corpus(256, "N", "Tokens of a sequence, special ones included.")
     max_tokens: Count | None = _corpus(
         None, "N", "Stop after this many counted tokens, as 5000, 1e6 or 10M.", otherwise="all"
@@ -189,7 +192,7 @@ class BuildConfig(BaseModel):
         "PART",
         "A fair part of the documents, chosen by hash, as 0.1 for a tenth; also with shards and --append.",
     )
-    seed: Seed = _corpus(0, "N", "Another number, another part.")
+    seed: Seed = _corpus(0, "N", "Another number, another choice of what is chosen by hash.")
     text_column: str = _corpus(
         "text",
         "NAME",

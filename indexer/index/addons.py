@@ -38,7 +38,8 @@ from indexer.index.manifest import (
 from indexer.index.output import flush, in_one_line, put_in_place
 
 FOLDER = "addons"
-VIEWS = frozenset({"units", "documents", "vocabulary", *(codec.view for codec in CODECS)})
+_OF_CODECS = (name for codec in CODECS for name in (codec.view, *codec.other_views))
+VIEWS = frozenset({"units", "documents", "vocabulary", *_OF_CODECS})
 _FORMAT: Final = "neuron activation index add-on"
 _NAME = re.compile("[a-z][a-z0-9_]*")
 _ROWS = 16_384

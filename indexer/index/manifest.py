@@ -95,8 +95,11 @@ class SiteEntry(msgspec.Struct, frozen=True):
             names = ", ".join(codec.name for codec in CODECS)
             raise ValueError(f"`statistics` must be of {names}, each once")
         keep = self.keep
-        if min(keep.top, keep.bottom, keep.samples, *keep.window) < 0 or keep.by not in COMPETITORS:
+        sizes = (keep.top, keep.bottom, keep.samples, keep.panel, *keep.window)
+        if min(sizes) < 0 or keep.by not in COMPETITORS:
             raise ValueError(f"`keep` must be of sizes from 0 on, by one of {', '.join(COMPETITORS)}")
+        if ("panel" in self.statistics) != (keep.panel > 0):
+            raise ValueError("`keep` and `statistics` disagree about the panel")
 
 
 class Manifest(msgspec.Struct, frozen=True, dict=True):
@@ -238,6 +241,7 @@ def expected_files(manifest: Manifest) -> dict[str, pa.Schema | None]:
         files[schema.LOG] = None
     for entry in manifest.layers:
         for codec in codecs_of(entry.statistics):
+            files |= codec.common
             files[codec.file(entry.key)] = codec.columns
     return files
 

@@ -7,10 +7,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,12 @@ import pyarrow.compute as pc
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import read_addons
-from indexer.index.codecs import EXAMPLES, HISTOGRAMS
+from indexer.index.codecs import EXAMPLES, HISTOGRAMS, PANEL
+from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
-from indexer.index.manifest import Manifest, check_files, read_manifest
+from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import MLP, Unit, by_site, format_layers, parse_unit
+from indexer.names import MLP, Key, Unit, by_site, format_layers, parse_key, parse_unit
 
 if TYPE_CHECKING:
     from indexer.index.query import Parameters, Queries
@@ -41,7 +43,10 @@ def _plain(wanted: pa.Schema) -> pa.Schema:
     return pa.schema(list(zip(wanted.names, kinds, strict=True)))
 
 
-_UNITS, _EXAMPLES, _HISTOGRAMS = map(_plain, (schema.UNITS, EXAMPLES.shown, HISTOGRAMS.columns))
+_UNITS, _EXAMPLES, _HISTOGRAMS, _PANEL = map(
+    _plain, (schema.UNITS, EXAMPLES.shown, HISTOGRAMS.columns, SHOWN)
+)
+_READERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,18 @@ class UnitRecord:
     histogram: pa.Table
     top: pa.Table
     bottom: pa.Table
+
+
+class PanelOfLayer(NamedTuple):
+    """What all units of a layer do on the same windows of text.
+
+    windows: rows of the view `panel`, in its order.
+    activations: float32 [tokens, units]; the tokens are those of the windows, one window after the other. The
+    activations of one unit lie together in memory.
+    """
+
+    windows: pa.Table
+    activations: np.ndarray
 
 
 def open_index(path: Path | str) -> Index:
@@ -183,6 +200,34 @@ class Index:
             bottom=_first(examples, "bottom", k),
         )
 
+    def panel(self, layer: str | Key | int) -> PanelOfLayer:
+        """The panel's windows, and the activations of all units of a layer on them.
+
+        layer: its name, as mlp.5, or the number of an mlp layer.
+        Raises IndexerError for a layer that it has not, and where no panel was kept.
+        Cost: reads the layer's file; memory of its activations, and of a few row groups.
+        """
+        key = parse_key(layer) if isinstance(layer, str) else layer
+        key = key if isinstance(key, Key) else Key(MLP, operator.index(key))
+        file, windows, tokens = self._panel(key, f'layer "{key}"')
+        rows = [0, *np.cumsum(file.group_rows).tolist()]
+        found = np.empty((rows[-1], tokens), np.float32)
+
+        def read(group: int) -> None:
+            units = range(rows[group], rows[group + 1])
+            found[units.start : units.stop] = matrix_of(file.group(group), units, tokens, file.path)
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(read, range(len(file.group_rows))))
+        return PanelOfLayer(windows, found.T)
+
+    def panel_row(self, unit: str | Unit | int, number: int | None = None) -> np.ndarray:
+        """What one unit does on the panel: float32 [tokens], as a column of `panel`; read alone."""
+        found = self._find(unit, number)
+        file, _, tokens = self._panel(found.key, f'unit "{found}"')
+        row = file.rows(found.unit, ["unit", "activations"])
+        return matrix_of(row, range(found.unit, found.unit + 1), tokens, file.path)[0]
+
     def documents(self, documents: Iterable[int]) -> pa.Table:
         """The rows of `documents` of some ids, ascending; ids that it does not know have none."""
         file = self._open(schema.DOCUMENTS_FILE, GroupedFile, schema.DOCUMENTS)
@@ -251,6 +296,7 @@ class Index:
             "examples": sum(
                 file.rows or 0 for file in manifest.files if file.path.startswith(f"{EXAMPLES.folder}/")
             ),
+            "panel_windows": getattr(manifest.file(WINDOWS_FILE), "rows", 0),
             "bytes": manifest.bytes,
             "model": manifest.model,
             "tokenizer": manifest.tokenizer,
@@ -282,21 +328,44 @@ class Index:
     def _find(self, unit: str | Unit | int, number: int | None = None) -> Unit:
         """The unit, if the index has it; else IndexerError saying what it has."""
         found = _named(unit, number)
-        entry = self.manifest.layer(found.key)
-        if entry is None:
-            of_site = [entry.key.layer for entry in self.manifest.layers if entry.key.site == found.site]
-            sites = ", ".join(site.site for site in self.manifest.sites)
-            has = (
-                f"layers {format_layers(of_site)} of site {found.site}"
-                if of_site
-                else f"site {sites or '(none)'}"
-            )
-            raise IndexerError(f'unit "{found}": not in index {self.path}, which has {has}')
+        entry = self._entry(found.key, f'unit "{found}"')
         if not 0 <= found.unit < entry.units:
             raise IndexerError(
                 f'unit "{found}": not in index {self.path}; layer {found.layer} has units 0-{entry.units - 1}'
             )
         return found
+
+    def _entry(self, key: Key, asked: str) -> LayerEntry:
+        """That of a layer, if the index has it; else IndexerError saying what it has. asked: for what."""
+        entry = self.manifest.layer(key)
+        if entry is None:
+            of_site = [entry.key.layer for entry in self.manifest.layers if entry.key.site == key.site]
+            sites = ", ".join(site.site for site in self.manifest.sites)
+            has = (
+                f"layers {format_layers(of_site)} of site {key.site}"
+                if of_site
+                else f"site {sites or '(none)'}"
+            )
+            raise IndexerError(f"{asked}: not in index {self.path}, which has {has}")
+        return entry
+
+    def _panel(self, key: Key, asked: str) -> tuple[UnitFile, pa.Table, int]:
+        """A layer's file of the panel, the panel's windows, and how many tokens they have."""
+        entry = self._entry(key, asked)
+        if PANEL.name not in entry.statistics:
+            raise IndexerError(f"{asked}: index {self.path} was built without a panel; build it with --panel")
+        file = self._open(WINDOWS_FILE, GroupedFile, WINDOWS)
+        groups = (file.group(group) for group in range(file.metadata.num_row_groups))
+        table = pa.concat_tables([WINDOWS.empty_table(), *groups]).combine_chunks()
+        ids = table["token_ids"].combine_chunks()
+        with in_one_line(file.path):
+            tokens = pa.ListArray.from_arrays(ids.offsets, self.vocabulary.token_strings(ids.flatten()))
+        columns = {**{name: table[name] for name in WINDOWS.names}, "tokens": tokens}
+        windows = pa.table([columns[name] for name in SHOWN.names], schema=_PANEL)
+        rows = self._open(PANEL.file(key), UnitFile, PANEL.columns)
+        if sum(rows.group_rows) != entry.units:
+            raise IndexerError(f"{rows.path}: it has not a row for each of {entry.units} units; {DAMAGED}")
+        return rows, windows, len(ids.flatten())
 
     def _check_unchanged(self) -> None:
         """Raise IndexerError where another index was put in this one's place: both must not be mixed."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from indexer_kernels import Histogram, Keep, Moments, TopK
+from indexer_kernels.panel import Panel
 
 from indexer.names import Key
 
@@ -17,7 +18,8 @@ class LayerRecord:
     """The settled states of one layer of one site, or of a block of its units.
 
     count: int64 [units], counted tokens.
-    states: by the names that Keep.states gives them. `top` and `bottom` are of no places where none are kept.
+    states: by the names that Keep.states gives them, and `panel`, which is filled after a pass. `top` and
+    `bottom` are of no places where none are kept.
     """
 
     key: Key
@@ -27,7 +29,10 @@ class LayerRecord:
     @classmethod
     def empty(cls, key: Key, units: int, keep: Keep) -> LayerRecord:
         """The states of no tokens."""
-        return cls(key, np.zeros(units, np.int64), keep.states(units, str(key)))
+        states = keep.states(units, str(key))
+        if keep.panel:
+            states["panel"] = Panel.empty(units, keep.panel, keep.seed)
+        return cls(key, np.zeros(units, np.int64), states)
 
     @property
     def units(self) -> int:
@@ -41,7 +46,9 @@ class LayerRecord:
         places = {"top" if end.largest else "bottom": end.k for end in ends}
         shape = next((end for end in ends if end.k), None)
         like = {} if shape is None else {"window": (shape.before, shape.after), "by": shape.by}
-        return Keep(**{"top": 0, "bottom": 0, **places, **like})
+        panel = self.states.get("panel")
+        chosen = {} if panel is None else {"panel": panel.most, "seed": panel.seed}
+        return Keep(**{"top": 0, "bottom": 0, **places, **like, **chosen})
 
     @property
     def moments(self) -> Moments:

@@ -44,6 +44,12 @@ def view(name: str, columns: Sequence[str], files: Sequence[str]) -> str:
     return f"CREATE OR REPLACE VIEW {name} AS SELECT {names(columns)} FROM {read(list_of(files))}"
 
 
+def tokens_of(ids: str, vocabulary: str) -> str:
+    """The tokens of a list of ids, looked up where a query asks for them; vocabulary: the file's place."""
+    words = f"(SELECT v.tokens FROM {read(vocabulary)} AS v)"
+    return f"list_select({words}, list_transform({ids}, lambda id: id + 1))"
+
+
 def path_of_layer(start: str, layers: Sequence[int]) -> str:
     """The path `start`LAYER.parquet for the parameter `layer` of a macro.
 

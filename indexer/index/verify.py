@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import FOLDER, read_addons
-from indexer.index.codecs import folders
 from indexer.index.files import GroupedFile, in_one_line
 from indexer.index.laws import LayerLaws
 from indexer.index.manifest import (
@@ -78,8 +77,8 @@ def _check_foreign(index: Path, expected: Collection[str]) -> None:
     Nothing reads it, but what lies in an index is taken for part of it.
     """
     inside = sorted({parent.as_posix() for path in expected for parent in PurePosixPath(path).parents[:-1]})
-    known = {schema.MANIFEST, *folders(), *expected, *inside}
-    places = [index / folder for folder in dict.fromkeys([*folders(), *inside])]
+    known = {schema.MANIFEST, *expected, *inside}
+    places = [index / folder for folder in inside]
     linked = [place for place in places if place.is_symlink()]
     try:
         found = [Path(entry.path) for place in (index, *places) for entry in os.scandir(place)]

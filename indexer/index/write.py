@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.codecs import codecs_for, folders
+from indexer.index.codecs import codecs_for
 from indexer.index.groups import RowGroups
 from indexer.index.ids import Ids
 from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, file_entry, sites_of
@@ -77,6 +77,8 @@ class IndexWriter:
         self._layers: list[LayerEntry] = []
         self._documents = Ids()
         self._files: list[FileEntry] = []
+        # of the files that a statistic has once for all layers
+        self._common: dict[str, pa.Table] = {}
         self._lock = threading.Lock()
         self._pending: list[Future[None]] = []
 
@@ -177,6 +179,8 @@ class IndexWriter:
         with self._in_one_line():
             units = unit_groups([self._units.pop(entry.key) for entry in self._layers])
             self._write_parquet(schema.UNITS_FILE, schema.UNITS, units)
+            for path, table in self._common.items():
+                self._write_parquet(path, table.schema, [table])
             self._write_documents(documents)
             vocabulary = self.vocabulary.to_table(token_counts)
             self._write_parquet(schema.VOCABULARY_FILE, schema.VOCABULARY, [vocabulary])
@@ -187,7 +191,7 @@ class IndexWriter:
                 self._files.append(file_entry(folder, schema.LOG))
             self._write_text(schema.MANIFEST, self._complete(manifest).to_json())
             self._settle(wait=True)
-            for part in (*(folder / name for name in folders()), folder):
+            for part in (*(path for path in folder.iterdir() if path.is_dir()), folder):
                 flush(part)
             check_output(self.output, self.overwrite)
             put_in_place(folder, self._target)
@@ -198,9 +202,7 @@ class IndexWriter:
     def _make_folder(self) -> None:
         put_right(self._target)
         self._scratch = Scratch(self._target)
-        folder = self._scratch.index
-        for part in (folder, *(folder / name for name in folders())):
-            part.mkdir()
+        self._scratch.index.mkdir()
 
     def _remove_folder(self) -> None:
         # what is in it: an index that was not finished, or the one that a new one has replaced
@@ -222,6 +224,8 @@ class IndexWriter:
         """Keep what goes into the files that all layers share."""
         self._units[record.key].append(unit_table(record, first))
         for codec in codecs_for(record.states):
+            if not self._common.keys() >= codec.common.keys():
+                self._common |= codec.common_tables(record)
             self._documents.add(codec.documents(record))
 
     def _layer_files(
@@ -274,6 +278,7 @@ class IndexWriter:
     ) -> Iterator[RowGroups]:
         """A file of the index to add rows to; at the end it is flushed, its rows, bytes and digest noted."""
         folder = self._open_folder()
+        (folder / path).parent.mkdir(exist_ok=True)
         with RowGroups(folder / path, wanted, units, page_values) as file:
             yield file
         self._later(self._flushers.submit(flush, folder / path))

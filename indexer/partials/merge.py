@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from indexer_kernels.panel import WINDOW
+
 from indexer.index.codecs import EXAMPLES
 from indexer.index.manifest import LayerEntry
 from indexer.index.output import check_output
@@ -97,7 +99,9 @@ class MergedLayer:
         """Units that fit a block; whole row groups of full examples, so that none is read twice."""
         empty = empty_record(self._entry, 0)
         group = EXAMPLES.group_units(empty, self._entry.units)
-        return max(BLOCK_BYTES // (self._entry.keep.bytes_per_unit() * group), 1) * group
+        keep = self._entry.keep
+        of_a_unit = keep.bytes_per_unit() + 4 * WINDOW * keep.panel
+        return max(BLOCK_BYTES // (of_a_unit * group), 1) * group
 
     def _open(self, one: Input) -> LayerFiles:
         return LayerFiles(one.path, one.manifest, self._entry.key)

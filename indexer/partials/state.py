@@ -39,6 +39,8 @@ def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | 
     moments, histogram = others.pop("moments"), others.pop("histogram")
     ends = (end if end.k else None for end in (others.pop("top"), others.pop("bottom")))
     samples = others.pop("samples", None)
+    # it is chosen and filled beside them
+    others.pop("panel", None)
     statistics = Statistics(
         record.units, moments, histogram, *ends,
         samples=samples, others=others, kernels=kernels, threads=threads,

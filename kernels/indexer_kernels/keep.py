@@ -20,7 +20,8 @@ class Keep:
     """What is kept of every unit.
 
     top, bottom: examples at either end; 0: none. window: tokens before and after a peak. by: what competes
-    for the ends. samples: examples of each band; 0: none. seed: of their hash.
+    for the ends. samples: examples of each band; 0: none. panel: windows of the panel; 0: none. seed: of the
+    hashes that these are chosen by.
     """
 
     top: int = 20
@@ -29,6 +30,7 @@ class Keep:
     by: str = "sequence"
     samples: int = 0
     seed: int = 0
+    panel: int = 0
 
     def within(self, context: int) -> Keep:
         """For sequences of at most `context` tokens, beyond which no window reaches."""

@@ -11,9 +11,10 @@ from indexer.index.codecs.codec import Codec
 from indexer.index.codecs.examples import Examples
 from indexer.index.codecs.histograms import Histograms
 from indexer.index.codecs.moments import MomentSums
+from indexer.index.codecs.panel import PanelActivations
 
-EXAMPLES, HISTOGRAMS, MOMENTS = Examples(), Histograms(), MomentSums()
-CODECS: list[Codec] = [HISTOGRAMS, MOMENTS, EXAMPLES]
+EXAMPLES, HISTOGRAMS, MOMENTS, PANEL = Examples(), Histograms(), MomentSums(), PanelActivations()
+CODECS: list[Codec] = [HISTOGRAMS, MOMENTS, EXAMPLES, PANEL]
 
 
 def folders() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ class Codec:
 
     name: as the manifest lists it. states: the states that it keeps, by their names in a record.
     columns: of its files; the first are schema.UNIT. view: the name of what shows them in SQL; "" for none.
-    macros: names of what its `views` make beside it.
+    common: columns of files that it has once for all layers, by their paths.
+    other_views, macros: names of what its `views` make beside the view.
     units_of_a_group: units of a row group at least; below, a group costs more in the footer than it saves.
     """
 
@@ -32,6 +34,8 @@ class Codec:
     states: tuple[str, ...]
     columns: pa.Schema
     view: str = ""
+    common: Mapping[str, pa.Schema] = MappingProxyType({})
+    other_views: tuple[str, ...] = ()
     macros: tuple[str, ...] = ()
     units_of_a_group = 128
 
@@ -54,6 +58,10 @@ class Codec:
     def documents(self, record: LayerRecord) -> np.ndarray:
         """int64: the documents that its rows point to."""
         return np.empty(0, np.int64)
+
+    def common_tables(self, record: LayerRecord) -> dict[str, pa.Table]:
+        """The tables of the files that are common to all layers, which any record tells."""
+        return {}
 
     def table(self, record: LayerRecord, units: slice, first: int, vocabulary: Vocabulary) -> pa.Table:
         """The rows of some units of a record, whose own first unit is number `first` of the layer.

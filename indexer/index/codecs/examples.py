@@ -204,8 +204,7 @@ class Examples(Codec):
 
         Tokens are looked up in the vocabulary; a query that does not ask for them does not touch it.
         """
-        words = f"(SELECT v.tokens FROM {sql.read(place(schema.VOCABULARY_FILE))} AS v)"
-        tokens = f"list_select({words}, list_transform(s.token_ids, lambda id: id + 1))"
+        tokens = sql.tokens_of("s.token_ids", place(schema.VOCABULARY_FILE))
         columns = ", ".join(
             f'{tokens} AS "tokens"' if name == "tokens" else f's."{name}"' for name in self.shown.names
         )

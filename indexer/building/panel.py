@@ -1,0 +1,146 @@
+"""The panel of a build: its windows chosen while batches go by, and filled with activations at the end.
+
+Choosing looks at tokens alone and keeps the whole sequences of the windows that lead; that is all that a
+checkpoint has of it. When the corpus is read these few sequences are run once more, each alone: so what is
+filled in depends on the sequence and on nothing else, and no kernel and no state of a pass knows of a panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO, Any
+
+import numpy as np
+from indexer_kernels import Sequences
+from indexer_kernels.panel import WINDOW, Panel, Windows, window_hashes, windows_in
+from torch import Tensor
+
+from indexer.models import Runner
+from indexer.models.alone import Plain, SequenceId, alone, rows_of
+from indexer.models.runner import Part
+from indexer.names import Key
+from indexer.tokens import Batch
+
+_LARGEST = np.uint64(2**64 - 1)
+
+
+class Chosen:
+    """The windows with the smallest hashes so far, and each sequence that one of them is of.
+
+    most, seed: see indexer_kernels.panel. windows: in their order.
+    """
+
+    def __init__(self, most: int, seed: int) -> None:
+        self.most, self.seed = most, seed
+        self.windows = Windows.none()
+        self.sequences: dict[SequenceId, Part] = {}
+
+    def look(self, batch: Batch) -> None:
+        """Let the windows of a batch compete. Cost: a hash for each; more for the few that win."""
+        if not self.most:
+            return
+        row, start = windows_in(batch.counted[: len(batch.length)].sum(axis=1))
+        document, sequence = batch.document[row], batch.ordinal[row]
+        found = window_hashes(self.seed, document, sequence, start)
+        # one of the same hash as the last may belong before it
+        last = self.windows.hash[-1] if len(self.windows) == self.most else _LARGEST
+        better = np.flatnonzero(found <= last)
+        order = np.lexsort((start[better], sequence[better], document[better], found[better]))
+        better = better[order[: self.most]]
+        if not len(better):
+            return
+        parts = {number: alone(batch, number) for number in np.unique(row[better]).tolist()}
+        self.sequences |= {_id(part): part for part in parts.values()}
+        tokens = [
+            parts[number].rows.token_ids[parts[number].rows.counted][begin : begin + WINDOW]
+            for number, begin in zip(row[better].tolist(), start[better].tolist(), strict=True)
+        ]
+        length = np.array([len(ids) for ids in tokens])
+        won = Windows(
+            found[better], document[better], sequence[better], start[better], length, np.concatenate(tokens)
+        )
+        self.windows = self.windows.joined(won)
+        self.windows = self.windows.taken(self.windows.order()[: self.most])
+        wanted = zip(self.windows.document.tolist(), self.windows.sequence.tolist(), strict=True)
+        self.sequences = {place: self.sequences[place] for place in wanted}
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes: plain values and arrays."""
+        parts = self.sequences.values()
+        sequences = [[*_id(part), part.rows.token_ids, part.rows.counted] for part in parts]
+        return {"windows": dict(vars(self.windows)), "sequences": sequences}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave in place of what is here."""
+        self.windows = Windows(**state["windows"])
+        parts = [_part(*of_sequence) for of_sequence in state["sequences"]]
+        self.sequences = {_id(part): part for part in parts}
+
+    def filled(
+        self, runner: Runner, kernels: str, file: IO[bytes], between: Callable[[float], None]
+    ) -> dict[Key, Panel]:
+        """The panel of every probe of a runner, float32, read from `file` as it is needed.
+
+        file: empty, to be written to; it may be closed afterwards. between: called after each sequence with
+        the share that is done.
+        Cost: a forward pass for each sequence; 4 bytes of the file for each unit and token.
+        """
+        filling = _Filling(kernels, self.windows, {probe.key: probe.units for probe in runner.probes}, file)
+        for number, (sequence, part) in enumerate(self.sequences.items(), 1):
+            filling.sequence, filling.counted = sequence, part.rows.counted
+            # torch.compile makes a graph of its own for batches of one
+            runner.run_for(alone(part, 0, copies=2) if runner.compiled else part, filling.take)
+            between(number / len(self.sequences))
+        return {
+            key: Panel(self.most, self.seed, self.windows, values.T) for key, values in filling.read().items()
+        }
+
+
+class _Filling(Plain):
+    """Is handed the values of one sequence after the other, and writes those of its windows into a file.
+
+    There each probe has a matrix float32 [tokens, units], one after the other.
+    """
+
+    sequence: SequenceId
+    counted: np.ndarray
+
+    def __init__(self, kernels: str, windows: Windows, units: dict[Key, int], file: IO[bytes]) -> None:
+        super().__init__(kernels)
+        self.windows, self.units, self.file = windows, units, file
+        tokens = len(windows.token_ids)
+        before = np.cumsum([0, *units.values()])[:-1] * tokens
+        self.begin = dict(zip(units, before.tolist(), strict=True))
+
+    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
+        rows = rows_of(self.sequence, activations, sequences)
+        if rows is None:
+            return
+        values = rows.float().cpu().numpy()[self.counted]
+        document, ordinal = self.sequence
+        of_sequence = (self.windows.document == document) & (self.windows.sequence == ordinal)
+        for number in np.flatnonzero(of_sequence).tolist():
+            start, length = int(self.windows.start[number]), int(self.windows.length[number])
+            place = self.begin[key] + int(self.windows.first[number]) * self.units[key]
+            self.file.seek(4 * place)
+            self.file.write(values[start : start + length].tobytes())
+
+    def read(self) -> dict[Key, np.ndarray]:
+        """All matrices, of which memory holds no more than what is looked at."""
+        tokens = len(self.windows.token_ids)
+        self.file.flush()
+        whole = np.memmap(self.file, np.float32, "r") if tokens else np.zeros(0, np.float32)
+        ends = {key: begin + tokens * self.units[key] for key, begin in self.begin.items()}
+        flat = {key: whole[begin : ends[key]] for key, begin in self.begin.items()}
+        return {key: values.reshape(tokens, self.units[key]) for key, values in flat.items()}
+
+
+def _id(part: Part) -> SequenceId:
+    return int(part.rows.document[0]), int(part.rows.ordinal[0])
+
+
+def _part(document: int, ordinal: int, token_ids: np.ndarray, counted: np.ndarray) -> Part:
+    """One sequence as a batch without padding."""
+    ends = np.array([0, len(token_ids)])
+    rows = Sequences.from_offsets(ends, np.array([document]), np.array([ordinal]), token_ids, counted)
+    return Part(token_ids[None].astype(np.int64), rows.length, rows)
