@@ -1,4 +1,4 @@
-"""The README's commands and Python run as they stand there."""
+"""The commands and Python of the README and of docs/panel.md run as they stand there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from indexer.commands import app
 from tests.real_model import minilm, standard_library
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README, PANEL = ((ROOT / page).read_text() for page in ("README.md", "docs/panel.md"))
 RUN = re.compile(r"<!-- run -->\n```\n(.*?)```", re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -29,16 +31,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands_run_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_commands(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What each command of a page printed."""
     monkeypatch.chdir(folder)
-    commands = [line for block in RUN.findall(README) for line in block.splitlines()]
-    assert len(commands) >= 8
-    for command in commands:
+    printed = []
+    for command in (line for block in RUN.findall(page) for line in block.splitlines()):
         program, *arguments = shlex.split(command)
         assert program == "neuron-indexer"
         result = CliRunner().invoke(app, arguments, prog_name=program)
         assert result.exit_code == 0, (command, result.output)
         assert result.output, command
+        printed.append(result.stdout)
+    return printed
+
+
+def test_commands_run_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(run_commands(README, folder, monkeypatch)) >= 8
     assert (folder / "neuron.png").stat().st_size > 5000
 
 
@@ -55,3 +63,25 @@ def test_python_runs_after_the_commands(folder: Path, monkeypatch: pytest.Monkey
     found = names["text"][names["first"] : names["last"]].lower()
     assert found == names["example"]["token"].removeprefix("##") != ""
     assert (folder / "other.index" / "manifest.json").exists()
+
+
+def test_the_panel_answers_alike_in_sql_and_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    if not (folder / "my.index").exists():
+        pytest.skip("the README's commands did not make the index")
+    names: dict[str, Any] = {}
+    for block in PYTHON.findall(PANEL):
+        exec(compile(block, "panel.md", "exec"), names)
+    activations, unit, correlation = names["activations"], names["unit"], names["correlation"]
+    assert (activations[:, 1000] == unit).all()
+    assert len(names["tokens"]) == len(unit)
+    exact = np.corrcoef(activations.astype(np.float64), rowvar=False)[1000]
+    np.testing.assert_allclose(correlation, exact, atol=1e-4)
+    # its own strongest token may lie outside the panel
+    assert names["share"] == (unit <= names["value"]).sum() / len(unit) > 0.9
+    two, nearest, share, strongest = run_commands(PANEL, folder, monkeypatch)
+    assert f"{exact[7]:.4f}"[:5] in two
+    found = re.findall(r"mlp\.3\.(\d+)", nearest)
+    assert found == ["1000", *map(str, names["nearest"])]
+    assert f"{(unit <= 0.5).mean():.4f}"[:5] in share
+    assert f"{unit.max():.4f}"[:5] in strongest
