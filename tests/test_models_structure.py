@@ -78,6 +78,29 @@ def test_unrecognised_structure_tells_what_was_found(name: str) -> None:
         mlps(adapt(tiny(name), name=name))
 
 
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("deepseek_v3", ["layers.0.mlp", "layers.1.mlp.shared_experts", "layers.2.mlp.shared_experts"]),
+        ("qwen3_moe", ["layers.0.mlp", "layers.2.mlp"]),
+    ],
+)
+def test_of_a_mixture_of_experts_dense_and_shared_mlps_are_found(name: str, places: list[str]) -> None:
+    layers = mlps(adapt(tiny(name), name=name))
+    assert [layer.place for layer in layers] == [f"{place}.down_proj" for place in places]
+    assert [str(layer.key.layer) for layer in layers] == [place.split(".")[1] for place in places]
+    assert {layer.provenance["experts"] for layer in layers} == {"not indexed"}
+    assert "experts" not in mlps(adapt(tiny("llama"), name="llama"))[0].provenance
+
+
+def test_a_damaged_block_of_experts_is_not_passed_over() -> None:
+    model = fresh("qwen3_moe")
+    for weight in model.layers[1].parameters():  # type: ignore[index]
+        weight.data.fill_(float("nan"))
+    with pytest.raises(IndexerError, match=r"layers\.1 .* all it returns is NaN"):
+        mlps(adapt(model))
+
+
 def test_activation_functions_are_told_apart() -> None:
     from transformers.activations import ACT2FN
 

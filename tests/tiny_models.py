@@ -122,6 +122,24 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "lsh_attn_chunk_length": 16, "local_attn_chunk_length": 16, "num_hashes": 2,
         },
     ),
+    # a dense layer, then routed experts with a shared one beside them
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **COMMON, "moe_intermediate_size": 24, "n_routed_experts": 4, "num_experts_per_tok": 2,
+            "n_group": 2, "topk_group": 1, "n_shared_experts": 2, "first_k_dense_replace": 1,
+            "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+    # every second layer has experts and nothing beside them
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            **GROUPED, "head_dim": 8, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2,
+            "decoder_sparse_step": 2,
+        },
+    ),
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }  # fmt: skip
 

@@ -59,15 +59,15 @@ class _Mlp:
     gated: bool
     plan: FusedPlan | str
 
-    def probe(self, layer: int, block: str, keep: Keep) -> Hook:
-        """block: its path in the model."""
+    def probe(self, layer: int, block: str, keep: Keep, facts: dict[str, Any]) -> Hook:
+        """block: its path in the model. facts: of the model, for the manifest."""
         place: dict[str, Any] = {
             "key": Key(MLP, layer),
             "units": self.units,
             "keep": keep,
             "place": f"{block}.{self.projection}",
             "module": self.module,
-            "facts": {"function": self.function, "gated": self.gated},
+            "facts": {"function": self.function, "gated": self.gated, **facts},
         }
         if isinstance(self.plan, str):
             return Hook(**place, reason=self.plan)
@@ -76,10 +76,16 @@ class _Mlp:
 
 @dataclass
 class _Finding:
-    """What the trace of one block gave: an MLP or a complaint, and how often the block ran."""
+    """What the trace of one block gave: an MLP or a complaint, and how often the block ran.
+
+    experts: the path of its routed experts, empty where it has none. only_experts: whether it has no MLP
+    beside them.
+    """
 
     mlp: _Mlp | None = None
     complaint: str = ""
+    experts: str = ""
+    only_experts: bool = False
     runs: int = 0
 
 
@@ -113,11 +119,9 @@ class _Search:
         if self.by_hand is not None:
             only = next(within for block, within in self.by_hand.values() if block == path)
         found = recognise.matches(trace, (SEQUENCES, TOKENS), only)
-        experts = _experts(trace.block)
+        finding.experts = _experts(trace.block)
         if only is not None and not found:
             finding.mlp, finding.complaint = _unmatched(trace, only)
-        elif only is None and experts:
-            finding.complaint = f"{experts} is a mixture of experts, whose neurons are not indexed"
         elif len(found) > 1:
             paths = ", ".join(match.projection for match in found)
             finding.complaint = f"more than one linear layer projects an MLP's activations ({paths})"
@@ -125,6 +129,12 @@ class _Search:
             finding.complaint = (
                 "all it returns is NaN; its weights, or those before it, are damaged, or overflow in this "
                 "--dtype"
+            )
+        elif not found and finding.experts:
+            finding.only_experts = True
+            finding.complaint = (
+                f"{finding.experts} is a mixture of experts, whose neurons are not indexed; attn, heads and "
+                "resid are, see --sites"
             )
         elif not found:
             finding.complaint = (
@@ -150,7 +160,9 @@ class _Search:
                     f"MLPs lie in more than one list of blocks ({listed(holding)}), of which one is indexed"
                 )
             places = list(enumerate(blocks_of({body: ran[body]})))
-        return [self._probe(number, path) for number, path in places]
+        # routed experts are no MLP, for not every token passes them; a shared one beside them is
+        found = [(number, path) for number, path in places if not self.findings[path].only_experts]
+        return [self._probe(number, path) for number, path in found or places]
 
     def _holds(self, name: str, blocks: int) -> bool:
         return any(self.findings[f"{name}.{i}"].mlp is not None for i in range(blocks))
@@ -162,7 +174,8 @@ class _Search:
         if finding.mlp is None:
             block = type(self.blocks[path]).__name__
             raise self._error(f"no MLP recognised in {path} ({block}): {finding.complaint}")
-        return finding.mlp.probe(number, path, self.asked.keep)
+        experts = any(finding.experts for finding in self.findings.values())
+        return finding.mlp.probe(number, path, self.asked.keep, {"experts": "not indexed"} if experts else {})
 
     def _error(self, what: str) -> IndexerError:
         way_out = "" if self.by_hand is not None else f". To index it all the same, {BY_HAND}"
