@@ -8,7 +8,7 @@ import io
 import lzma
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from indexer.errors import package
@@ -20,6 +20,30 @@ PACKED_BYTES = 1 << 14
 MOST_BYTES = 1 << 20
 
 
+class Blocks(io.RawIOBase):
+    """The bytes of an iterator's blocks, which may be empty; what it raises, reading raises."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        """True: it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; returns how many bytes, 0 at the end."""
+        while not self._ready:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._ready = memoryview(block)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
 def unpacked(raw: io.RawIOBase, compression: str) -> io.BufferedIOBase | io.RawIOBase:
     """The decompressed bytes of a stream. raw: a file on disk.
 
@@ -29,9 +53,8 @@ def unpacked(raw: io.RawIOBase, compression: str) -> io.BufferedIOBase | io.RawI
     """
     if compression == "gzip":
         return gzip.GzipFile(fileobj=io.BufferedReader(raw, 1 << 16), mode="rb")
-    return _Unpacked(
-        raw, {"bzip2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor, "zstd": _Zstandard}[compression]
-    )
+    decoders = {"bzip2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor, "zstd": _Zstandard}
+    return Blocks(_blocks(raw, decoders[compression]))
 
 
 def errors() -> tuple[type[Exception], ...]:
@@ -62,46 +85,24 @@ class _Zstandard:
         return self._decoder.unused_data
 
 
-class _Unpacked(io.RawIOBase):
-    """Streams one after another; `decoder` makes what decodes one of them.
+def _blocks(raw: io.RawIOBase, decoder_of: Callable[[], Any]) -> Iterator[bytes]:
+    """What streams hold that follow one another, each by a decoder of its own.
 
     The classes of the standard library take data that is damaged where a stream begins for the end.
     """
-
-    def __init__(self, raw: io.RawIOBase, decoder: Callable[[], Any]) -> None:
-        self._raw = raw
-        self._new = decoder
-        self._decoder = decoder()
-        self._waiting = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._ready:
-            self._ready = memoryview(self._next())
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _next(self) -> bytes:
-        """Some bytes, none at the end."""
-        while True:
-            if self._decoder.eof:
-                packed = self._decoder.unused_data.lstrip(b"\0")
-                while not packed:
-                    block = self._raw.read(PACKED_BYTES)
-                    if not block:
-                        return b""
-                    packed = block.lstrip(b"\0")
-                self._decoder, self._waiting = self._new(), packed
-            if self._decoder.needs_input and not self._waiting:
-                self._waiting = self._raw.read(PACKED_BYTES) or b""
-                if not self._waiting:
-                    raise EOFError("truncated")
-            packed, self._waiting = self._waiting, b""
-            found = self._decoder.decompress(packed, MOST_BYTES)
-            if found:
-                return bytes(found)
+    decoder, waiting = decoder_of(), b""
+    while True:
+        if decoder.eof:
+            packed = decoder.unused_data.lstrip(b"\0")
+            while not packed:
+                block = raw.read(PACKED_BYTES)
+                if not block:
+                    return
+                packed = block.lstrip(b"\0")
+            decoder, waiting = decoder_of(), packed
+        if decoder.needs_input and not waiting:
+            waiting = raw.read(PACKED_BYTES) or b""
+            if not waiting:
+                raise EOFError("truncated")
+        packed, waiting = waiting, b""
+        yield decoder.decompress(packed, MOST_BYTES)

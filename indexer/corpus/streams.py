@@ -14,7 +14,7 @@ import pyarrow as pa
 from indexer.corpus.compression import FORMS, errors, unpacked
 from indexer.corpus.policy import Reading
 from indexer.corpus.sources import CorpusFile
-from indexer.corpus.utf16 import Utf16Reader, is_utf16
+from indexer.corpus.utf16 import as_utf8, is_utf16
 from indexer.errors import IndexerError
 
 BLOCK_BYTES = 1 << 18
@@ -90,7 +90,7 @@ def opened(
                 reading.utf16 = is_utf16(buffer.peek(4)[:4])
                 stream = buffer
                 if reading.utf16:
-                    stream = io.BufferedReader(Utf16Reader(buffer), BLOCK_BYTES)  # type: ignore[arg-type]
+                    stream = io.BufferedReader(as_utf8(buffer), BLOCK_BYTES)  # type: ignore[arg-type]
                 yield stream  # type: ignore[misc]
         except Exception as error:
             if not isinstance(error, errors()):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import io
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
+
+from indexer.corpus.compression import Blocks
 
 MARKS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 BAD_BYTE = 0xFF
@@ -23,39 +25,25 @@ def is_utf16(head: bytes) -> bool:
 
 
 def width(text: bytes) -> int:
-    """How many bytes of UTF-16 became `text`, whole characters of Utf16Reader's."""
+    """How many bytes of UTF-16 became `text`, whole characters of `as_utf8`."""
     units = np.frombuffer(text, np.uint8)
     lead = np.count_nonzero((units & 0xC0) != 0x80)
     # four bytes of UTF-8 were a surrogate pair
     return 2 * int(lead + np.count_nonzero((units & 0xF8) == 0xF0))
 
 
-class Utf16Reader(io.RawIOBase):
+def as_utf8(stream: io.BufferedReader) -> Blocks:
     """A stream that begins with a byte order mark, as UTF-8 with that mark."""
+    decoder = codecs.getincrementaldecoder(MARKS[stream.peek(2)[:2]])(_MARKED)
 
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream = stream
-        encoding = MARKS[stream.peek(2)[:2]]
-        self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED)
-        self._ready = memoryview(b"")
-        self._ended = False
+    def blocks() -> Iterator[bytes]:
+        ended = False
+        while not ended:
+            block = stream.read(BLOCK_BYTES)
+            ended = not block
+            yield decoder.decode(block, ended).encode("utf-8", "surrogateescape")
 
-    def readable(self) -> bool:
-        """True: it can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; returns how many bytes, 0 at the end."""
-        while not self._ready and not self._ended:
-            block = self._stream.read(BLOCK_BYTES)
-            self._ended = not block
-            self._ready = memoryview(
-                self._decoder.decode(block, self._ended).encode("utf-8", "surrogateescape")
-            )
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
+    return Blocks(blocks())
 
 
 def _marked(error: UnicodeError) -> tuple[str, int]:
