@@ -157,6 +157,12 @@ MISTAKES = [
         "error: --piece-bytes: should be a whole number, as 1000000, 64MB or 64MiB, not 64 apples",
     ),
     ([*MINIMUM, "--by", "word"], "error: --by: should be 'sequence', 'token' or 'document', not word"),
+    ([*MINIMUM, "--quoting", "all"], "error: --quoting: should be 'standard' or 'none', not all"),
+    (
+        [*MINIMUM, "--on-bad-text", "ignore"],
+        "error: --on-bad-text: should be 'error', 'replace' or 'skip', not ignore",
+    ),
+    ([*MINIMUM, "--batch-tokens", "0"], "error: --batch-tokens: should be greater than or equal to 1, not 0"),
     (
         [*MINIMUM, "--window", "48"],
         "error: --window: should be tokens before and after the peak, as 48,15, not 48",

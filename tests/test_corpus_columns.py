@@ -297,5 +297,3 @@ def test_quotes_that_are_text(tmp_path: Path) -> None:
     assert read(str(path), quoting="none") == ['"w1 w2', "w3, w4", 'w5"', '"w7" x']
     with pytest.raises(IndexerError, match=r"line 5: not CSV .*; where quotes are text, give --quoting none"):
         read(str(path))
-    with pytest.raises(IndexerError, match="--quoting all: choose one of standard, none"):
-        Corpus([str(path)], quoting="all")

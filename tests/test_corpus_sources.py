@@ -101,7 +101,6 @@ def test_a_name_that_is_not_unicode_is_shown_as_unicode(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("sources", "message"), [
-    ([], "no source given"),
     (["missing.txt"], "corpus source missing.txt: no such file or directory; name a file"),
     (["missing/*.txt"], r"corpus source missing/\*.txt: no file matches this glob"),
     (["empty"], "corpus folder empty: no file in it"),
@@ -121,16 +120,6 @@ def test_sources_that_lead_nowhere(
     with pytest.raises(IndexerError, match=message) as caught:
         Corpus(sources)
     assert "\n" not in str(caught.value)
-
-
-def test_one_string_is_not_a_list_of_sources() -> None:
-    with pytest.raises(IndexerError, match="a list of sources is expected"):
-        Corpus("notes.txt")
-
-
-def test_an_unknown_policy_for_bad_text() -> None:
-    with pytest.raises(IndexerError, match="--on-bad-text ignore: choose one of error, replace, skip"):
-        Corpus(["x"], on_bad_text="ignore")
 
 
 @pytest.mark.parametrize(("source", "expected"), [

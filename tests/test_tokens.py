@@ -35,7 +35,7 @@ class Texts(Corpus):
     """A corpus of given texts, each in pieces of some characters."""
 
     def __init__(self, texts: list[str], piece: int = 10_000, error: BaseException | None = None) -> None:
-        self._reading = Reading("text", "error")
+        self._reading = Reading()
         self.texts = texts
         self.piece = piece
         self.error = error
@@ -243,10 +243,7 @@ def test_max_tokens_stops_reading() -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"max_tokens": 3}, "--max-tokens 3: less than the first sequence"),
-    ({"max_tokens": 0}, "--max-tokens 0: must be at least 1"),
     ({"context": 2}, "--context 2: no room for text, the tokenizer adds 2 special tokens; take at least 3"),
-    ({"batch_tokens": 0}, "--batch-tokens 0: must be at least 1"),
-    ({"threads": 0}, "threads 0"),
 ])  # fmt: skip
 def test_numbers_that_leave_no_room(options: dict[str, int], message: str) -> None:
     with pytest.raises(IndexerError, match=message):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from indexer.corpus.coverage import Covered
 from indexer.corpus.hub import parse, read_hub
 from indexer.corpus.pieces import PIECE_BYTES, Piece, Run, pieces_of, runs_of
-from indexer.corpus.policy import BAD_TEXT_CHOICES, QUOTING_CHOICES, CorpusCounts, Reading
+from indexer.corpus.policy import CorpusCounts, Reading, Wanted
 from indexer.corpus.readers import READERS
 from indexer.corpus.sources import ROW_BITS, CorpusFile, expand
 from indexer.corpus.text import read_text
@@ -71,36 +71,17 @@ class Corpus:
     """Text from files, folders, globs and hub data sets.
 
     sources: paths, globs and hf://datasets/OWNER/NAME, see indexer.corpus.hub; read in this order.
-    text_column: the column that holds the text, in files of records; `a.b` is column b within a.
-    ids_column: the column that holds token ids, in place of a text.
-    on_bad_text: what becomes of a document that is not valid UTF-8: `error`, `replace` (by U+FFFD) or `skip`.
-    quoting: of CSV and TSV: `standard`, or `none` where quotes are text.
-    share: the part of the documents to be read, above 0 and at most 1; seed: which part, see Reading.takes.
     first_ordinal: the ordinal of the first file, where others come before it.
     allow_empty: whether there may be no text at all, as in a small part of a corpus.
+    wanted: the fields of indexer.corpus.policy.Wanted.
     write_chat: what writes a chat as text, see indexer.tokens.chat. token_ids: how many of them the model
         and its tokenizer know. Both are to be set before chats or token ids are read.
     Raises IndexerError where a source is missing or unreadable; the files are opened by `documents`.
     """
 
     def __init__(
-        self,
-        sources: Sequence[str],
-        *,
-        text_column: str = "text",
-        ids_column: str | None = None,
-        on_bad_text: str = "error",
-        quoting: str = "standard",
-        share: float = 1.0,
-        seed: int = 0,
-        first_ordinal: int = 0,
-        allow_empty: bool = False,
+        self, sources: Sequence[str], *, first_ordinal: int = 0, allow_empty: bool = False, **wanted: Any
     ) -> None:
-        for option, value, choices in (
-            ("--on-bad-text", on_bad_text, BAD_TEXT_CHOICES), ("--quoting", quoting, QUOTING_CHOICES),
-        ):  # fmt: skip
-            if value not in choices:
-                raise IndexerError(f"{option} {value}: choose one of {', '.join(choices)}")
         self.files: list[CorpusFile] = expand(sources, first_ordinal)
         for file in self.files:
             if file.kind == "hub":
@@ -108,14 +89,7 @@ class Corpus:
         self.allow_empty = allow_empty
         self.write_chat: Callable[[list[dict[str, Any]]], str] | None = None
         self.token_ids: int | None = None
-        self._column = (
-            text_column if ids_column is None else ids_column,
-            on_bad_text,
-            ids_column is not None,
-            quoting,
-            share,
-            seed,
-        )
+        self._wanted = Wanted(**wanted)
         self._reading = self._new_reading()
         self._file: CorpusFile | None = None
         self._stamps: dict[int, tuple[int, ...]] = {}
@@ -123,19 +97,11 @@ class Corpus:
     @classmethod
     def of(cls, config: BuildConfig, **options: Any) -> Corpus:
         """The corpus of a build. options: first_ordinal, allow_empty."""
-        return cls(
-            config.corpus,
-            text_column=config.text_column,
-            ids_column=config.ids_column,
-            on_bad_text=config.on_bad_text,
-            quoting=config.quoting,
-            share=config.share,
-            seed=config.seed,
-            **options,
-        )
+        wanted = {field.name: getattr(config, field.name) for field in fields(Wanted)}
+        return cls(config.corpus, **wanted, **options)
 
     def _new_reading(self) -> Reading:
-        return Reading(*self._column, write_chat=self.write_chat, known_ids=self.token_ids)
+        return Reading(**vars(self._wanted), write_chat=self.write_chat, known_ids=self.token_ids)
 
     def look(self) -> None:
         """Raise what is wrong with the first records, of LOOKED_AT files at most; nothing is consumed.

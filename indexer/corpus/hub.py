@@ -214,7 +214,7 @@ def _rows_of_library(
     row = skip
     table: pa.Table
     for table in data.skip(skip).with_format("arrow").iter(BATCH_ROWS):
-        path = field(table.schema, reading.text_column)
+        path = field(table.schema, reading.column)
         if path is None:
             raise reading.no_column(place, names(table.schema))
         yield from contents(inner(table, path), reading, lambda row: f"{place}, row {row}", row)

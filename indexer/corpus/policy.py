@@ -14,8 +14,6 @@ from indexer.corpus.sources import CorpusFile
 from indexer.corpus.utf16 import width
 from indexer.errors import IndexerError
 
-BAD_TEXT_CHOICES = ("error", "replace", "skip")
-QUOTING_CHOICES = ("standard", "none")
 # an error names so many columns
 MOST_NAMES = 40
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -48,12 +46,28 @@ class CorpusCounts:
 
 
 @dataclass
-class Reading:
+class Wanted:
+    """What is wanted of a corpus; the options of `build` by the same names.
+
+    text_column: the column that holds the text, in files of records; `a.b` is column b within a.
+    ids_column: the column that holds token ids, in place of a text.
+    on_bad_text: what becomes of a document that is not valid UTF-8: `error`, `replace` (by U+FFFD) or `skip`.
+    quoting: of CSV and TSV: `standard`, or `none` where quotes are text.
+    share: the part of the documents to be read, above 0 and at most 1; seed: which part, see Reading.takes.
+    """
+
+    text_column: str = "text"
+    ids_column: str | None = None
+    on_bad_text: str = "error"
+    quoting: str = "standard"
+    share: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class Reading(Wanted):
     """The state of one pass over the corpus.
 
-    text_column: the column that is wanted, of texts or chats; with `ids`, of token ids.
-    quoting: of CSV: `standard`, or `none` where quotes are text.
-    share, seed: see `takes`.
     write_chat: messages to text, by the tokenizer's template; see indexer.tokens.chat.
     known_ids: how many token ids the model and its tokenizer know; None before they are loaded.
     digests: what was read of each file, by ordinal; see `note_digest`.
@@ -65,12 +79,6 @@ class Reading:
     bytes_waiting: tells how many of counts.bytes_read wait in the present file's buffer.
     """
 
-    text_column: str
-    on_bad_text: str
-    ids: bool = False
-    quoting: str = "standard"
-    share: float = 1.0
-    seed: int = 0
     write_chat: Callable[[list[dict[str, Any]]], str] | None = None
     known_ids: int | None = None
     counts: CorpusCounts = field(default_factory=CorpusCounts)
@@ -82,6 +90,16 @@ class Reading:
     utf16: bool = False
     without_column: str | None = None
     bytes_waiting: Callable[[], int] = lambda: 0
+
+    @property
+    def ids(self) -> bool:
+        """Whether token ids are wanted, and no text."""
+        return self.ids_column is not None
+
+    @property
+    def column(self) -> str:
+        """The column that is wanted."""
+        return self.text_column if self.ids_column is None else self.ids_column
 
     def takes(self, document: int) -> bool:
         """Whether a document belongs to the fair part of the corpus that is wanted, and count it where not.
@@ -176,7 +194,7 @@ class Reading:
         names = [str(column) for column in columns]
         has = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "") or "none"
         return IndexerError(
-            f'{place}: no column "{self.text_column}" (it has: {has}). '
+            f'{place}: no column "{self.column}" (it has: {has}). '
             f"Name the one to index with {self.option}"
         )
 
@@ -185,7 +203,7 @@ class Reading:
         wanted = "token ids" if self.ids else "text"
         ids = ", token ids with --ids-column" if may_be_ids else ""
         return IndexerError(
-            f'{place}: column "{self.text_column}" holds {kind}, not {wanted}. '
+            f'{place}: column "{self.column}" holds {kind}, not {wanted}. '
             f"Name the one to index with {self.option}{ids}"
         )
 

@@ -213,10 +213,10 @@ def _rows(run: Run, reading: Reading, rows: Any) -> Iterator[tuple[int, str]]:
     header = next(rows, None)
     if header is None:
         return
-    if reading.text_column not in header:
+    if reading.column not in header:
         reading.leave_out(file, reading.no_column(f"corpus file {file.source}", header), True)
         return
-    column = header.index(reading.text_column)
+    column = header.index(reading.column)
     for row, fields in enumerate(fields for fields in rows if fields):
         reading.see(file, row)
         if row < run.skip:
@@ -224,7 +224,7 @@ def _rows(run: Run, reading: Reading, rows: Any) -> Iterator[tuple[int, str]]:
         place = f"corpus file {file.source}, line {rows.line_num}"
         if len(fields) <= column:
             raise IndexerError(
-                f'{place}: {len(fields)} fields, so no column "{reading.text_column}" '
+                f'{place}: {len(fields)} fields, so no column "{reading.column}" '
                 f"(the header has {len(header)}); correct this line"
             )
         text = reading.checked(fields[column], place, escaped=True)
@@ -234,13 +234,13 @@ def _rows(run: Run, reading: Reading, rows: Any) -> Iterator[tuple[int, str]]:
 
 def _missing(record: Any, reading: Reading, place: str) -> IndexerError | None:
     """The error for a record without the column, None where it has it."""
-    if isinstance(record, str) and reading.text_column == DEFAULT_COLUMN and not reading.ids:
+    if isinstance(record, str) and reading.column == DEFAULT_COLUMN and not reading.ids:
         return None
     if not isinstance(record, dict):
         kind = type(record).__name__
         return IndexerError(f"{place}: a JSON {kind}, not an object with named columns")
     try:
-        find(record, reading.text_column)
+        find(record, reading.column)
     except KeyError:
         return reading.no_column(place, columns(record))
     return None
@@ -250,7 +250,7 @@ def _content(record: Any, reading: Reading, place: Callable[[], str]) -> Content
     """What one record stands for; a bare text is a record without names."""
     if type(record) is dict:
         try:
-            return content(find(record, reading.text_column), reading, place)
+            return content(find(record, reading.column), reading, place)
         except KeyError:
             pass
     error = _missing(record, reading, place())

@@ -58,13 +58,8 @@ class CorpusFile:
 def expand(sources: Sequence[str], first_ordinal: int = 0) -> list[CorpusFile]:
     """The files behind the sources, in the order in which they are read; ordinals from first_ordinal on.
 
-    Raises IndexerError where a source is missing or unreadable, where a glob or folder has no file,
-    and where there is no source at all.
+    Raises IndexerError where a source is missing or unreadable, and where a glob or folder has no file.
     """
-    if isinstance(sources, str):
-        raise IndexerError(f"corpus: a list of sources is expected, not the string {sources!r}")
-    if not sources:
-        raise IndexerError(f"corpus: no source given; {WAYS}")
     files: list[CorpusFile] = []
     seen: set[str] = set()
     for source in sources:

@@ -28,7 +28,7 @@ def read_parquet(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
         seekable(run.file) as source,
         pq.ParquetFile(source, memory_map=False) as parquet,
     ):
-        found = field(parquet.schema_arrow, reading.text_column)
+        found = field(parquet.schema_arrow, reading.column)
         if found is None:
             error = reading.no_column(f"corpus file {run.file.source}", names(parquet.schema_arrow))
             share = (run.file.bytes or 0) * (run.last - run.first) // run.count
@@ -45,8 +45,8 @@ def read_arrow(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
     file = run.file
     before = reading.counts.bytes_read
     with _in_one_line(run, reading), seekable(file, memory_map=True) as source:
-        schema, batches = _batches(source, reading.text_column)
-        found = field(schema, reading.text_column)
+        schema, batches = _batches(source, reading.column)
+        found = field(schema, reading.column)
         if found is None:
             error = reading.no_column(f"corpus file {file.source}", names(schema))
             reading.leave_out(file, error, True, file.bytes or 0)

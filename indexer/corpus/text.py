@@ -68,7 +68,7 @@ def _is_bad(file: CorpusFile, head: bytes) -> bool:
             return False
         # a reading of its own: this look ahead counts no byte
         decoder = Utf8()
-        with opened(file, Reading("", "error")) as stream:
+        with opened(file, Reading()) as stream:
             while block := stream.read(BLOCK_BYTES):
                 decoder.decode(block)
             decoder.decode(b"", final=True)

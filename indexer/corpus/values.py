@@ -83,7 +83,7 @@ def token_ids(value: Any, reading: Reading, place: Callable[[], str]) -> NDArray
     bad = np.flatnonzero((ids < 0) | (ids > most))
     if len(bad):
         raise IndexerError(
-            f'{place()}: token {bad[0]} of column "{reading.text_column}" is {ids[bad[0]]}, and the model '
+            f'{place()}: token {bad[0]} of column "{reading.column}" is {ids[bad[0]]}, and the model '
             f"and its tokenizer know token ids 0 to {most:,} alone; make the ids with that tokenizer"
         )
     return ids.astype(np.int32)
@@ -97,7 +97,7 @@ def _chat(messages: list[Any], reading: Reading, place: Callable[[], str]) -> Ch
     try:
         return Chat(reading.write_chat(plain))
     except IndexerError as error:
-        raise IndexerError(f'{place()}: column "{reading.text_column}" holds a chat, and {error}') from error
+        raise IndexerError(f'{place()}: column "{reading.column}" holds a chat, and {error}') from error
 
 
 def _kind(value: Any) -> str:

@@ -25,7 +25,6 @@ MOST_WINDOW_SEQUENCES = 1 << 16
 # the first windows are smaller and double, so that the model need not wait for a whole one
 FIRST_WINDOW_BATCHES = 16
 FIRST_WINDOW_TOKENS = 1 << 18
-SHAPES = ("tight", "fixed", "equal", "single")
 # fixed shapes: so many tokens with their padding, and so many widths
 FIXED_TOKENS = 2048
 FIXED_WIDTHS = 8
@@ -71,7 +70,6 @@ class Layout:
     shapes: "tight", as wide as a batch's longest sequence; "fixed", one of a few shapes, which follows from a
         sequence's own length and the context, from nothing else; "equal", sequences of one length without
         padding; "single", one sequence a batch.
-    Raises IndexerError where a number leaves no room.
     """
 
     context: int
@@ -80,21 +78,13 @@ class Layout:
     max_tokens: int | None = None
     shapes: str = "tight"
 
-    def __post_init__(self) -> None:
-        if self.shapes not in SHAPES:
-            raise IndexerError(f"shapes {self.shapes!r} are unknown; choose one of {', '.join(SHAPES)}")
-        for name in ("context", "batch_tokens", "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise IndexerError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-
     def fixed_width(self, length: NDArray[np.int64]) -> NDArray[np.int64]:
         """The width that sequences of these lengths are padded to where shapes are fixed."""
         step = -(-self.context // (8 * FIXED_WIDTHS)) * 8
         return np.minimum(-(-length // step) * step, self.context)
 
     def body(self, encoder: Encoder) -> int:
-        """Tokens of text that one sequence holds."""
+        """Tokens of text that one sequence holds. Raises IndexerError where there is no room for any."""
         if self.context <= encoder.wrapping:
             raise IndexerError(
                 f"--context {self.context}: no room for text, the tokenizer adds {encoder.wrapping} special "

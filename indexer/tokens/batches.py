@@ -62,7 +62,7 @@ class Batches:
     start: a Position to continue from, of the same corpus, tokenizer, numbers and pieces.
     totals: what was handed out. waited: seconds spent in waiting for it.
     Call `finished_documents` now and then: it holds an entry per document until then.
-    Raises IndexerError at once for numbers that leave no room, later whatever reading the corpus raises.
+    Raises IndexerError at once where --context leaves no room, later whatever reading the corpus raises.
     """
 
     def __init__(
@@ -81,8 +81,6 @@ class Batches:
         start: Position | None = None,
     ) -> None:
         layout = Layout(context, batch_tokens, count_special_tokens, max_tokens, shapes)
-        if threads < 1:
-            raise IndexerError(f"threads {threads}: must be at least 1")
         encoder = Encoder(tokenizer, special_tokens)
         self._wrapping = encoder.wrapping
         self.totals = TokenTotals() if start is None else TokenTotals(**start.state["totals"])
