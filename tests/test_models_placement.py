@@ -180,7 +180,7 @@ def test_a_spread_model_gives_the_same_index(tmp_path: Path, monkeypatch: pytest
 
 def _parted(loaded: LoadedModel) -> LoadedModel:
     parted = spread(loaded.model)
-    return replace(loaded, model=parted.model, spread=True)
+    return replace(loaded, model=parted.model)
 
 
 @needs_accelerate

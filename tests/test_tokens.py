@@ -99,7 +99,7 @@ def test_sequences_are_the_cut_and_wrapped_tokens_of_each_document(kind: str) ->
 
 
 @pytest.mark.parametrize("options", [
-    {"batch_tokens": 32}, {"batch_tokens": 1 << 20}, {"threads": 3}, {"threads": 3, "batch_tokens": 100},
+    {"batch_tokens": 32}, {"batch_tokens": 1 << 20}, {"batch_tokens": 100},
 ])  # fmt: skip
 def test_the_set_of_sequences_depends_on_corpus_and_context_alone(options: dict[str, int]) -> None:
     texts = [*LINES[:900], library_text() * 3, *LINES[900:1000]]
@@ -120,7 +120,7 @@ def test_a_long_document_has_the_sequences_of_the_whole() -> None:
 def test_batch_order_is_reproducible() -> None:
     texts = LINES[:2000]
     first, _ = collected(Texts(texts), tiny_tokenizer("wordpiece"))
-    second, _ = collected(Texts(texts), tiny_tokenizer("wordpiece"), threads=2)
+    second, _ = collected(Texts(texts), tiny_tokenizer("wordpiece"))
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         for name in ("token_ids", "length", "document", "ordinal", "counted"):
@@ -295,10 +295,9 @@ def background_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("tokens")]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_close_stops_the_thread_and_closes_the_corpus(threads: int) -> None:
+def test_close_stops_the_thread_and_closes_the_corpus() -> None:
     corpus = Texts(LINES * 1000)
-    batches = Batches(corpus, tiny_tokenizer("wordpiece"), context=32, batch_tokens=64, threads=threads)
+    batches = Batches(corpus, tiny_tokenizer("wordpiece"), context=32, batch_tokens=64)
     next(batches)
     assert background_threads()
     batches.close()
@@ -345,7 +344,7 @@ from indexer.corpus import Corpus
 from indexer.tokens import Batches
 corpus, tokenizer = sys.argv[1:]
 fast = types.SimpleNamespace(backend_tokenizer=tokenizers.Tokenizer.from_file(tokenizer), all_special_ids=[])
-batches = Batches(Corpus([corpus]), fast, context=32, batch_tokens=64, threads=2)
+batches = Batches(Corpus([corpus]), fast, context=32, batch_tokens=64)
 next(batches)
 """
 

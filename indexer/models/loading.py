@@ -38,7 +38,7 @@ class LoadedModel:
 
     model: in evaluation mode, without gradients; of a model that does not run on token ids alone its language
         model. tokenizer: a fast one of transformers, or None.
-    device: that of the embeddings, where token ids go. spread: whether layers lie on several devices.
+    device: that of the embeddings, where token ids go.
     context: the longest sequence the model allows, special tokens included; None where it sets no bound.
     part: path of `model` in the model of the files, empty where it is all of that. sample: what it makes of a
         small batch, and whether it is causal.
@@ -53,7 +53,6 @@ class LoadedModel:
     part: str
     sample: Sample
     provenance: dict[str, Any]
-    spread: bool = False
 
     @property
     def causal(self) -> bool:
@@ -150,7 +149,6 @@ def adapt(model: nn.Module, tokenizer: Any = None, *, name: str = "model") -> Lo
         part=part,
         sample=sample,
         provenance=_provenance(whole, name, part),
-        spread=len({weight.device for weight in model.parameters()}) > 1,
     )
 
 

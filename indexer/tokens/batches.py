@@ -57,7 +57,6 @@ class Batches:
     context, batch_tokens, count_special_tokens, max_tokens: see Layout.
     special_tokens: whether sequences get the special tokens that the tokenizer puts around a text; not where
         the corpus holds token ids, which are taken as they are.
-    threads: how many threads encode. Neither the batches nor their order depend on it.
     pieces: the consecutive pieces of the corpus to be read, all where not given.
     start: a Position to continue from, of the same corpus, tokenizer, numbers and pieces.
     totals: what was handed out. waited: seconds spent in waiting for it.
@@ -76,7 +75,6 @@ class Batches:
         max_tokens: int | None = None,
         shapes: str = "tight",
         special_tokens: bool = True,
-        threads: int = 1,
         pieces: Sequence[Piece] | None = None,
         start: Position | None = None,
     ) -> None:
@@ -85,7 +83,7 @@ class Batches:
         self._wrapping = encoder.wrapping
         self.totals = TokenTotals() if start is None else TokenTotals(**start.state["totals"])
         self.waited = 0.0
-        self._background = _Background(corpus, encoder, layout, threads, pieces, start)
+        self._background = _Background(corpus, encoder, layout, pieces, start)
         # stops the thread when this object is forgotten, and at exit before the interpreter goes
         self._stop = weakref.finalize(self, self._background.stop)
         self._background.start()
@@ -152,13 +150,12 @@ class _Background:
         corpus: Corpus,
         encoder: Encoder,
         layout: Layout,
-        threads: int,
         pieces: Sequence[Piece] | None,
         start: Position | None,
     ) -> None:
         state = {} if start is None else start.state
         reading, packed = state.get("reading"), state.get("packer")
-        self._stream = TokenStream(corpus, encoder, layout.body(encoder), threads, pieces, reading)
+        self._stream = TokenStream(corpus, encoder, layout.body(encoder), pieces, reading)
         self._packer = Packer(encoder, layout, packed)
         self._stream.forced = packed["forced"] if packed else 0
         # batches that were handed out before, to be made again and left out

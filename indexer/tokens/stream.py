@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -76,7 +74,6 @@ class TokenStream:
     """The tokens of a corpus; iterate once.
 
     body: tokens of a sequence without the special ones; a document in parts is parted at multiples of it.
-    threads: how many chunks are encoded at the same time. The order of the results does not depend on it.
     pieces, start: see Corpus.documents.
     `forced` counts the places at which a long text had to be cut, see indexer.tokens.long.
     """
@@ -86,7 +83,6 @@ class TokenStream:
         corpus: Corpus,
         encoder: Encoder,
         body: int,
-        threads: int = 1,
         pieces: Sequence[Piece] | None = None,
         start: dict[str, Any] | None = None,
     ) -> None:
@@ -95,37 +91,14 @@ class TokenStream:
         self._start = start
         self._encoder = encoder
         self._body = body
-        self._threads = threads
         self.forced = 0
 
     def __iter__(self) -> Iterator[Encoded]:
-        if self._threads == 1:
-            for item in self._items():
-                yield from [self._chunk(item)] if isinstance(item, _Chunk) else self._long(*item)
-            return
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="tokens") as pool:
-            waiting: deque[Future[Encoded]] = deque()
-            for item in self._items():
-                if isinstance(item, _Chunk):
-                    waiting.append(pool.submit(self._chunk, item))
-                    # one more than can run, so that no thread waits for the reader
-                    if len(waiting) <= self._threads:
-                        continue
-                    yield waiting.popleft().result()
-                else:
-                    while waiting:
-                        yield waiting.popleft().result()
-                    yield from self._long(*item)
-            while waiting:
-                yield waiting.popleft().result()
-
-    def _items(self) -> Iterator[_Chunk | tuple[Document, Iterator[str]]]:
-        """Chunks of whole documents of one piece, and long documents with their parts."""
         chunk = _Chunk(0)
         for document in self._corpus.documents(self._pieces, self._start):
             if document.piece != chunk.piece:
                 if chunk.documents:
-                    yield chunk
+                    yield self._chunk(chunk)
                 chunk = _Chunk(document.piece)
             text, rest = _short(document)
             if rest is None:
@@ -135,12 +108,12 @@ class TokenStream:
                 # the document is used up, and no other was asked for
                 chunk.mark = self._corpus.mark()
             if chunk.documents:
-                yield chunk
+                yield self._chunk(chunk)
                 chunk = _Chunk(document.piece)
             if rest is not None:
-                yield document, rest
+                yield from self._long(document, rest)
         if chunk.documents:
-            yield chunk
+            yield self._chunk(chunk)
 
     def _chunk(self, chunk: _Chunk) -> Encoded:
         document = np.array(chunk.documents, dtype=np.int64)
