@@ -136,8 +136,10 @@ def _variants(few: bool) -> Iterator[Variant]:
     plain = {"FUNCTION": "plain", "GATED": False, "WHOLE": False, "SAMPLES": True}
     # numbers that are 1 when a kernel is launched are compiled in
     yield Variant("gather", 90, "bfloat16", {**plain, **dict.fromkeys(STRIDES, 1), **ONES})
-    yield Variant("compete", 90, "bfloat16", {"SIGN": -1, "IDENTITY": 2, "k": 1, **PLACES, **ONES})
-    yield Variant("sample", 90, "bfloat16", {"samples": 1, **SAMPLE_PLACES, "PLACES": 8, **ONES})
+    ones = {"GATED": True, "up_stride": 1}
+    yield Variant("compete", 90, "bfloat16", {**ones, "SIGN": -1, "IDENTITY": 2, "k": 1, **PLACES, **ONES})
+    tiny = {**ones, "samples": 1, **SAMPLE_PLACES, "PLACES": 8, **ONES}
+    yield Variant("sample", 90, "bfloat16", tiny)
     for architecture in SHARED_BYTES:
         for dtype in ("bfloat16",) if few else TYPES:
             for function, gated in (("plain", False), ("gelu", False), ("silu", True)) if few else forms:
@@ -148,8 +150,11 @@ def _variants(few: bool) -> Iterator[Variant]:
                 if function != "plain":
                     yield Variant("activate_rows", architecture, dtype, constants)
             for identity in (2,) if few else (1, 2, 3):
-                yield Variant("compete", architecture, dtype, {"SIGN": 1, "IDENTITY": identity, **PLACES})
-            yield Variant("sample", architecture, dtype, SAMPLE_PLACES)
+                for gated in (False, True):
+                    ends = {"GATED": gated, "SIGN": 1, "IDENTITY": identity, **PLACES}
+                    yield Variant("compete", architecture, dtype, ends)
+            for gated in (False, True):
+                yield Variant("sample", architecture, dtype, {"GATED": gated, **SAMPLE_PLACES})
 
 
 def _compiled(variant: Variant) -> Machine:

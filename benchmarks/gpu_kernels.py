@@ -204,17 +204,17 @@ class Bench:
         gate, up = (matrix[:, place].cpu() for matrix in (self.gate, self.up))
         if case is None:
             statistics.update(self.gate, self.first)
-            activated = gate
+            activated, factor = gate, None
         else:
-            given = self.up if case.gated else None
+            given, factor = (self.up, up) if case.gated else (None, None)
             statistics.activate(case.function, self.gate, given, self.first, out=self.out)
             activated = self.out[:, place].cpu()
-            exact = activate(case.function, gate, up if case.gated else None).double()
+            exact = activate(case.function, gate, factor).double()
             far = torch.abs(activated.double() - exact) > (1 + case.gated) * TOLERANCE * exact.abs() + TAIL
             if far.any():
                 raise WrongResultError(f"{case.name}: {int(far.sum())} activations are not the function's")
         reference = Statistics.empty(len(chosen), self.keep, kernels="reference")
-        reference.update(activated, self.first)
+        reference.update(activated, self.first, factor)
         difference = first_difference(some_units(statistics, chosen), reference)
         if difference is not None:
             raise WrongResultError(f"{'update' if case is None else case.name}: {difference}")

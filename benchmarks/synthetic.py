@@ -137,6 +137,7 @@ def _fill(random: np.random.Generator, size: Size, state: TopK, sign: int) -> No
     magnitude = 4 + 4 * random.random(shape, np.float32)
     state.filled[:] = state.k
     state.value[:] = -np.sort(-magnitude, axis=1) * np.float32(sign)
+    state.up[:] = random.standard_normal(shape, np.float32)
     state.position[:] = random.integers(0, _POSITIONS, shape, np.int32)
     state.window_start[:] = np.maximum(state.position - state.before, 0)
     state.window_length[:] = size.window

@@ -51,14 +51,16 @@ struct HeldMoments : Held<Moments> {
 };
 
 struct HeldPlaces : Held<Places> {
-  HeldPlaces(std::int64_t before, std::int64_t after, const Array<float>& value, const Array<std::int64_t>& document,
-             const Array<std::int64_t>& sequence, const Array<std::int32_t>& position,
-             const Array<std::int32_t>& window_start, const Array<std::int32_t>& window_length,
-             const Array<std::int32_t>& token_ids, const Array<float>& activations) {
+  HeldPlaces(std::int64_t before, std::int64_t after, const Array<float>& value, const Array<float>& up,
+             const Array<std::int64_t>& document, const Array<std::int64_t>& sequence,
+             const Array<std::int32_t>& position, const Array<std::int32_t>& window_start,
+             const Array<std::int32_t>& window_length, const Array<std::int32_t>& token_ids,
+             const Array<float>& activations) {
     state.places = value.shape(1);
     state.before = before;
     state.after = after;
     state.value = hold(value);
+    state.up = hold(up);
     state.document = hold(document);
     state.sequence = hold(sequence);
     state.position = hold(position);
@@ -183,11 +185,12 @@ PYBIND11_MODULE(_cpp, module) {
            py::arg("maximum").noconvert(), py::arg("sums").noconvert(), py::arg("pending").noconvert());
 
   py::class_<HeldPlaces>(module, "Places")
-      .def(py::init<std::int64_t, std::int64_t, Array<float>, Array<std::int64_t>, Array<std::int64_t>,
+      .def(py::init<std::int64_t, std::int64_t, Array<float>, Array<float>, Array<std::int64_t>, Array<std::int64_t>,
                     Array<std::int32_t>, Array<std::int32_t>, Array<std::int32_t>, Array<std::int32_t>, Array<float>>(),
-           py::arg("before"), py::arg("after"), py::arg("value").noconvert(), py::arg("document").noconvert(),
-           py::arg("sequence").noconvert(), py::arg("position").noconvert(), py::arg("window_start").noconvert(),
-           py::arg("window_length").noconvert(), py::arg("token_ids").noconvert(), py::arg("activations").noconvert());
+           py::arg("before"), py::arg("after"), py::arg("value").noconvert(), py::arg("up").noconvert(),
+           py::arg("document").noconvert(), py::arg("sequence").noconvert(), py::arg("position").noconvert(),
+           py::arg("window_start").noconvert(), py::arg("window_length").noconvert(), py::arg("token_ids").noconvert(),
+           py::arg("activations").noconvert());
 
   py::class_<HeldTopK>(module, "TopK")
       .def(py::init<const HeldPlaces&, bool, int, Array<float>, Array<std::int32_t>, Array<std::int32_t>>(),

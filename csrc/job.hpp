@@ -54,7 +54,8 @@ struct Moments {
 // What every state of examples is; what is not taken is undefined.
 struct Places {
   std::int64_t places = 0, before = 0, after = 0;
-  float* value = nullptr;                  // [units, places], and so the next five
+  float* value = nullptr;                  // [units, places], and so the next six
+  float* up = nullptr;                     // NaN where no factor is given
   std::int64_t* document = nullptr;
   std::int64_t* sequence = nullptr;
   std::int32_t* position = nullptr;
@@ -82,7 +83,7 @@ struct Bands : Places {
 
 struct Job {
   Function function = Function::identity;
-  Matrix gate, up, out;                    // up.data is null where the function is not gated; out.data is null for update
+  Matrix gate, up, out;                    // up.data is null where no factor is known; out.data is null for update
   std::int64_t units = 0;
   Batch batch;
   const Histogram* histogram = nullptr;    // states that are null are not kept

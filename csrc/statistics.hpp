@@ -22,6 +22,8 @@ namespace indexer {
 namespace INDEXER_ISA {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
 inline float value_at(const Matrix& matrix, std::int64_t row, std::int64_t unit) {
   const std::int64_t index = row * matrix.row_stride + unit;
   if (matrix.dtype == DType::float32) return static_cast<const float*>(matrix.data)[index];
@@ -319,6 +321,7 @@ class Block {
     for (std::int64_t token = from; token <= to; ++token)
       window[token - from] = value_at(read_, start + token, first_ + unit) + 0.0f;
     state.value[place] = value;
+    state.up[place] = job_.up.data ? value_at(job_.up, start + position, first_ + unit) + 0.0f : kNaN;
     state.document[place] = batch.document[sequence];
     state.sequence[place] = batch.ordinal[sequence];
     state.position[place] = position;

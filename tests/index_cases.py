@@ -96,6 +96,7 @@ def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, rando
     # what lies beyond the filled places and lengths must not matter
     for array in (found.value, found.activations):
         array[:] = np.nan
+    found.up[:] = np.inf
     for array in (found.document, found.sequence, found.position, found.token_ids, found.window_start):
         array[:] = -99
     for unit in range(units):
@@ -109,6 +110,8 @@ def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, rando
             start, end = max(position - 2, 0), min(position + 2, len(values))
             found.filled[unit] += 1
             found.value[unit, place] = values[position]
+            # of some the other factor is not known
+            found.up[unit, place] = (np.nan, -0.5, 2.0)[(unit + place) % 3]
             found.document[unit, place] = number + (number > 1) * (1 << 40)
             found.sequence[unit, place] = number
             found.position[unit, place] = position

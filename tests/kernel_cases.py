@@ -128,6 +128,20 @@ def rows_of(state: TopK | Bands) -> ExampleRows:
     )
 
 
+def set_up(statistics: Statistics, up: torch.Tensor, sequences: Sequences) -> None:
+    """Give the examples of one batch the other factor at their peaks, one by one."""
+    places = zip(sequences.document, sequences.ordinal, strict=True)
+    start = dict(zip(places, sequences.start, strict=True))
+    for state in (statistics.top, statistics.bottom, statistics.samples):
+        if state is None:
+            continue
+        for unit, place in zip(*np.nonzero(state.taken), strict=True):
+            begin = start.get((state.document[unit, place], state.sequence[unit, place]))
+            if begin is not None:
+                row = int(begin + state.position[unit, place])
+                state.up[unit, place] = float(up[row, unit]) + 0.0
+
+
 def merged(records: Sequence[LayerRecord]) -> LayerRecord:
     """The states of one record after the other merged into those of no tokens."""
     first = records[0]

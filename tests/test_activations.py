@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.kernel_cases import (
     every_16_bit_value,
     float32_near,
     kinds,
+    set_up,
     some_sequences,
 )
 
@@ -154,8 +156,38 @@ def test_fused_is_activation_then_update(
     assert out is gate
     then = Statistics.empty(units, KEEP, kernels="reference")
     then.update(out, sequences)
+    if up is not None:
+        set_up(then, up, sequences)
     assert_equal(fused, then)
     assert not further_than_rounding(function, before, up, out).any()
+
+
+@pytest.mark.parametrize("kernels", ["cpp", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("by", ["sequence", "token", "document"])
+def test_examples_hold_the_other_factor_where_it_was_given(
+    by: str, dtype: torch.dtype, kernels: str, instruction_set: str
+) -> None:
+    keep = dataclasses.replace(KEEP, by=by, samples=2)
+    found, wanted = (
+        Statistics.empty(7, keep, layer="mlp.0", kernels=kind) for kind in (kernels, "reference")
+    )
+    for batch, form in enumerate(("fused", "alone", "made before", "fused", "alone")):
+        sequences = some_sequences(300, np.random.default_rng(batch), first_document=100 * batch)
+        gate, up = (pre_activations(300, 7, dtype, seed=2 * batch + factor) for factor in range(2))
+        up[::5] *= -0.0
+        if form == "fused":
+            found.activate("silu", gate, up, sequences, out=gate)
+        else:
+            found.update(gate, sequences, None if form == "alone" else up)
+        wanted.update(gate, sequences)
+        if form != "alone":
+            set_up(wanted, up, sequences)
+    assert_equal(found, wanted)
+    for state in (found.top, found.bottom, found.samples):
+        assert state is not None
+        assert 0 < np.isnan(state.up[state.taken]).mean() < 1
+        assert not np.signbit(state.up[state.up == 0]).any()
 
 
 def test_gate_and_up_may_lie_in_one_tensor(instruction_set: str) -> None:

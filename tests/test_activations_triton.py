@@ -16,6 +16,7 @@ from tests.kernel_cases import (
     every_16_bit_value,
     float32_near,
     kinds,
+    set_up,
     some_sequences,
 )
 from tests.test_activations import (
@@ -30,7 +31,7 @@ from tests.test_activations import (
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
 pytestmark = pytest.mark.usefixtures("triton_interpreter")
 
-KEEP = Keep(top=2, bottom=1, window=(4, 2))
+KEEP = Keep(top=2, bottom=1, window=(4, 2), samples=1)
 # Half of the smallest x is in the middle of two. The hardware's reciprocal is 0 where it would be
 # subnormal.
 MORE_EXCEPTIONS = {
@@ -50,11 +51,13 @@ def test_fused_is_activation_then_update(function: str, dtype: torch.dtype, gate
     gate = pre_activations(tokens, units, dtype)
     up = pre_activations(tokens, units, dtype, seed=1) if gated else None
     before = gate.clone()
-    fused = Statistics.empty(units, KEEP, kernels="triton")
+    fused = Statistics.empty(units, KEEP, layer="mlp.0", kernels="triton")
     out = fused.activate(function, gate, up, sequences, out=gate)
     assert out is gate
-    then = Statistics.empty(units, KEEP, kernels="reference")
+    then = Statistics.empty(units, KEEP, layer="mlp.0", kernels="reference")
     then.update(out, sequences)
+    if up is not None:
+        set_up(then, up, sequences)
     assert_equal(fused, then)
     assert not further_than_rounding(function, before, up, out, triton=True).any()
 
@@ -215,7 +218,7 @@ def test_compile_keeps_one_graph_around_the_operators() -> None:
         gate = x @ weight
         out = torch.empty_like(gate)
         ops.activate("relu", gate, None, out, plan, bars, sums, [], [], [], [0, 0], "sequence")
-        ops.update(out, plan, bars, sums, [], [], [], [0, 0], "sequence")
+        ops.update(out, None, plan, bars, sums, [], [], [], [0, 0], "sequence")
         return out @ weight.T
 
     results = []

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from indexer_kernels import Keep
+from indexer_kernels import Keep, Statistics
 
 from tests.kernel_cases import assert_equal, some_sequences
 from tests.sample_cases import KEEP, of_equal_hash, one_token_each, sampled, some_maxima
@@ -31,6 +31,17 @@ CASES = [
 def test_kernel_equals_reference(shape: tuple[int, int], dtype: torch.dtype, keep: Keep) -> None:
     batches = some_batches(*shape, dtype)
     assert_equal(sampled(shape[1], batches, "triton", keep), sampled(shape[1], batches, "reference", keep))
+
+
+def test_a_factor_that_is_given_with_the_activations_is_kept() -> None:
+    found, wanted = (
+        Statistics.empty(3, KEEP, layer="mlp.1", kernels=kernels) for kernels in ("triton", "reference")
+    )
+    for number, (activations, sequences) in enumerate(some_batches(63, 3, number=2)):
+        up = None if number else activations.flip(0)
+        found.update(activations, sequences, up)
+        wanted.update(activations, sequences, up)
+    assert_equal(found, wanted)
 
 
 @pytest.mark.parametrize("order", ["ascending", "random"])

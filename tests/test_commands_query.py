@@ -87,6 +87,7 @@ def test_examples_for_people(folder: Path, index: Index, extreme: str, width: in
     tokens = getattr(index, extreme)(UNIT, k=4)["token"].to_pylist()
     for rank, (line, token) in enumerate(zip(lines, tokens, strict=True), 1):
         assert line.split()[0] == str(rank)
+        assert ("  up " in line) == (width > 100)
         assert f"«{token.strip()}»" in line
     assert len({line.index("«") for line in lines}) == 1
 

@@ -85,7 +85,7 @@ def test_fused_is_activation_then_update(function: str, gated: bool, dtype: torc
     fused = Statistics.empty(units, ALONE, layer=LAYER, kernels="triton")
     out = fused.activate(function, gate, up, sequences, out=gate)
     then = Statistics.empty(units, ALONE, layer=LAYER, kernels="reference")
-    then.update(out.cpu(), sequences)
+    then.update(out.cpu(), sequences, None if up is None else up.cpu())
     assert_equal(fused, then)
 
 

@@ -92,7 +92,7 @@ def test_fused_is_activation_then_update(function: str, dtype: torch.dtype, gate
     fused, there = Statistics.empty(units, KEEP, kernels="triton"), moved(gate)
     out = fused.activate(function, there, None if up is None else moved(up), sequences, out=there).cpu()
     then = Statistics.empty(units, KEEP, kernels="reference")
-    then.update(out, sequences)
+    then.update(out, sequences, up)
     assert_equal(fused, then)
     far = further_than_rounding(function, gate, up, out, triton=True)
     assert not far.any(), (gate[far], out[far])

@@ -108,7 +108,7 @@ def test_no_damaged_page_index_gives_other_rows(tmp_path: Path) -> None:
     content = path.read_bytes()
     footer = footer_of(path)
     [group, *_] = decode(footer, 0)[0][4][1][1]
-    places = [(chunk[4][1], chunk[5][1]) for chunk in group[1][1][1][11:13]]
+    places = [(chunk[4][1], chunk[5][1]) for chunk in group[1][1][1][12:14]]
     with open_index(index) as opened:
         right = opened.top(0, 100).to_pylist()
     refused: list[str] = []

@@ -68,7 +68,7 @@ def test_every_flipped_byte_is_found(index: Path) -> None:
 def test_a_damaged_page_is_found_without_a_manifest_to_compare(index: Path) -> None:
     """A flipped byte within a page, in a manifest that was made to agree: only the page's checksum tells."""
     file = index / "examples" / "mlp.0.parquet"
-    column = pq.ParquetFile(file).metadata.row_group(0).column(12)
+    column = pq.ParquetFile(file).metadata.row_group(0).column(13)
     assert column.path_in_schema == "activations.list.element"
     damaged = bytearray(file.read_bytes())
     damaged[column.data_page_offset + column.total_compressed_size - 3] ^= 1
@@ -245,6 +245,8 @@ TOKENS = "vocabulary.parquet"
         (EXAMPLES, _change("kind", -1, lambda v: "bottom"), "not sorted by unit and kind"),
         (EXAMPLES, _change("value", -1, lambda v: 9.0), "examples are not in the total order"),
         (EXAMPLES, _change("value", -1, lambda v: -99.0), "another value at its peak"),
+        (EXAMPLES, _change("up", -1, lambda v: float("nan")), "an example's up is not finite"),
+        (EXAMPLES, _change("up", -1, lambda v: -0.0), "an example's up is 0 and its value is not"),
         (
             EXAMPLES,
             _change("document", -1, lambda v: 4),

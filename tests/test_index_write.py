@@ -66,6 +66,8 @@ def test_what_was_written_is_what_was_recorded(tmp_path: Path) -> None:
                 row = found[unit, kind, place + 1]
                 for name in ("value", "document", "sequence", "position", "window_start"):
                     assert row[name] == getattr(examples, name)[unit, place]
+                factor = examples.up[unit, place]
+                assert row["up"] == (None if np.isnan(factor) else factor)
                 length = examples.window_length[unit, place]
                 for name in ("token_ids", "activations"):
                     assert row[name] == getattr(examples, name)[unit, place, :length].tolist()

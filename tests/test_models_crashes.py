@@ -270,6 +270,7 @@ def test_what_stands_in_the_way_of_a_kernel_is_read_by_hook(
         "blocks.0.mlp.down",
     )
     assert reason in layer.provenance["reason"]
+    assert layer.provenance.get("up") == ("not seen" if gated else None)
 
 
 class Listed(Block):

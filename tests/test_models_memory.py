@@ -331,7 +331,7 @@ def test_on_the_cpu_the_states_have_to_fit(main_memory: Callable[[int], None]) -
     assert plan(7).batch_tokens == 7
     main_memory(STATE.host - 1)
     message = (
-        r"the statistics of 240 units take 6\.3 MB, and 6\.3 MB of memory are free; choose fewer --layers, "
+        r"the statistics of 240 units take 6\.34 MB, and 6\.34 MB of memory are free; choose fewer --layers, "
         "a smaller --top and --bottom, or a shorter --window"
     )
     with pytest.raises(IndexerError, match=message):

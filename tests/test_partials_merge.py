@@ -90,7 +90,8 @@ def test_winners_are_the_best_of_each_competitor(
         assert found.document[1, place] == document
         assert found.sequence[1, place] == sequence
         assert found.position[1, place] == position
-        # the window came along
+        # the window came along, and the other factor
+        assert found.up[1, place] == found.value[1, place] - 1
         assert found.token_ids[1, place, 0] == _token(found.value[1, place], document, sequence, position)
 
 
@@ -104,6 +105,7 @@ def _rows(places: list[tuple[float, int, int, int]]) -> ExampleRows:
     return ExampleRows(
         unit=np.ones(len(places), np.int64),
         value=np.array(value, np.float32),
+        up=np.array(value, np.float32) - 1,
         document=np.array(document, np.int64),
         sequence=np.array(sequence, np.int64),
         position=np.array(position, np.int32),

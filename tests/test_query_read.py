@@ -60,7 +60,7 @@ def test_columns_are_the_documented_ones(index: Index) -> None:
     name = "mlp.0.3"
     units = """site layer unit count positive active nan inf minimum maximum mean variance skewness kurtosis
         p01 p10 p50 p90 p99 p999 p9999"""
-    examples = """site layer unit kind rank value document sequence position token_id token window_start
+    examples = """site layer unit kind rank value up document sequence position token_id token window_start
         token_ids tokens activations text"""
     assert index.unit(name).column_names == units.split()
     assert index.top(name).column_names == examples.split()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from indexer_kernels import Histogram, Keep, TopK
+from indexer_kernels.examples import PLACE_FIELDS
 
 from benchmarks.synthetic import Size, synthetic_records, write_synthetic
 from indexer.errors import IndexerError
@@ -55,8 +56,9 @@ def assert_same(left: LayerRecord, right: LayerRecord) -> None:
 def _assert_same_examples(left: TopK, right: TopK) -> None:
     np.testing.assert_array_equal(left.filled, right.filled)
     for unit, place in zip(*np.nonzero(left.taken), strict=True):
-        for name in ("value", "document", "sequence", "position", "window_start", "window_length"):
-            assert getattr(left, name)[unit, place] == getattr(right, name)[unit, place], name
+        for name in PLACE_FIELDS:
+            one, other = (getattr(side, name)[unit, place] for side in (left, right))
+            np.testing.assert_array_equal(one, other, err_msg=name)
         length = left.window_length[unit, place]
         for name in ("token_ids", "activations"):
             np.testing.assert_array_equal(

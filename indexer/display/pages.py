@@ -66,7 +66,7 @@ def print_examples(
         _print_whole(examples, sources, out)
         return
     names = [_end_of(sources.get(example["document"], "?"), _SOURCE_WIDEST) for example in examples]
-    values = [number(example["value"]) for example in examples]
+    values = [_value(example, out.width >= PAGE) for example in examples]
     rank_width = max([len(str(example["rank"])) for example in examples], default=1)
     value_width = max(map(len, values), default=1)
     name_width = max(map(len, names), default=0)
@@ -86,13 +86,19 @@ def print_examples(
     out.print(grid)
 
 
+def _value(example: Mapping[str, Any], with_up: bool) -> str:
+    """The value, and where that is known the other factor, with its sign."""
+    known = with_up and example["up"] is not None
+    return number(example["value"]) + (f"  up {example['up']:+.2g}" if known else "")
+
+
 def _print_whole(examples: list[dict[str, Any]], sources: Mapping[int, str], out: Console) -> None:
     for example in examples:
         place = f"sequence {example['sequence']}, position {example['position']}"
         source = one_line(sources.get(example["document"], f"document {example['document']}"))
         out.print(
             Text.assemble(
-                f"{example['rank']:>3}  ", (number(example["value"]), "bold"), f"  {source}, {place}"
+                f"{example['rank']:>3}  ", (_value(example, True), "bold"), f"  {source}, {place}"
             )
         )
         out.print(Padding(marked(window(example), out.color_system is not None), (0, 0, 1, 5)))

@@ -86,11 +86,16 @@ class Bands(Places):
         octave, least = self._octaves(slice(None))
         return np.where(octave < least[:, None], np.uint32(0), octave)
 
-    def update(self, activations: NDArray[np.float32], sequences: Sequences) -> None:
-        """Let every sequence of a batch compete; activations: float32 [tokens, units]. The reference."""
+    def update(
+        self, activations: NDArray[np.float32], sequences: Sequences, up: NDArray[np.float32] | None = None
+    ) -> None:
+        """Let every sequence of a batch compete. The reference.
+
+        activations, up: float32 [tokens, units]; up: what they were multiplied by, where that is known.
+        """
         window = self.before, self.after
         for index in range(len(sequences)):
-            self.offer(ExampleRows.of_sequence(activations, sequences, index, window, largest=True))
+            self.offer(ExampleRows.of_sequence(activations, sequences, index, window, largest=True, up=up))
 
     def offer(self, rows: ExampleRows) -> None:
         """Let examples compete, of other sequences or of the same ones: an example is never held twice.

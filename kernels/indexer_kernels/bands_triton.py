@@ -118,11 +118,13 @@ def set_bars(bars, unit, units, held, hash, octave, samples):
 
 @triton.jit
 def sample(
-    values, stride, units, counted, token_ids, block_row, block_span, block_sequence, block_key, blocks,
+    values, stride, up, up_stride, units, counted, token_ids,
+    block_row, block_span, block_sequence, block_key, blocks,
     start, length, document, ordinal, maxima, hits, splits,
-    unit_key, bars, place_hash, place_value, place_document, place_sequence, place_position,
+    unit_key, bars, place_hash, place_value, place_up, place_document, place_sequence, place_position,
     window_start, window_length, window_tokens, window_values, samples, before, after,
-    PLACES: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
+    GATED: tl.constexpr, PLACES: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Let sequences compete for a unit's places; arguments as `launch` hands them."""
     unit = tl.program_id(0).to(tl.int64)
@@ -197,9 +199,10 @@ def sample(
                         reaches = inside & (value.to(tl.float32) == peak)
                         position = row - own_start + tl.min(tl.where(reaches, token, BLOCK_TOKENS), axis=0)
                         first, size = copy_window(
-                            values + unit, stride, token_ids, own_start, own_length, position, before, after,
+                            values + unit, stride, up + unit, up_stride, token_ids,
+                            own_start, own_length, position, before, after,
                             unit * BANDS * samples + won, before + 1 + after,
-                            window_tokens, window_values, WINDOW,
+                            place_up, window_tokens, window_values, GATED, WINDOW,
                         )  # fmt: skip
                         tl.store(place_hash + at, own_hash, wins)
                         tl.store(place_value + at, peak + 0.0, wins)
@@ -217,20 +220,24 @@ def sample(
 
 
 def launch(
-    values: Tensor, plan: Plan, maxima: Tensor, hits: Tensor, places: Sequence[Tensor], window: Sequence[int]
-) -> None:
+    values: Tensor, up: Tensor | None, plan: Plan, maxima: Tensor, hits: Tensor, places: Sequence[Tensor],
+    window: Sequence[int],
+) -> None:  # fmt: skip
     """Bring the samples up to date with a batch.
 
-    values: [tokens, units], the activations. maxima: float32 [blocks, units]; hits: int32 [splits, units].
+    values, up: [tokens, units], the activations and their factor. maxima: float32 [blocks, units]; hits:
+    int32 [splits, units].
     places: DeviceBands.tensors(). window: tokens before and after the peak.
     """
     units = values.shape[1]
     samples = places[3].shape[1] // bands.BANDS
+    factor = values if up is None else up
     sample[(units,)](
-        values, values.stride(0), units, plan.counted, plan.token_ids,
+        values, values.stride(0), factor, factor.stride(0), units, plan.counted, plan.token_ids,
         plan.block_row, plan.block_span, plan.block_sequence, plan.block_key, plan.blocks,
         plan.start, plan.length, plan.document, plan.ordinal, maxima, hits, hits.shape[0],
         *places, samples, *window,
-        PLACES=triton.next_power_of_2(bands.BANDS * samples), WINDOW=triton.next_power_of_2(sum(window) + 1),
+        GATED=up is not None, PLACES=triton.next_power_of_2(bands.BANDS * samples),
+        WINDOW=triton.next_power_of_2(sum(window) + 1),
         SPLITS=triton.next_power_of_2(hits.shape[0]), BLOCKS=32, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip

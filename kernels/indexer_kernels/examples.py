@@ -11,7 +11,7 @@ from indexer_kernels.blocks import sequence_rows
 from indexer_kernels.sequences import Sequences
 
 # what an example has beside its unit and the tokens of its window
-PLACE_FIELDS = ("value", "document", "sequence", "position", "window_start", "window_length")
+PLACE_FIELDS = ("value", "up", "document", "sequence", "position", "window_start", "window_length")
 # nearly all of a state's memory, and seldom written
 WINDOW_FIELDS = ("token_ids", "activations")
 
@@ -21,13 +21,15 @@ class ExampleRows:
     """Examples of one kind of a block of units, those of a unit together.
 
     unit: int64 [rows], within the block, ascending.
-    value: float32, document, sequence: int64, position, window_start, window_length: int32, all [rows].
+    value, up: float32, document, sequence: int64, position, window_start, window_length: int32, all [rows].
+        up: what the activation function's result was multiplied by at the peak; NaN where that is not known.
     offset: int64 [rows], where a row's window begins in the next two.
     token_ids: int32, activations: float32, both [tokens].
     """
 
     unit: NDArray[np.int64]
     value: NDArray[np.float32]
+    up: NDArray[np.float32]
     document: NDArray[np.int64]
     sequence: NDArray[np.int64]
     position: NDArray[np.int32]
@@ -40,12 +42,12 @@ class ExampleRows:
     @classmethod
     def of_sequence(
         cls, activations: NDArray[np.float32], sequences: Sequences, index: int, window: tuple[int, int],
-        *, largest: bool, every_token: bool = False,
+        *, largest: bool, every_token: bool = False, up: NDArray[np.float32] | None = None,
     ) -> ExampleRows:  # fmt: skip
         """A sequence's extreme value in every unit, at the first position that reaches it.
 
-        activations: float32 [tokens, units]. largest: whether the maximum or the minimum. every_token: all
-            counted tokens instead. What is not finite is left out.
+        activations, up: float32 [tokens, units]. largest: whether the maximum or the minimum. every_token:
+            all counted tokens instead. What is not finite is left out.
         """
         rows = sequence_rows(sequences, index)
         values = activations[rows].T + np.float32(0)  # [units, counted]
@@ -57,6 +59,9 @@ class ExampleRows:
                 peak = np.where(taken, values, np.inf).argmin(axis=1)
             taken &= np.arange(len(rows)) == peak[:, None]
         unit, number = np.nonzero(taken)
+        factor = np.full(len(unit), np.nan, np.float32)
+        if up is not None:
+            factor = up[rows[number], unit] + np.float32(0)
         before, after = window
         start, length = sequences.start[index], sequences.length[index]
         position = rows[number] - start
@@ -68,6 +73,7 @@ class ExampleRows:
         return cls(
             unit=unit,
             value=values[unit, number],
+            up=factor,
             document=np.full(len(unit), sequences.document[index]),
             sequence=np.full(len(unit), sequences.ordinal[index]),
             position=position.astype(np.int32),

@@ -16,14 +16,14 @@ STATES = ("sums", "top", "bottom", "samples")
 
 @torch.library.custom_op("indexer_kernels::update", mutates_args=STATES)
 def update(
-    activations: Tensor, plan: Sequence[Tensor], bars: Sequence[Tensor], sums: Sequence[Tensor],
-    top: Sequence[Tensor], bottom: Sequence[Tensor], samples: Sequence[Tensor], window: Sequence[int],
-    by: str,
+    activations: Tensor, up: Tensor | None, plan: Sequence[Tensor], bars: Sequence[Tensor],
+    sums: Sequence[Tensor], top: Sequence[Tensor], bottom: Sequence[Tensor], samples: Sequence[Tensor],
+    window: Sequence[int], by: str,
 ) -> None:  # fmt: skip
     """Take activations [tokens, units] into the states; arguments as in statistics_triton.launch."""
     from indexer_kernels.statistics_triton import launch
 
-    launch("plain", activations, None, activations, plan, bars, sums, top, bottom, samples, window, by)
+    launch("plain", activations, up, activations, plan, bars, sums, top, bottom, samples, window, by)
 
 
 @torch.library.custom_op(

@@ -18,8 +18,8 @@ class Places:
     """Places of every unit, in no order.
 
     before, after: tokens of the window on either side of the peak.
-    value: float32, document, sequence: int64, position, window_start, window_length: int32, all
-        [units, places], undefined where a place is not taken.
+    value, up: float32, document, sequence: int64, position, window_start, window_length: int32, all
+        [units, places], undefined where a place is not taken; see ExampleRows.
     token_ids: int32, activations: float32, both [units, places, before + 1 + after], defined up to
         window_length.
     """
@@ -27,6 +27,7 @@ class Places:
     before: int
     after: int
     value: NDArray[np.float32]
+    up: NDArray[np.float32]
     document: NDArray[np.int64]
     sequence: NDArray[np.int64]
     position: NDArray[np.int32]
@@ -83,7 +84,7 @@ def no_places(units: int, places: int, window: tuple[int, int]) -> dict[str, Any
         raise KernelInputError(
             f"there are {places} places, and the window is {before},{after}; they start at 0 and 0,0"
         )
-    number = {"value": np.float32, "document": np.int64, "sequence": np.int64}
+    number = {"value": np.float32, "up": np.float32, "document": np.int64, "sequence": np.int64}
     arrays = {name: np.zeros((units, places), number.get(name, np.int32)) for name in PLACE_FIELDS}
     shape = (units, places, before + 1 + after)
     windows = {"token_ids": np.int32, "activations": np.float32}

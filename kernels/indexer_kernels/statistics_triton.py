@@ -320,7 +320,8 @@ def launch(
 ) -> None:  # fmt: skip
     """Take one batch of one layer in. Strides are compiled in: a new one costs a compilation, 1 to 3 s.
 
-    function: a name in activations.FUNCTIONS, or "plain" where `out` holds the activations already.
+    function: a name in activations.FUNCTIONS, or "plain" where `out` holds the activations already; `up` is
+        for the examples alone then.
     gate, up, out: [tokens, units] of one dtype, any row strides. arrays: the tensors of a Plan.
     bars: DeviceStatistics.bars; sums, top, bottom, samples: the tensors of these states, empty lists for what
         is not kept. window: tokens before and after a peak. by: what competes for the ends.
@@ -343,18 +344,19 @@ def _launch(
     splits = sums[0].shape[0]
     extremes = torch.empty(2, plan.blocks, units, device=gate.device)
     hits = torch.empty(3, splits, units, dtype=torch.int32, device=gate.device)
-    factor = gate if up is None else up
+    gated = up is not None and function != "plain"
+    factor = up if up is not None and gated else gate
     # what is not kept is not looked at
     unit_key, sample_bars = samples[:2] if samples else (plan.block_key, hits)
     gather[(-(-units // UNITS.value), splits)](
         gate, factor, out, gate.stride(0), factor.stride(0), out.stride(0), units,
         plan.counted, plan.block_row, plan.block_span, plan.block_document, plan.block_key, plan.group_run,
         plan.groups, *sums, *extremes, *bars, unit_key, sample_bars, *hits,
-        FUNCTION=function, GATED=up is not None, WHOLE=units % UNITS.value == 0, SAMPLES=bool(samples),
+        FUNCTION=function, GATED=gated, WHOLE=units % UNITS.value == 0, SAMPLES=bool(samples),
         num_warps=WARPS.value, enable_fp_fusion=False,
     )  # fmt: skip
     for end, places in enumerate((top, bottom)):
         if places:
-            topk_triton.launch(out, plan, extremes[end], hits[end], places, window, by, largest=end == 0)
+            topk_triton.launch(out, up, plan, extremes[end], hits[end], places, window, by, largest=end == 0)
     if samples:
-        bands_triton.launch(out, plan, extremes[0], hits[2], samples, window)
+        bands_triton.launch(out, up, plan, extremes[0], hits[2], samples, window)

@@ -73,13 +73,18 @@ class TopK(Places):
         """bool [units, k]: True where a place holds an example."""
         return np.arange(self.k) < self.filled[:, None]
 
-    def update(self, activations: NDArray[np.float32], sequences: Sequences) -> None:
-        """Let every counted token of a batch compete; activations: float32 [tokens, units]. The reference."""
+    def update(
+        self, activations: NDArray[np.float32], sequences: Sequences, up: NDArray[np.float32] | None = None
+    ) -> None:
+        """Let every counted token of a batch compete. The reference.
+
+        activations, up: float32 [tokens, units]; up: what they were multiplied by, where that is known.
+        """
         for index in range(len(sequences)):
             self.offer(
                 ExampleRows.of_sequence(
                     activations, sequences, index, (self.before, self.after),
-                    largest=self.largest, every_token=self.by == "token",
+                    largest=self.largest, every_token=self.by == "token", up=up,
                 )
             )  # fmt: skip
 

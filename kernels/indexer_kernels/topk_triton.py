@@ -43,12 +43,12 @@ def worst_of(held, key, document, sequence, position):
 
 @triton.jit
 def copy_window(
-    values, stride, token_ids, start, length, position, before, after, place, width,
-    window_tokens, window_values, WINDOW: tl.constexpr,
+    values, stride, up, up_stride, token_ids, start, length, position, before, after, place, width,
+    place_up, window_tokens, window_values, GATED: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Tokens and activations around a peak, to a place; returns where the window begins, and its length.
+    """Tokens and activations around a peak, and `up` at it, to a place; returns where they begin, how many.
 
-    values: pointer to one unit's first row.
+    values, up: pointers to one unit's first row.
     """
     first = tl.maximum(position - before, 0)
     last = tl.minimum(position + after, length - 1)
@@ -58,18 +58,22 @@ def copy_window(
     tl.store(window_tokens + place * width + offset, tl.load(token_ids + row, mask, other=0), mask)
     value = tl.load(values + row * stride, mask, other=0.0).to(tl.float32)
     tl.store(window_values + place * width + offset, value + 0.0, mask)
+    factor = float("nan")
+    if GATED:
+        factor = tl.load(up + (start + position) * up_stride).to(tl.float32) + 0.0
+    tl.store(place_up + place, factor)
     return first.to(tl.int32), (last + 1 - first).to(tl.int32)
 
 
 @triton.jit
 def compete(
-    values, stride, units, counted, token_ids, block_row, block_span, block_sequence, blocks,
+    values, stride, up, up_stride, units, counted, token_ids, block_row, block_span, block_sequence, blocks,
     start, length, document, ordinal, extremes, hits, splits,
     threshold, threshold_document, worst, filled,
-    place_value, place_document, place_sequence, place_position,
+    place_value, place_up, place_document, place_sequence, place_position,
     window_start, window_length, window_tokens, window_values, k, before, after,
-    SIGN: tl.constexpr, IDENTITY: tl.constexpr, PLACES: tl.constexpr, WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
+    GATED: tl.constexpr, SIGN: tl.constexpr, IDENTITY: tl.constexpr, PLACES: tl.constexpr,
+    WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Let a unit's blocks compete for its k places. SIGN: 1 for the largest values, -1 for the smallest.
 
@@ -144,8 +148,9 @@ def compete(
                         held_sequence = tl.where(wins, own_ordinal, held_sequence)
                         held_position = tl.where(wins, position.to(tl.int32), held_position)
                         first, size = copy_window(
-                            values + unit, stride, token_ids, own_start, own_length, position, before, after,
-                            unit * k + won, before + 1 + after, window_tokens, window_values, WINDOW,
+                            values + unit, stride, up + unit, up_stride, token_ids,
+                            own_start, own_length, position, before, after, unit * k + won,
+                            before + 1 + after, place_up, window_tokens, window_values, GATED, WINDOW,
                         )  # fmt: skip
                         tl.store(window_start + unit * k + won, first)
                         tl.store(window_length + unit * k + won, size)
@@ -167,22 +172,25 @@ def compete(
 
 
 def launch(
-    values: Tensor, plan: Plan, extremes: Tensor, hits: Tensor, places: Sequence[Tensor],
+    values: Tensor, up: Tensor | None, plan: Plan, extremes: Tensor, hits: Tensor, places: Sequence[Tensor],
     window: Sequence[int], by: str, *, largest: bool,
 ) -> None:  # fmt: skip
     """Bring one end's places up to date with a batch.
 
-    values: [tokens, units], the activations. extremes: float32 [blocks, units]; hits: int32 [splits, units].
+    values, up: [tokens, units], the activations and their factor. extremes: float32 [blocks, units]; hits:
+    int32 [splits, units].
     places: DeviceTopK.tensors(). window: tokens before and after the peak.
     """
     units = values.shape[1]
     k = places[4].shape[1]
+    factor = values if up is None else up
     compete[(units,)](
-        values, values.stride(0), units, plan.counted, plan.token_ids,
+        values, values.stride(0), factor, factor.stride(0), units, plan.counted, plan.token_ids,
         plan.block_row, plan.block_span, plan.block_sequence, plan.blocks,
         plan.start, plan.length, plan.document, plan.ordinal, extremes, hits, hits.shape[0],
         *places, k, *window,
-        SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by], PLACES=triton.next_power_of_2(k),
-        WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]),
+        GATED=up is not None, SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by],
+        PLACES=triton.next_power_of_2(k), WINDOW=triton.next_power_of_2(sum(window) + 1),
+        SPLITS=triton.next_power_of_2(hits.shape[0]),
         BLOCKS=64, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip

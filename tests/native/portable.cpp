@@ -36,17 +36,18 @@ struct Digest {
 // The memory of a state of examples.
 template <typename State>
 struct Kept {
-  std::vector<float> value, activations;
+  std::vector<float> value, up, activations;
   std::vector<std::int32_t> position, start, length, tokens;
   std::vector<std::int64_t> document, sequence;
   State state;
   explicit Kept(std::int64_t places)
-      : value(kUnits * places), activations(kUnits * places * kWidth), position(kUnits * places), start(kUnits * places),
-        length(kUnits * places), tokens(kUnits * places * kWidth), document(kUnits * places), sequence(kUnits * places) {
+      : value(kUnits * places), up(kUnits * places), activations(kUnits * places * kWidth), position(kUnits * places),
+        start(kUnits * places), length(kUnits * places), tokens(kUnits * places * kWidth), document(kUnits * places), sequence(kUnits * places) {
     state.places = places;
     state.before = 6;
     state.after = 3;
     state.value = value.data();
+    state.up = up.data();
     state.document = document.data();
     state.sequence = sequence.data();
     state.position = position.data();
@@ -57,6 +58,7 @@ struct Kept {
   }
   void add_to(Digest& digest) const {
     digest.add(value);
+    digest.add(up);
     digest.add(document);
     digest.add(sequence);
     digest.add(position);

@@ -26,7 +26,7 @@ KINDS = ("bottom", "top")
 # a page of fewer costs more to write and to scan than it saves
 _VALUES_OF_A_PAGE = 4_096
 _READ = (
-    "unit", "kind", "rank", "value", "document", "sequence", "position", "window_start", "token_ids",
+    "unit", "kind", "rank", "value", "up", "document", "sequence", "position", "window_start", "token_ids",
     "activations",
 )  # fmt: skip
 _COMPARED = ("unit", "rank", "value", "document", "sequence", "position", "token_id", "window_start")
@@ -39,6 +39,7 @@ _STORED = pa.schema(
         column("kind", pa.string(), "dictionary"),
         column("rank", pa.int32(), "dictionary"),
         column("value", pa.float32(), "split"),
+        column("up", pa.float32(), "split", nullable=True),
         column("document", pa.int64(), "dictionary"),
         column("sequence", pa.int64()),
         column("position", pa.int32()),
@@ -111,6 +112,7 @@ class Examples(Codec):
             "rank": pa.array(spread(rank)),
             "kind": pa.DictionaryArray.from_arrays(pa.array(spread(kind)), list(KINDS)),
             "value": pa.array(no_minus_zero(join("value"))),
+            "up": pa.array(join("up"), from_pandas=True),
         }
         for name in ("document", "sequence", "position", "window_start"):
             columns[name] = pa.array(join(name))
@@ -181,6 +183,7 @@ class Examples(Codec):
             last = _check_order(laws, columns, kind, last)
             value, first = columns["value"], columns["rank"] == 1
             laws.require(np.isfinite(value), "an example's value is not finite", unit)
+            _check_up(laws, table["up"], value, unit)
             best = np.where(kind == KINDS.index("top"), laws.maximum[unit], laws.minimum[unit])
             laws.require(~first | (value == best), "its first example is not its minimum or maximum", unit)
             known = np.isin(columns["document"], laws.documents)
@@ -236,6 +239,13 @@ def _check_order(
     ordered = ranks_before([key[:-1] for key in keys], [key[1:] for key in keys])
     laws.require(np.concatenate([[True], ordered | ~same[1:]]), "examples are not in the total order", unit)
     return int(unit[-1]), int(kind[-1]), int(rank[-1])
+
+
+def _check_up(laws: LayerLaws, up: pa.ChunkedArray, value: np.ndarray, unit: np.ndarray) -> None:
+    unknown = pc.is_null(up).to_numpy()
+    factor = up.to_numpy()
+    laws.require(unknown | np.isfinite(factor), "an example's up is not finite", unit)
+    laws.require((factor != 0) | (value == 0), "an example's up is 0 and its value is not", unit)
 
 
 def _check_windows(laws: LayerLaws, table: pa.Table, columns: dict[str, np.ndarray]) -> None:

@@ -53,7 +53,7 @@ class FusedMlp(Hook):
         """The same neurons, read by a hook."""
         return Hook(
             key=self.key, units=self.units, keep=self.keep, place=self.place, module=self.module,
-            facts=self.facts, reason=reason,
+            facts=without_up(self.facts), reason=reason,
         )  # fmt: skip
 
     def _whole(self, take: Take, workspace: Workspace) -> Any:
@@ -64,6 +64,11 @@ class FusedMlp(Hook):
             take(Values(gate, workspace.sequences, function, up))
 
         return activate
+
+
+def without_up(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an MLP that is read by a hook, which sees the product of a gated one alone."""
+    return {**facts, "up": "not seen"} if facts["gated"] else facts
 
 
 class FusedForward:

@@ -25,7 +25,7 @@ from indexer.sites.blocks import block_lists, blocks_of, listed, ran_once
 from indexer.sites.hook import Hook
 from indexer.sites.linear import is_linear
 from indexer.sites.mlp import recognise
-from indexer.sites.mlp.fused import FusedMlp
+from indexer.sites.mlp.fused import FusedMlp, without_up
 from indexer.sites.mlp.plan import FusedPlan
 
 BY_HAND = "name the output projection by hand: --output-projection PATTERN, * being the layer number"
@@ -61,17 +61,17 @@ class _Mlp:
 
     def probe(self, layer: int, block: str, keep: Keep, facts: dict[str, Any]) -> Hook:
         """block: its path in the model. facts: of the model, for the manifest."""
+        facts = {"function": self.function, "gated": self.gated, **facts}
         place: dict[str, Any] = {
             "key": Key(MLP, layer),
             "units": self.units,
             "keep": keep,
             "place": f"{block}.{self.projection}",
             "module": self.module,
-            "facts": {"function": self.function, "gated": self.gated, **facts},
         }
         if isinstance(self.plan, str):
-            return Hook(**place, reason=self.plan)
-        return FusedMlp(**place, plan=self.plan)
+            return Hook(**place, facts=without_up(facts), reason=self.plan)
+        return FusedMlp(**place, facts=facts, plan=self.plan)
 
 
 @dataclass
