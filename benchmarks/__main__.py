@@ -29,6 +29,7 @@ CASES = {
     "architectures": "every model type that takes text, made small: indexed right, wrong, or refused",
     "survive": "builds killed at random moments and at every named point, then repeated: all equal",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
+    "panel": "what the panel costs: filling it beside the pass, its size, and a layer's matrix",
     "plot": "pictures of the records in benchmarks/results",
 }
 

@@ -99,12 +99,21 @@ def texts_of(corpus: Path) -> list[str]:
     return [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
 
 
-def alone(model: Path, windows: list[Window], dtype: torch.dtype, place: str) -> np.ndarray:
-    """float32 [tokens, units] of plain transformers, each sequence by itself. place: the MLP's projection."""
+def alone(
+    model: Path, windows: list[Window], dtype: torch.dtype, place: str, returned: bool = False
+) -> np.ndarray:
+    """float32 [tokens, units] of plain transformers, each sequence by itself.
+
+    place: of a module, whose first input it is, or what it returns.
+    """
     plain = AutoModel.from_pretrained(model, dtype=dtype).eval()
     special = set(AutoTokenizer.from_pretrained(model).all_special_ids)
     caught: list[torch.Tensor] = []
-    plain.get_submodule(place).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0][0]))
+    module = plain.get_submodule(place)
+    if returned:
+        module.register_forward_hook(lambda module, inputs, output: caught.append(output[0]))
+    else:
+        module.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0][0]))
     for _, _, start, ids, whole in windows:
         with torch.inference_mode():
             plain(input_ids=torch.tensor([whole]))
@@ -153,6 +162,24 @@ def test_activations_are_those_of_the_plain_model(
             np.testing.assert_allclose(found, expected, rtol=rounding * RELATIVE, atol=rounding * ABSOLUTE)
             if dtype == "bfloat16":
                 assert (torch.from_numpy(found.copy()).bfloat16().float().numpy() == found).all()
+
+
+def test_every_site_has_the_same_panel(models: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    model, sites = models["llama"], ("mlp", "attn", "heads", "resid")
+    output = build(options(tmp_path / "a.index", model, corpus, dtype="bfloat16", hooks=True, sites=sites))
+    verify_index(output, full=True)
+    windows = windows_of(texts_of(corpus), model, W, SEED, CONTEXT)
+    with indexer.open_index(output) as index:
+        for name, place, returned in (
+            ("mlp.1", "layers.1.mlp.down_proj", False),
+            ("attn.0", "layers.0.self_attn.o_proj", False),
+            ("resid.1", "layers.1", True),
+        ):
+            expected = alone(model, windows, torch.bfloat16, place, returned)
+            np.testing.assert_array_equal(index.panel(name).activations, expected)
+        heads = index.panel("heads.2").activations
+        assert heads.shape == (len(expected), 4)
+        assert (heads > 0).all()
 
 
 def test_minilm_is_as_brute_force_has_it(tmp_path: Path) -> None:
