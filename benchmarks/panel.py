@@ -1,7 +1,7 @@
 """What the panel costs: its filling beside the pass over the corpus, its files beside the rest, its reading.
 
-A build of the packaged MiniLM tells the first two. The matrix is that of a synthetic layer of many units, which
-is read in turns with a plain file of the same bytes; both are warm.
+A build of the packaged MiniLM tells the first two. The matrix is that of a synthetic layer, read in turns
+with a plain file of the same bytes; both are warm.
 """
 
 from __future__ import annotations

@@ -204,6 +204,17 @@ def test_query_refuses_wrong_rows(
 
 
 @pytest.mark.slow
+def test_panel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = run(capsys, "panel")["results"]
+    assert results["build"]["panel_tokens"] == results["build"]["tokens"] > 200
+    assert results["build"]["panel_bytes"] > 4 * results["build"]["tokens"]
+    assert results["read"]["tokens"] == 2 * 96
+    right = Index.panel_row
+    monkeypatch.setattr(Index, "panel_row", lambda index, *unit: right(index, *unit) + 1)
+    assert "not a column of the matrix" in refused(capsys, "panel")
+
+
+@pytest.mark.slow
 def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
     results = run(capsys, "memory")["results"]
     assert results["10x"]["tokens"] > 9 * results["1x"]["tokens"]
