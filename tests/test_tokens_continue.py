@@ -237,7 +237,7 @@ def test_stopped_anywhere_and_continued(corpus: str, options: str, tmp_path: Pat
     for stop in sorted({1, 2, 3, count // 3, count // 2, count - 1, count}):
         parts = Run(sources, reading, OPTIONS[options])
         position = parts.go(stop)
-        parts.go(start=Position(unpacked(*packed(position.state))))
+        parts.go(start=unpacked(*packed(position)))
         assert_same(parts, whole)
 
 
@@ -253,7 +253,7 @@ def test_stopped_after_every_batch(corpus: str, tmp_path: Path) -> None:
     parts = Run(sources, reading, {"piece_bytes": 9000})
     position = parts.go(1)
     for stop in range(2, len(whole.batches) + 1):
-        position = parts.go(stop, Position(unpacked(*packed(position.state))))
+        position = parts.go(stop, unpacked(*packed(position)))
     parts.go(start=position)
     assert_same(parts, whole)
 

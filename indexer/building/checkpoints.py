@@ -52,7 +52,7 @@ def save(
     tokens = gathered.states.count
     position = {
         **gathered.facts(),
-        "reading": batches.position().state,
+        "reading": batches.position(),
         "stamps": plan.corpus.stamps(),
         "finished": finished,
         "version": VERSION,

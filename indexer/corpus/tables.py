@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -147,10 +148,7 @@ def _ids(
     if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_integer(kind.value_type))):
         raise reading.not_wanted(place(first), kind)
     for row, value in enumerate(column, first):
-
-        def here(row: int = row) -> str:
-            return place(row)
-
+        here = partial(place, row)
         ids: Any = []
         if value.is_valid:
             if value.values.null_count:
@@ -163,10 +161,7 @@ def _lists(
     column: pa.Array | pa.ChunkedArray, reading: Reading, place: Callable[[int], str], first: int
 ) -> Iterator[tuple[int, Content]]:
     for row, value in enumerate(column, first):
-
-        def here(row: int = row) -> str:
-            return place(row)
-
+        here = partial(place, row)
         try:
             plain = value.as_py()
         except UnicodeDecodeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,7 +36,9 @@ class BlockTrace:
         calls = self.calls.get(path, [])
         return calls[0] if len(calls) == 1 else None
 
-    def record(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def record(
+        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         """Note a call of the module at `path`, as a forward hook is told of it."""
         values = [value for value in (*args, *kwargs.values()) if value is not None]
         tensors = tuple(value for value in values if isinstance(value, Tensor))
@@ -55,8 +58,9 @@ def traced(blocks: dict[str, nn.Module], finished: Callable[[str, BlockTrace], N
         trace = BlockTrace(block)
         for path, module in trace.modules.items():
             if path:
-                handles.append(module.register_forward_hook(_recorder(trace, path), with_kwargs=True))
-        handles.append(block.register_forward_hook(_finisher(trace, name, finished), with_kwargs=True))
+                handles.append(module.register_forward_hook(partial(trace.record, path), with_kwargs=True))
+        finish = partial(_finish, trace, name, finished)
+        handles.append(block.register_forward_hook(finish, with_kwargs=True))
     try:
         yield
     finally:
@@ -64,19 +68,7 @@ def traced(blocks: dict[str, nn.Module], finished: Callable[[str, BlockTrace], N
             handle.remove()
 
 
-def _recorder(trace: BlockTrace, path: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        trace.record(path, args, kwargs, output)
-
-    return hook
-
-
-def _finisher(
-    trace: BlockTrace, name: str, finished: Callable[[str, BlockTrace], None]
-) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        trace.record("", args, kwargs, output)
-        finished(name, trace)
-        trace.calls.clear()
-
-    return hook
+def _finish(trace: BlockTrace, name: str, finished: Callable[[str, BlockTrace], None], *call: Any) -> None:
+    trace.record("", *call)
+    finished(name, trace)
+    trace.calls.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,34 +132,10 @@ class _Window:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A packer between two look-aheads: what it holds, and where the stream stands.
-
-    tokens: of the text read up to there. read, finished: documents read to their end with their characters;
-    finished: those not told of yet.
-    """
+    """A packer between two look-aheads: where its stream stands, and its own state."""
 
     mark: Mark
-    tokens: int
-    forced: int
-    held: _Window
-    wanted: int
-    counted: int
-    piece: int
-    read: dict[int, int]
-    finished: list[tuple[int, int]]
-
-    def state(self) -> dict[str, Any]:
-        """All but the mark, as plain values and arrays."""
-        return {
-            "tokens": self.tokens,
-            "forced": self.forced,
-            "held": dict(vars(self.held)),
-            "wanted": self.wanted,
-            "counted": self.counted,
-            "piece": self.piece,
-            "read": [list(entry) for entry in self.read.items()],
-            "finished": [list(entry) for entry in self.finished],
-        }
+    packer: dict[str, Any]
 
 
 class Packer:
@@ -173,7 +149,7 @@ class Packer:
     """
 
     def __init__(self, encoder: Encoder, layout: Layout, start: dict[str, Any] | None = None) -> None:
-        """start: a state of `Snapshot.state`, for a stream that continues at its mark."""
+        """start: the state of a Snapshot, for a stream that continues at its mark."""
         self._encoder = encoder
         self._layout = layout
         self._body = layout.body(encoder)
@@ -195,8 +171,8 @@ class Packer:
             self.tokens = start["tokens"]
             self._held = [_Window(**start["held"])]
             self._wanted, self._counted, self._piece = start["wanted"], start["counted"], start["piece"]
-            self._read = dict(map(tuple, start["read"]))
-            self._finished = [(document, characters) for document, characters in start["finished"]]
+            self._read = dict(start["read"].tolist())
+            self._finished = list(map(tuple, start["finished"].tolist()))
 
     def batches(self, stream: Iterable[Encoded]) -> Generator[Batch, None, None]:
         """Every batch. Stops reading the stream once max_tokens are reached."""
@@ -231,11 +207,17 @@ class Packer:
         yield from self._packed(last=True)
 
     def _take_snapshot(self, mark: Mark, forced: int) -> None:
-        assert self._piece is not None
-        self.snapshot = Snapshot(
-            mark, self.tokens, forced, self._held[0], self._wanted, self._counted, self._piece,
-            dict(self._read), list(self._finished),
-        )  # fmt: skip
+        packer = {
+            "tokens": self.tokens,
+            "forced": forced,
+            "held": dict(vars(self._held[0])),
+            "wanted": self._wanted,
+            "counted": self._counted,
+            "piece": self._piece,
+            "read": _pairs(self._read.items()),
+            "finished": _pairs(self._finished),
+        }
+        self.snapshot = Snapshot(mark, packer)
         self.since = 0
 
     def finished_documents(self) -> list[tuple[int, int]]:
@@ -356,3 +338,8 @@ class Packer:
             token_ids = np.pad(token_ids, filler, constant_values=self._encoder.padding)
             counted = np.pad(counted, filler)
         return Batch(token_ids, length, window.document, window.ordinal, counted, shape is not None)
+
+
+def _pairs(pairs: Collection[tuple[int, int]]) -> NDArray[np.int64]:
+    """int64 [pairs, 2]."""
+    return np.array(list(pairs), np.int64).reshape(-1, 2)

@@ -43,11 +43,8 @@ class TokenTotals:
     forced_cuts: int = 0
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a Batches stands between two batches, as plain values and NumPy arrays."""
-
-    state: dict[str, Any]
+# where a Batches stands between two batches, as plain values and NumPy arrays
+Position = dict[str, Any]
 
 
 class Batches:
@@ -81,7 +78,7 @@ class Batches:
         layout = Layout(context, batch_tokens, count_special_tokens, max_tokens, shapes)
         encoder = Encoder(tokenizer, special_tokens)
         self._wrapping = encoder.wrapping
-        self.totals = TokenTotals() if start is None else TokenTotals(**start.state["totals"])
+        self.totals = TokenTotals() if start is None else TokenTotals(**start["totals"])
         self.waited = 0.0
         self._background = _Background(corpus, encoder, layout, pieces, start)
         # stops the thread when this object is forgotten, and at exit before the interpreter goes
@@ -127,7 +124,7 @@ class Batches:
 
     def position(self) -> Position:
         """Where to continue after the latest batch; its finished documents are to have been asked for."""
-        return Position({"totals": asdict(self.totals), **self._background.state()})
+        return {"totals": asdict(self.totals), **self._background.state()}
 
     def close(self) -> None:
         """Stop the background thread; called again, it does nothing."""
@@ -153,7 +150,7 @@ class _Background:
         pieces: Sequence[Piece] | None,
         start: Position | None,
     ) -> None:
-        state = {} if start is None else start.state
+        state = start or {}
         reading, packed = state.get("reading"), state.get("packer")
         self._stream = TokenStream(corpus, encoder, layout.body(encoder), pieces, reading)
         self._packer = Packer(encoder, layout, packed)
@@ -214,7 +211,7 @@ class _Background:
         if snapshot is None:
             return {**self._before, "skip": self._since}
         reading = self._corpus.state(snapshot.mark)
-        return {"reading": reading, "packer": snapshot.state(), "skip": self._since}
+        return {"reading": reading, "packer": snapshot.packer, "skip": self._since}
 
     def finished(self) -> list[tuple[int, int]]:
         with self._changed:
