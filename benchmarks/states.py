@@ -1,4 +1,4 @@
-"""Whether two states of a layer are the same, bit for bit."""
+"""Whether two states of a layer are the same, bit for bit; and their examples as rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 from indexer_kernels import Bands, Histogram, Moments, Statistics, TopK
-from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS
+from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS, ExampleRows
 from numpy.typing import NDArray
 
 from benchmarks.report import WrongResultError
@@ -61,6 +61,18 @@ def _of_places(name: str, one: TopK | Bands | None, other: TopK | Bands | None) 
         if found is not None:
             return found
     return None
+
+
+def rows_of(state: TopK | Bands) -> ExampleRows:
+    """The examples of a state, in the order of its places."""
+    unit, place = np.nonzero(state.taken)
+    return ExampleRows(
+        unit=unit,
+        **{name: getattr(state, name)[state.taken] for name in PLACE_FIELDS},
+        offset=(unit * state.places + place) * (state.before + 1 + state.after),
+        token_ids=state.token_ids.reshape(-1),
+        activations=state.activations.reshape(-1),
+    )
 
 
 def differing(name: str, left: NDArray, right: NDArray) -> str | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from indexer_kernels import Keep
 
+from indexer.building.plan import kept
 from indexer.commands.demo import model_folder, write_corpus
 from indexer.config.build import BuildConfig
 from indexer.corpus import Corpus
@@ -36,8 +36,7 @@ class Subject:
 
     @cached_property
     def probes(self) -> list[Probe]:
-        config = self.config
-        return find(self.loaded, asked=Asked(Keep(config.top, config.bottom, config.window, config.by)))
+        return find(self.loaded, asked=Asked(kept(self.config)))
 
     @property
     def units(self) -> int:

@@ -20,7 +20,7 @@ from indexer.errors import IndexerError
 
 ORDERS = {
     "units": "site, layer, unit",
-    "examples": "site, layer, unit, kind, rank",
+    "examples": "site, layer, unit, kind, band DESC, rank",
     "histograms": "site, layer, unit, lower, upper",
     "documents": "document",
 }

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from indexer_kernels import Keep, TopK
+from indexer_kernels.bands import BANDS, OCTAVES
+from indexer_kernels.examples import ExampleRows
 from indexer_kernels.histogram import BINS, ZERO_BIN, bin_edges, bins_of
 from indexer_kernels.moments import LIMBS, LOWEST, POWERS, settle_carries
 from indexer_kernels.panel import WINDOW, Panel, Windows, window_hashes
 
+from benchmarks.states import rows_of
 from indexer.index.records import LayerRecord
 from indexer.index.vocabulary import Vocabulary
 from indexer.index.write import IndexWriter
@@ -36,6 +39,7 @@ class Size:
     count: int = 1_000_000
     documents: int = 4_096
     first_document: int = 0
+    samples: int = 2
     panel: int = 0
 
 
@@ -61,7 +65,8 @@ def configuration(size: Size) -> dict[str, Any]:
     """What a build's configuration says of the shape of examples."""
     before = size.window * 3 // 4
     window = [before, size.window - before - 1]
-    return {"top": size.top, "bottom": size.bottom, "by": "sequence", "window": window, "context": _CONTEXT}
+    kept = {"top": size.top, "bottom": size.bottom, "samples": size.samples, "by": "sequence"}
+    return kept | {"window": window, "context": _CONTEXT, "seed": 0}
 
 
 def synthetic_vocabulary(size: int) -> Vocabulary:
@@ -101,7 +106,8 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
     """The layers' records one after the other."""
     random = np.random.default_rng(seed)
     before = size.window * 3 // 4
-    keep = Keep(size.top, size.bottom, (before, size.window - before - 1))
+    window = before, size.window - before - 1
+    keep = Keep(size.top, size.bottom, window, samples=size.samples)
     for layer in range(size.layers):
         record = LayerRecord.empty(Key(MLP, layer), size.units, keep)
         record.count[:] = size.count
@@ -110,6 +116,8 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
         moments = record.moments
         moments.maximum[:] = record.top.value[:, 0] if size.top else 4
         moments.minimum[:] = record.bottom.value[:, 0] if size.bottom else -4
+        if size.samples:
+            record.samples.offer(_candidates(random, size, moments.maximum, keep))
         counts = record.histogram.counts
         counts[:] = _histogram(random, size, moments.minimum, moments.maximum)
         moments.sums[:] = _sums(counts, moments.minimum, moments.maximum)
@@ -129,6 +137,19 @@ def _panel(random: np.random.Generator, size: Size) -> Panel:
     windows = Windows(hashes, document, start * 0, start, length, ids)
     activations = random.random((size.units, len(ids)), np.float32) - np.float32(0.5)
     return Panel(size.panel, 0, windows.taken(windows.order()), activations)
+
+
+def _candidates(
+    random: np.random.Generator, size: Size, maximum: np.ndarray, keep: Keep
+) -> ExampleRows:
+    """As many sequences of every band as are kept."""
+    state = TopK.empty(size.units, BANDS * size.samples, largest=True, window=keep.window)
+    _fill(random, size, state, 1)
+    # octaves down from that of the maximum, and below zero
+    state.value[:] = maximum[:, None] * np.repeat([*0.5 ** np.arange(OCTAVES), -0.25], size.samples)
+    peak = (state.position - state.window_start)[..., None]
+    np.put_along_axis(state.activations, peak, state.value[..., None], axis=2)
+    return rows_of(state)
 
 
 def _fill(random: np.random.Generator, size: Size, state: TopK, sign: int) -> None:

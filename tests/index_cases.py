@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from indexer_kernels import Histogram, Moments, TopK
+from indexer_kernels import Bands, Histogram, Keep, Moments, Sequences, TopK
 from indexer_kernels.histogram import bins_of
 from indexer_kernels.moments import POWERS
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ SECTIONS: dict[str, Any] = {
     "totals": {"documents": 5},
     "software": {"python": "3"},
 }
+KEEP = Keep(top=3, bottom=2, window=(2, 1), samples=1, seed=3)
 TOKENS = Vocabulary([" the", "##ing", "%", "Größe", "", "\n", " a'b", "100%25"])
 
 
@@ -67,14 +68,15 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
             "histogram": histogram,
             "top": _best(sequences, units, 3, 1, random),
             "bottom": _best(sequences, units, 2, -1, random),
+            "samples": _sampled(sequences, units, layer, random),
         },
     )
 
 
 def without_examples(record: LayerRecord, *ends: str) -> LayerRecord:
-    """The same but for the ends named, of which no place is kept."""
-    none = {end: TopK.empty(record.units, 0, largest=end == "top") for end in ends}
-    return with_states(record, **none)
+    """The same but for the ends named and the samples, of which no place is kept."""
+    none: dict[str, Any] = {end: TopK.empty(record.units, 0, largest=end == "top") for end in ends}
+    return with_states(record, samples=Keep().bands(record.units), **none)
 
 
 def with_states(record: LayerRecord, **states: Any) -> LayerRecord:
@@ -119,6 +121,16 @@ def _best(sequences: list[np.ndarray], units: int, places: int, sign: int, rando
             found.window_length[unit, place] = end - start
             found.token_ids[unit, place, : end - start] = random.integers(0, len(TOKENS), end - start)
             found.activations[unit, place, : end - start] = values[start:end]
+    return found
+
+
+def _sampled(sequences: list[np.ndarray], units: int, layer: int, random: Any) -> Bands:
+    """Of every band the sequence with the smallest hash, the windows as those of `_best`."""
+    found = KEEP.bands(units, str(Key(MLP, layer)))
+    for number, values in enumerate(sequences):
+        document = number + (number > 1) * (1 << 40)
+        token_ids = random.integers(0, len(TOKENS), len(values)).astype(np.int32)
+        found.update(values, Sequences.from_offsets([0, len(values)], [document], [number], token_ids))
     return found
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from indexer_kernels import Bands, Keep, Sequences, Statistics, TopK
-from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS, ExampleRows
+from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS
 
+from benchmarks.states import rows_of
 from indexer.index.records import LayerRecord
 from indexer.names import MLP, Key
 from indexer.partials.state import record_of, statistics_of
@@ -115,19 +116,6 @@ def assert_same_places(one: TopK | Bands, other: TopK | Bands) -> None:
         np.testing.assert_array_equal(getattr(one, name)[inside], getattr(other, name)[inside], err_msg=name)
 
 
-def rows_of(state: TopK | Bands) -> ExampleRows:
-    """The examples of a state, in the order of its places."""
-    unit, place = np.nonzero(state.taken)
-    places = state.value.shape[1]
-    return ExampleRows(
-        unit=unit,
-        **{name: getattr(state, name)[state.taken] for name in PLACE_FIELDS},
-        offset=(unit * places + place) * (state.before + 1 + state.after),
-        token_ids=state.token_ids.reshape(-1),
-        activations=state.activations.reshape(-1),
-    )
-
-
 def set_up(statistics: Statistics, up: torch.Tensor, sequences: Sequences) -> None:
     """Give the examples of one batch the other factor at their peaks, one by one."""
     places = zip(sequences.document, sequences.ordinal, strict=True)
@@ -145,14 +133,13 @@ def set_up(statistics: Statistics, up: torch.Tensor, sequences: Sequences) -> No
 def merged(records: Sequence[LayerRecord]) -> LayerRecord:
     """The states of one record after the other merged into those of no tokens."""
     first = records[0]
-    keep = Keep(first.top.k, first.bottom.k, (first.top.before, first.top.after), first.top.by)
-    whole = LayerRecord.empty(first.key, first.units, keep)
+    whole = LayerRecord.empty(first.key, first.units, first.keep)
     for record in records:
         whole.count[:] += record.count
         whole.moments.merge(record.moments)
         whole.histogram.counts[:] += record.histogram.counts
-        whole.top.offer(rows_of(record.top))
-        whole.bottom.offer(rows_of(record.bottom))
+        for name in ("top", "bottom", "samples"):
+            whole.states[name].offer(rows_of(record.states[name]))
     return whole
 
 

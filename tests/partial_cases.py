@@ -22,7 +22,7 @@ from indexer.partials.state import record_of
 from tests.kernel_cases import some_activations
 
 Part = TypeVar("Part")
-KEEP = Keep(top=5, bottom=3, window=(6, 3))
+KEEP = Keep(top=5, bottom=3, window=(6, 3), samples=2, seed=4)
 VOCABULARY = Vocabulary([f" {number}" for number in range(300)])
 ROWS = 100
 FILES = 3
@@ -61,10 +61,11 @@ def some_parts(count: int, units: int = 12, tokens: int = 60, seed: int = 0) -> 
 def record(parts: Sequence[tuple[Any, Sequences]], keep: Keep = KEEP, layer: int = 0) -> LayerRecord:
     """The record of one pass of the reference over all parts."""
     units = parts[0][0].shape[1] if parts else 12
-    statistics = Statistics.empty(units, keep, kernels="reference", threads=1)
+    key = Key(MLP, layer)
+    statistics = Statistics.empty(units, keep, layer=str(key), kernels="reference", threads=1)
     for part in parts:
         statistics.update(*part)
-    return record_of(statistics, Key(MLP, layer))
+    return record_of(statistics, key)
 
 
 def token_counts(parts: Sequence[tuple[Any, Sequences]]) -> NDArray[np.int64]:
@@ -113,7 +114,8 @@ def write_part(
         },
         "configuration": {
             "model": "tiny", "corpus": ["data"], "output": str(output), "top": keep.top,
-            "bottom": keep.bottom, "by": keep.by, "window": list(keep.window), "context": 2_000,
+            "bottom": keep.bottom, "samples": keep.samples, "seed": keep.seed,
+            "by": keep.by, "window": list(keep.window), "context": 2_000,
             "dtype": "auto", "shard": [0, 2], "threads": 1, "numerics": "fast", "append": False,
         },
         "totals": {

@@ -45,7 +45,7 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         Keep,
         "states",
-        lambda keep, units, layer=None: states(keep, units, layer) | {"above": above.empty(units)},
+        lambda keep, units, *which: states(keep, units, *which) | {"above": above.empty(units)},
     )
     monkeypatch.setattr(codecs, "CODECS", codecs.CODECS)
     codecs.CODECS.append(codec())
@@ -65,7 +65,7 @@ def counted(numbers: range, seed: int) -> list[int]:
 
 @pytest.mark.parametrize("kernels", ["reference", "cpp"])
 def test_it_is_gathered_beside_every_kernel(kernels: str) -> None:
-    statistics = Statistics.empty(12, KEEP, kernels=kernels, threads=1)
+    statistics = Statistics.empty(12, KEEP, layer="mlp.0", kernels=kernels, threads=1)
     for part in some_parts(7)[:3]:
         statistics.update(*part)
     found: Any = record_of(statistics, Key(MLP, 0)).states["above"]

@@ -111,7 +111,7 @@ def test_reproducible_numerics_hold_without_padding(name: str, tmp_path: Path) -
     for index in indexes:
         assert read_manifest(index).model["batches"] == "single"
         with indexer.open_index(index) as opened:
-            tables.append(opened.sql("SELECT * FROM examples ORDER BY layer, unit, kind, rank"))
+            tables.append(opened.sql("SELECT * FROM examples ORDER BY layer, unit, kind, band DESC, rank"))
     assert tables[0].equals(tables[1])
 
 

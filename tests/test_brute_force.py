@@ -8,6 +8,7 @@ may change places.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from indexer.building.run import build
 from indexer.config.build import BuildConfig
 from indexer.index.read import Index
 from tests.real_model import minilm, standard_library
+from tests.test_bands import brute_force, hashed
 
 K, BEFORE, AFTER, CONTEXT = 6, 10, 4, 48
+SAMPLES, SEED = 3, 11
 # float32 rounding of the model's own matrix products, batched or alone, and of its activation function
 ABSOLUTE, RELATIVE = 4e-6, 4e-6
 
@@ -57,7 +60,7 @@ def built(files: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[I
     output = tmp_path_factory.mktemp("index") / "a.index"
     config = BuildConfig(
         model=str(minilm()), corpus=tuple(files), output=output, top=K, bottom=K, context=CONTEXT,
-        window=(BEFORE, AFTER), batch_tokens=512, threads=2,
+        window=(BEFORE, AFTER), samples=SAMPLES, seed=SEED, batch_tokens=512, threads=2,
     )  # fmt: skip
     seen: dict[tuple[int, int], Sequence] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -154,19 +157,41 @@ def test_examples_are_exact(built: tuple[Index, list[Sequence]], extreme: str, l
     assert len(rows) == K
     for rank, (row, (value, sequence, position)) in enumerate(zip(rows, expected, strict=True), start=1):
         assert row["rank"] == rank
-        assert (row["document"], row["sequence"], row["position"]) == (
-            sequence.document,
-            sequence.ordinal,
-            position,
-        )
-        assert row["value"] == value
-        first, last = max(0, position - BEFORE), min(len(sequence.token_ids) - 1, position + AFTER)
-        assert row["window_start"] == first
-        assert row["token_id"] == sequence.token_ids[position]
-        assert row["token_ids"] == sequence.token_ids[first : last + 1]
-        window = sequence.activations[layer, first : last + 1, unit]
-        np.testing.assert_array_equal(np.array(row["activations"], np.float32), window)
-        assert row["tokens"][position - first] == row["token"]
+        assert_row(row, value, sequence, position)
+
+
+def assert_row(row: dict, value: float, sequence: Sequence, position: int) -> None:
+    place = row["document"], row["sequence"], row["position"]
+    assert place == (sequence.document, sequence.ordinal, position)
+    assert row["value"] == value
+    first, last = max(0, position - BEFORE), min(len(sequence.token_ids) - 1, position + AFTER)
+    assert row["window_start"] == first
+    assert row["token_id"] == sequence.token_ids[position]
+    assert row["token_ids"] == sequence.token_ids[first : last + 1]
+    window = sequence.activations[row["layer"], first : last + 1, row["unit"]]
+    np.testing.assert_array_equal(np.array(row["activations"], np.float32), window)
+    assert row["tokens"][position - first] == row["token"]
+
+
+@pytest.mark.parametrize(("layer", "unit"), UNITS)
+def test_samples_are_exact(built: tuple[Index, list[Sequence]], layer: int, unit: int) -> None:
+    index, sequences = built
+    peaks = {(s.document, s.ordinal): (value, s, p) for value, s, p in ranking(sequences, layer, unit, 1)}
+    maxima = [
+        (value, hashed(SEED, f"mlp.{layer}", unit, *place), *place) for place, (value, *_) in peaks.items()
+    ]
+    expected = brute_force(maxima, SAMPLES)
+    rows = index.samples(layer, unit).to_pylist()
+    assert [(row["document"], row["sequence"]) for row in rows] == [sample[2:] for sample in expected]
+    for row in rows:
+        assert_row(row, *peaks[row["document"], row["sequence"]])
+    # within the bands they are as many as can be, by the places of their hashes
+    counted = Counter(row["band"] for row in rows)
+    assert [row["rank"] for row in rows] == [rank for n in counted.values() for rank in range(1, n + 1)]
+    assert max(counted.values()) == SAMPLES
+    assert all(row["band"] <= row["value"] < 2 * row["band"] for row in rows if row["band"])
+    lowest = min((row["band"] for row in rows if row["band"]), default=np.inf)
+    assert all(row["value"] < lowest for row in rows if not row["band"])
 
 
 def test_counts_and_moments_are_exact(built: tuple[Index, list[Sequence]]) -> None:

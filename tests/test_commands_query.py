@@ -92,6 +92,20 @@ def test_examples_for_people(folder: Path, index: Index, extreme: str, width: in
     assert len({line.index("«") for line in lines}) == 1
 
 
+def test_samples(folder: Path, index: Index) -> None:
+    table = index.samples(UNIT)
+    assert [row["band"] for row in from_json("sample", folder, UNIT)] == table["band"].to_pylist()
+    assert from_json("sample", folder, UNIT, "-k", "1") == from_json("sample", folder, UNIT)[::2]
+    title, *lines = run("sample", folder, UNIT)[0].splitlines()
+    assert title.startswith(f"{UNIT}  samples 14")
+    for line, row in zip(lines, table.to_pylist(), strict=True):
+        band = row["band"]
+        label = f"{band:g} to {2 * band:g}" if band else "rest"
+        assert line.split()[: len(label.split())] == label.split()
+        assert f"«{row['token'].strip()}»" in line
+    assert "«" in run("sample", folder, UNIT, "--full")[0]
+
+
 def test_whole_windows(folder: Path, index: Index) -> None:
     out, _ = run("top", folder, UNIT, "-k", "2", "--full")
     words = out.replace("«", " ").replace("»", " ").split()
@@ -126,21 +140,22 @@ def test_histogram(folder: Path, index: Index, tmp_path: Path) -> None:
 def test_unit_card_fits_one_screen(folder: Path, index: Index) -> None:
     out, _ = run("unit", folder, UNIT, width=80)
     lines = out.splitlines()
-    assert len(lines) <= 32
+    assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
     words = ["tokens", "positive", "active", "minimum", "maximum", "mean", "kurtosis", "p99.9"]
-    words += ["top", "bottom"]
+    words += ["top", "samples", "bottom", "rest"]
     assert [word for word in words if word not in out] == []
     assert f"{index.unit(UNIT)['count'][0].as_py():,}" in out
-    assert out.count("«") == 5 + 4
+    # a sample of each band
+    assert out.count("«") == 5 + 4 + 7
 
 
 def test_unit_as_data(folder: Path, index: Index) -> None:
     read = from_json("unit", folder, UNIT, "-k", "2")
     record = index.record(UNIT, k=2)
-    assert list(read) == [*record.statistics.column_names, "histogram", "top", "bottom"]
+    assert list(read) == [*record.statistics.column_names, "histogram", "top", "samples", "bottom"]
     assert list(map(rounded, read["histogram"])) == list(map(rounded, record.histogram.to_pylist()))
-    assert [len(read["top"]), len(read["bottom"])] == [2, 2]
+    assert [len(read["top"]), len(read["samples"]), len(read["bottom"])] == [2, 14, 2]
     assert from_csv("unit", folder, UNIT)[0]["count"] == str(read["count"])
 
 

@@ -105,7 +105,7 @@ def test_a_record_is_read_by_the_page_alone(index: Path) -> None:
     assert sum(vocabulary["counts"]) == unit["count"]
     known = {row["document"]: row for row in pq.read_table(index / "documents.parquet").to_pylist()}
     examples = rows("examples/mlp.1.parquet")
-    assert {row["kind"] for row in examples} == {"top", "bottom"}
+    assert {row["kind"] for row in examples} == {"top", "bottom", "sample"}
     for row in examples:
         peak = row["position"] - row["window_start"]
         assert len(row["token_ids"]) == len(row["activations"]) > peak >= 0

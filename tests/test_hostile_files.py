@@ -195,6 +195,9 @@ def _text(values: list[bytes], rows: int) -> pa.Array:
         (EXAMPLES, "window_start", lambda old: [-(1 << 31)] * len(old)),
         (EXAMPLES, "document", lambda old: [-(1 << 63)] * len(old)),
         (EXAMPLES, "rank", lambda old: [0] * len(old)),
+        (EXAMPLES, "band", lambda old: [None] * len(old)),
+        (EXAMPLES, "band", lambda old: [float("nan")] * len(old)),
+        (EXAMPLES, "band", lambda old: [-1e38] * len(old)),
         (EXAMPLES, "value", lambda old: [float("nan")] * len(old)),
         (EXAMPLES, "up", lambda old: [float("inf")] * len(old)),
         (EXAMPLES, "up", lambda old: [0.0] * len(old)),
@@ -234,7 +237,7 @@ def _text(values: list[bytes], rows: int) -> pa.Array:
         (WINDOWS, "token_ids", lambda old: [[3] * 50_000 for _ in old]),
         (WINDOWS, "token_ids", lambda old: [[] for _ in old]),
     ],
-    ids=range(52),
+    ids=range(55),
 )
 def test_values_made_to_harm_end_in_rows_or_one_line(
     file: str, column: str, values: Callable[[list[Any]], Any], index: Path
@@ -278,7 +281,7 @@ def test_a_footer_that_claims_absurdly_many_rows_is_refused(
     for limit in ("_MOST_ROWS", "_MOST_GROUPS"):
         with monkeypatch.context() as patch:
             patch.setattr(files, limit, 0)
-            assert "mlp.0.parquet: its footer claims 100 rows in 1 row groups" in _no_answer(index)
+            assert "mlp.0.parquet: its footer claims 380 rows in 1 row groups" in _no_answer(index)
 
 
 def _answers_of(index: Path, *limits: str) -> str:

@@ -68,7 +68,7 @@ def test_every_flipped_byte_is_found(index: Path) -> None:
 def test_a_damaged_page_is_found_without_a_manifest_to_compare(index: Path) -> None:
     """A flipped byte within a page, in a manifest that was made to agree: only the page's checksum tells."""
     file = index / "examples" / "mlp.0.parquet"
-    column = pq.ParquetFile(file).metadata.row_group(0).column(13)
+    column = pq.ParquetFile(file).metadata.row_group(0).column(14)
     assert column.path_in_schema == "activations.list.element"
     damaged = bytearray(file.read_bytes())
     damaged[column.data_page_offset + column.total_compressed_size - 3] ^= 1
@@ -215,6 +215,25 @@ def _change(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]
     return change
 
 
+def _sample(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+    """As `_change`, of the samples alone."""
+
+    def change(table: pa.Table) -> pa.Table:
+        number = np.flatnonzero(pa.compute.equal(table["kind"], "sample").to_numpy())[row]
+        return _change(column, int(number), value)(table)
+
+    return change
+
+
+def _without_the_highest_band(table: pa.Table) -> pa.Table:
+    """All rows but the first sample of the last unit, which has more."""
+    last = table["unit"][-1].as_py()
+    of_it = pa.compute.and_(pa.compute.equal(table["kind"], "sample"), pa.compute.equal(table["unit"], last))
+    first, *others = np.flatnonzero(of_it.to_numpy())
+    assert others
+    return pa.concat_tables([table.slice(0, first), table.slice(first + 1)])
+
+
 UNITS, BINS, EXAMPLES = "units.parquet", "histograms/mlp.0.parquet", "examples/mlp.0.parquet"
 TOKENS = "vocabulary.parquet"
 
@@ -242,7 +261,7 @@ TOKENS = "vocabulary.parquet"
         (BINS, _change("unit", -1, lambda v: 99), "bins of a unit the layer has not"),
         (EXAMPLES, _change("unit", -1, lambda v: 99), "examples of a unit the layer has not"),
         (EXAMPLES, _change("rank", 4, lambda v: v + 1), "ranks do not count from 1"),
-        (EXAMPLES, _change("kind", -1, lambda v: "bottom"), "not sorted by unit and kind"),
+        (EXAMPLES, _change("kind", -1, lambda v: "bottom"), "not sorted by unit, kind, band"),
         (EXAMPLES, _change("value", -1, lambda v: 9.0), "examples are not in the total order"),
         (EXAMPLES, _change("value", -1, lambda v: -99.0), "another value at its peak"),
         (EXAMPLES, _change("up", -1, lambda v: float("nan")), "an example's up is not finite"),
@@ -255,6 +274,15 @@ TOKENS = "vocabulary.parquet"
         (EXAMPLES, _change("token", -1, lambda v: v + "x"), "a token is not that of its id"),
         (EXAMPLES, _change("text", -1, lambda v: v + "x"), "a text is not that of its token ids"),
         (EXAMPLES, _change("token_id", -1, lambda v: (v + 1) % 7), "another token at its peak"),
+        (EXAMPLES, _change("kind", -1, lambda v: "other"), "of a kind that is none of bottom, sample, top"),
+        (EXAMPLES, _change("band", -1, lambda v: 0.5), "samples have a band and other examples none"),
+        (EXAMPLES, _sample("band", -1, lambda v: None), "samples have a band and other examples none"),
+        (EXAMPLES, _sample("band", -1, lambda v: v + 8), "not sorted by unit, kind, band"),
+        (EXAMPLES, _sample("band", -1, lambda v: v / 2 or 1e-9), "a sample's value is not in its band"),
+        (EXAMPLES, _sample("value", -1, lambda v: 4.0), "a sample's value is beyond its maximum"),
+        (EXAMPLES, _sample("value", -1, lambda v: -9.0), "a sample's value is beyond its minimum"),
+        (EXAMPLES, _sample("rank", -1, lambda v: 2), "ranks do not count from 1"),
+        (EXAMPLES, _without_the_highest_band, "its samples do not begin in the band of its maximum"),
         (EXAMPLES, _change("position", -1, lambda v: v + 50), "a window does not hold its peak"),
         (EXAMPLES, _change("activations", -1, lambda v: v[1:]), "windows of unequal length"),
         (TOKENS, _change("counts", 0, lambda v: [v[0] + 1, *v[1:]]), "mlp.0.0: the counts in the vocabulary"),
@@ -273,6 +301,19 @@ def test_every_law_is_checked(
     _sign(index)
     verify_index(index)
     assert said in _problem(index, full=True)
+
+
+def test_hashes_are_computed_again(tmp_path: Path) -> None:
+    """Samples that another seed would have chosen, and a third sample where two are kept."""
+    for change, said in (
+        ({"seed": 4}, "samples are not in the order of their hashes"),
+        ({"samples": 1}, "more examples than are kept"),
+    ):
+        index = write_synthetic(tmp_path / said, Size(layers=1, units=20, window=4))
+        manifest = json.loads((index / schema.MANIFEST).read_text())
+        manifest["sites"][0]["keep"] |= change
+        (index / schema.MANIFEST).write_text(sealed(manifest), encoding="utf-8")
+        assert said in _problem(index, full=True)
 
 
 def test_another_schema_is_found(index: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import resource
 import subprocess
@@ -58,12 +59,14 @@ def test_what_was_written_is_what_was_recorded(tmp_path: Path) -> None:
     verify_index(index, full=True)
     for record in records:
         table = pq.read_table(index / EXAMPLES.file(record.key))
-        found = {(row["unit"], row["kind"], row["rank"]): row for row in table.to_pylist()}
-        assert len(found) == record.top.filled.sum() + record.bottom.filled.sum()
-        for kind in ("top", "bottom"):
-            examples = getattr(record, kind)
+        found = {(row["unit"], row["kind"], row["band"], row["rank"]): row for row in table.to_pylist()}
+        states = {"top": record.top, "bottom": record.bottom, "sample": record.samples.ranked()}
+        assert len(found) == sum(state.taken.sum() for state in states.values())
+        for kind, examples in states.items():
             for unit, place in zip(*np.nonzero(examples.taken), strict=True):
-                row = found[unit, kind, place + 1]
+                band = _band(examples.value[unit, place]) if kind == "sample" else None
+                # one sample of each band is kept
+                row = found[unit, kind, band, 1 if kind == "sample" else place + 1]
                 for name in ("value", "document", "sequence", "position", "window_start"):
                     assert row[name] == getattr(examples, name)[unit, place]
                 factor = examples.up[unit, place]
@@ -71,6 +74,11 @@ def test_what_was_written_is_what_was_recorded(tmp_path: Path) -> None:
                 length = examples.window_length[unit, place]
                 for name in ("token_ids", "activations"):
                     assert row[name] == getattr(examples, name)[unit, place, :length].tolist()
+
+
+def _band(value: float) -> float:
+    """The lower end of the octave of a sample."""
+    return 2.0 ** (math.frexp(value)[1] - 1) if value > 0 else 0.0
 
 
 def test_order_of_layers_does_not_matter(tmp_path: Path) -> None:

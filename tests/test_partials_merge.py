@@ -58,7 +58,8 @@ def test_examples_that_several_hold_are_held_once(by: str) -> None:
     parts = some_parts(3, seed=2)
     left, right = record(parts[:2], keep), record(parts[1:], keep)
     found, expected = merged([left, right, left]), record(parts, keep)
-    assert_same(with_states(expected, top=found.top, bottom=found.bottom), expected)
+    examples = {name: found.states[name] for name in ("top", "bottom", "samples")}
+    assert_same(with_states(expected, **examples), expected)
 
 
 SMALL = st.integers(0, 3)

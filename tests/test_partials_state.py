@@ -25,7 +25,8 @@ from tests.test_restore import assert_same
 
 UNITS = 33
 BATCHES = 4
-KEEP = Keep(top=5, bottom=4, window=(6, 3))
+KEY = Key(MLP, 2)
+KEEP = Keep(top=5, bottom=4, window=(6, 3), samples=2, seed=6)
 Batch = tuple[torch.Tensor, Sequences]
 
 
@@ -41,7 +42,7 @@ def batches(seed: int = 0, tokens: int = 300) -> list[Batch]:
 
 
 def gathered(parts: list[Batch], keep: Keep, kernels: str) -> Statistics:
-    statistics = Statistics.empty(UNITS, keep, kernels=kernels, threads=1)
+    statistics = Statistics.empty(UNITS, keep, layer=str(KEY), kernels=kernels, threads=1)
     for part in parts:
         statistics.update(*part)
     return statistics
@@ -49,13 +50,7 @@ def gathered(parts: list[Batch], keep: Keep, kernels: str) -> Statistics:
 
 def stored(record: LayerRecord, keep: Keep, folder: Path) -> LayerRecord:
     """The record after it has been written to an index and read back."""
-    configuration = {
-        "top": keep.top,
-        "bottom": keep.bottom,
-        "by": keep.by,
-        "window": keep.window,
-        "context": 1_000,
-    }
+    configuration = {**dataclasses.asdict(keep), "context": 1_000}
     with IndexWriter(folder / "i", Vocabulary([str(number) for number in range(30_000)])) as writer:
         writer.add_layer(record)
         ids = writer.documents
@@ -70,6 +65,8 @@ KEEPS = {
     "both": KEEP,
     "top": dataclasses.replace(KEEP, bottom=0),
     "bottom": dataclasses.replace(KEEP, top=0),
+    "samples": dataclasses.replace(KEEP, top=0, bottom=0),
+    "none": dataclasses.replace(KEEP, samples=0),
     "never full": dataclasses.replace(KEEP, top=5_000, bottom=5_000),
     "no window": dataclasses.replace(KEEP, window=(0, 0)),
     "wide window": dataclasses.replace(KEEP, window=(40, 600)),
@@ -86,7 +83,7 @@ def test_continuing_is_never_having_stopped(by: str, kernels: str, kept: str, tm
     whole = batches(tokens=30 if kernels == "reference" else 300)
     expected = gathered(whole, keep, kernels)
     for stop in (0, 1, 3):
-        record = record_of(gathered(whole[:stop], keep, kernels), Key(MLP, 2))
+        record = record_of(gathered(whole[:stop], keep, kernels), KEY)
         if stop == 3:
             record = stored(record, keep, tmp_path)
         restored = statistics_of(record, kernels=kernels, threads=1)
@@ -99,7 +96,7 @@ def test_continuing_is_never_having_stopped(by: str, kernels: str, kept: str, tm
 def test_another_kernel_may_continue(before: str) -> None:
     after = {"cpp": "reference", "reference": "cpp"}[before]
     whole = batches(1, 100)
-    record = record_of(gathered(whole[:2], KEEP, before), Key(MLP, 0))
+    record = record_of(gathered(whole[:2], KEEP, before), KEY)
     restored = statistics_of(record, kernels=after, threads=1)
     for part in whole[2:]:
         restored.update(*part)
@@ -110,7 +107,7 @@ def test_another_kernel_may_continue(before: str) -> None:
 def test_a_copy_leaves_the_statistics_as_they_were(kernels: str) -> None:
     whole = batches(2, 100)
     statistics = gathered(whole[:2], KEEP, kernels)
-    record = copy.deepcopy(record_of(statistics, Key(MLP, 0)))
+    record = copy.deepcopy(record_of(statistics, KEY))
     before = copy.deepcopy(record)
     for part in whole[2:]:
         statistics.update(*part)

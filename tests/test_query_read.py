@@ -40,10 +40,12 @@ def test_python_and_sql_agree(name: str, index: Index) -> None:
     histogram = index.sql(f"SELECT * FROM histograms WHERE {where} ORDER BY lower, upper")
     assert index.histogram(name).equals(histogram)
     assert index.histogram(name).equals(index.sql(f"FROM histogram({layer}, {unit})"))
-    for kind in ("top", "bottom"):
-        by_view = index.sql(f"SELECT * FROM examples WHERE {where} AND kind = '{kind}' ORDER BY rank")
-        assert by_view.num_rows == 20
-        assert getattr(index, kind)(name).to_pylist() == by_view.to_pylist()
+    kinds = (("top", index.top, 20), ("bottom", index.bottom, 20), ("sample", index.samples, 14))
+    for kind, ask, rows in kinds:
+        chosen = f"{where} AND kind = '{kind}' ORDER BY band DESC, rank"
+        by_view = index.sql(f"SELECT * FROM examples WHERE {chosen}")
+        assert by_view.num_rows == rows
+        assert ask(name).to_pylist() == by_view.to_pylist()
         assert index.sql(f"FROM {kind}({layer}, {unit})").to_pylist() == by_view.to_pylist()
 
 
@@ -54,14 +56,15 @@ def test_the_record_is_all_of_it(index: Index) -> None:
     assert record.histogram.equals(index.histogram("mlp.1.5"))
     assert record.top.equals(index.top("mlp.1.5", k=7))
     assert record.bottom.equals(index.bottom(Unit("mlp", 1, 5), k=7))
+    assert record.samples.equals(index.samples("mlp.1.5", k=7))
 
 
 def test_columns_are_the_documented_ones(index: Index) -> None:
     name = "mlp.0.3"
     units = """site layer unit count positive active nan inf minimum maximum mean variance skewness kurtosis
         p01 p10 p50 p90 p99 p999 p9999"""
-    examples = """site layer unit kind rank value up document sequence position token_id token window_start
-        token_ids tokens activations text"""
+    examples = """site layer unit kind rank band value up document sequence position token_id token
+        window_start token_ids tokens activations text"""
     assert index.unit(name).column_names == units.split()
     assert index.top(name).column_names == examples.split()
     assert index.histogram(name).column_names == ["site", "layer", "unit", "lower", "upper", "count"]
@@ -79,6 +82,9 @@ def test_k_takes_the_best(index: Index) -> None:
     assert index.top("mlp.0.3", k=4).equals(index.top("mlp.0.3").slice(0, 4))
     assert index.top("mlp.0.3", k=99).num_rows == 20
     assert index.bottom("mlp.0.3", k=1)["rank"].to_pylist() == [1]
+    every = index.samples("mlp.0.3")
+    assert every["rank"].to_pylist() == [1, 2] * 7
+    assert index.samples("mlp.0.3", k=1).to_pylist() == every.to_pylist()[::2]
     with pytest.raises(IndexerError, match="k = 0"):
         index.top("mlp.0.3", k=0)
 
@@ -129,7 +135,7 @@ def test_info_tells_what_it_holds(index: Index) -> None:
     info = index.info()
     assert info["layers"] == {"mlp": "0-1"}
     assert info["units"] == 1_400
-    assert info["examples"] == 1_400 * 40
+    assert info["examples"] == 1_400 * 54
     assert info["bytes"] == sum(
         f.stat().st_size for f in index.path.rglob("*.*") if f.name != "manifest.json"
     )

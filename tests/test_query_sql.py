@@ -39,7 +39,10 @@ def _digests(path: Path) -> dict[str, str]:
     [
         ("SELECT count(*) FROM units", [(120,)]),
         ("FROM units SELECT layer, count(*) GROUP BY layer ORDER BY layer", [(0, 40), (1, 40), (2, 40)]),
-        ("SELECT kind, count(*) FROM examples GROUP BY ALL ORDER BY ALL", [("bottom", 360), ("top", 600)]),
+        (
+            "SELECT kind, count(*) FROM examples GROUP BY ALL ORDER BY ALL",
+            [("bottom", 360), ("sample", 1680), ("top", 600)],
+        ),
         ("SELECT DISTINCT sum(count) OVER (PARTITION BY layer, unit) FROM histograms", [(1_000_000,)]),
         ("SELECT unit_name('mlp', 5, 1733)", [("mlp.5.1733",)]),
         ("SELECT token FROM vocabulary WHERE token_id = 1", [(" the",)]),
@@ -175,7 +178,7 @@ def test_a_file_that_is_put_beside_is_not_read(path: Path, index: Index) -> None
     extra = path / "examples" / "mlp.9.parquet"
     extra.write_bytes((path / "examples" / "mlp.0.parquet").read_bytes())
     try:
-        assert index.sql("SELECT count(*) AS n FROM examples")["n"].to_pylist() == [960]
+        assert index.sql("SELECT count(*) AS n FROM examples")["n"].to_pylist() == [2640]
         with pytest.raises(IndexerError, match="disabled by configuration"):
             index.sql(f"FROM '{extra}'")
     finally:
@@ -190,7 +193,7 @@ def test_views_serve_the_plain_duckdb_program(
     plain.execute((path / "views.sql").read_text())
     for query in (
         "FROM units ORDER BY ALL",
-        "SELECT * FROM examples WHERE layer = 1 AND unit < 3 ORDER BY unit, kind, rank",
+        "SELECT * FROM examples WHERE layer = 1 AND unit < 3 ORDER BY unit, kind, band DESC, rank",
         "FROM histograms WHERE unit = 3 ORDER BY ALL",
         "FROM documents ORDER BY ALL",
         "FROM vocabulary ORDER BY ALL LIMIT 9",

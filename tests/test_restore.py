@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from indexer_kernels import Histogram, Keep, TopK
+from indexer_kernels import Histogram, Keep
 from indexer_kernels.examples import PLACE_FIELDS
+from indexer_kernels.places import Places
 
 from benchmarks.synthetic import Size, synthetic_records, write_synthetic
 from indexer.errors import IndexerError
@@ -44,7 +45,7 @@ def assert_same(left: LayerRecord, right: LayerRecord) -> None:
     np.testing.assert_array_equal(left.count, right.count)
     for name, one in left.states.items():
         other = right.states[name]
-        if isinstance(one, TopK):
+        if isinstance(one, Places):
             _assert_same_examples(one.ranked(), other.ranked())
         elif isinstance(one, Histogram):
             np.testing.assert_array_equal(one.counts, other.counts)
@@ -53,8 +54,8 @@ def assert_same(left: LayerRecord, right: LayerRecord) -> None:
                 np.testing.assert_array_equal(getattr(one, part), getattr(other, part), err_msg=part)
 
 
-def _assert_same_examples(left: TopK, right: TopK) -> None:
-    np.testing.assert_array_equal(left.filled, right.filled)
+def _assert_same_examples(left: Any, right: Any) -> None:
+    np.testing.assert_array_equal(left.taken.sum(axis=1), right.taken.sum(axis=1))
     for unit, place in zip(*np.nonzero(left.taken), strict=True):
         for name in PLACE_FIELDS:
             one, other = (getattr(side, name)[unit, place] for side in (left, right))
@@ -104,6 +105,8 @@ def test_blocks_are_the_layer_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def _cut(record: LayerRecord, first: int, last: int) -> LayerRecord:
     def cut(state: Any) -> Any:
+        if isinstance(state, Places):
+            return state.ranked(slice(first, last))
         arrays = {name: part for name, part in state.__dict__.items() if hasattr(part, "ndim")}
         return replace(state, **{name: part[first:last] for name, part in arrays.items()})
 
@@ -147,18 +150,19 @@ def test_states_are_as_the_manifest_says(tmp_path: Path) -> None:
     record = read_layer(index, described, Key(MLP, 0))
     assert record.top.token_ids.shape == (5, 9, 12)
     assert record.bottom.token_ids.shape == (5, 3, 12)
-    assert record.keep == Keep(9, 3, (6, 5), "sequence")
+    assert record.samples.token_ids.shape == (5, 7 * 2, 12)
+    assert record.keep == Keep(9, 3, (6, 5), "sequence", samples=2)
     assert_same(next(synthetic_records(size)), record)
 
 
-@pytest.mark.parametrize("keep", [{"top": 3}, {"bottom": 0}, {"window": (3, 3)}], ids=str)
+@pytest.mark.parametrize("keep", [{"top": 3}, {"bottom": 0}, {"samples": 1}, {"window": (3, 3)}], ids=str)
 def test_examples_that_were_not_kept_are_refused(keep: dict[str, Any], tmp_path: Path) -> None:
     index = write_synthetic(tmp_path / "i", Size(layers=1, units=5, top=4, bottom=2, window=8, count=100))
     with pytest.raises(IndexerError, match="its rows are not those of"):
         read_layer(index, keeping(read_manifest(index), **keep), Key(MLP, 0))
 
 
-@pytest.mark.parametrize("keep", [{"by": "word"}, {"top": -1}, {"window": (-2, 3)}], ids=str)
+@pytest.mark.parametrize("keep", [{"by": "word"}, {"top": -1}, {"samples": -1}, {"window": (-2, 3)}], ids=str)
 def test_nothing_else_can_be_kept(keep: dict[str, Any], tmp_path: Path) -> None:
     index = write_synthetic(tmp_path / "i", Size(layers=1, units=5, top=4, bottom=2, window=8, count=100))
     with pytest.raises(ValueError, match="`keep` must be of sizes from 0 on, by one of sequence"):

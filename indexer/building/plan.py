@@ -132,8 +132,7 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     vocabulary = Vocabulary.from_tokenizer(loaded.tokenizer)
     corpus.write_chat = chat_writer(loaded.tokenizer)
     corpus.token_ids = min(embedding_rows(loaded.model), len(vocabulary))
-    keep = Keep(config.top, config.bottom, config.window, config.by, panel=config.panel, seed=config.seed)
-    keep = keep.within(config.context)
+    keep = kept(config)
     every = find(loaded, config.sites, Asked(keep, config.hooks, config.output_projection))
     probes = _chosen(config, every)
     plan = Plan(
@@ -152,6 +151,12 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     if joins is not None:
         _check_joins(plan, joins)
     return plan
+
+
+def kept(config: BuildConfig) -> Keep:
+    """What is kept of every unit."""
+    chosen = {"samples": config.samples, "panel": config.panel, "seed": config.seed}
+    return Keep(config.top, config.bottom, config.window, config.by, **chosen).within(config.context)
 
 
 def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:
@@ -185,7 +190,7 @@ def _check_joins(plan: Plan, index: Path) -> None:
     """Raise IndexerError where what is to be built cannot be merged into an index."""
     before, now = identity_of(read_manifest(index)), plan.identity
     same = now.keys() - {"--shard", "--device", "--kernels", LISTING}
-    differing = differences({name: before[name] for name in same}, {name: now[name] for name in same})
+    differing = differences({name: before.get(name) for name in same}, {name: now[name] for name in same})
     if differing:
         raise IndexerError(f"--append: {index} was built in another way: {differing}; give the same options")
 

@@ -148,6 +148,9 @@ def _count(option: str) -> Any:
 
 FULL = Annotated[bool, typer.Option("--full", help="Whole windows, not one line cut to fit.")]
 PLACES = Annotated[int, typer.Option("-k", parser=_count("-k"), metavar="K", help="How many examples.")]
+OF_A_BAND = Annotated[
+    int | None, typer.Option("-k", parser=_count("-k"), metavar="K", help="How many of each band.")
+]
 QUERY = Annotated[str, typer.Argument(metavar="QUERY", help="A SELECT; - reads it from stdin.")]
 PICTURE = Annotated[
     Path | None,
@@ -169,25 +172,37 @@ ANEW = Annotated[bool, typer.Option("--overwrite", help="Build it anew if it is 
 @app.command(epilog=_examples("top my.index mlp.5.1733", "top my.index mlp.5.1733 -k 3 --full --format json"))
 def top(index: INDEX, unit: UNIT, k: PLACES = 10, full: FULL = False, form: FORMAT = Format.TABLE) -> None:
     """Show the examples on which a unit fires most strongly."""
-    _print_extreme("top", index, unit, k, full, form)
+    _print_examples("top", index, unit, k, full, form)
 
 
 @app.command(epilog=_examples("bottom my.index mlp.5.1733 -k 5"))
 def bottom(index: INDEX, unit: UNIT, k: PLACES = 10, full: FULL = False, form: FORMAT = Format.TABLE) -> None:
     """Show the examples on which a unit's activation is lowest."""
-    _print_extreme("bottom", index, unit, k, full, form)
+    _print_examples("bottom", index, unit, k, full, form)
 
 
-def _print_extreme(extreme: str, path: Path, unit: str, k: int, full: bool, form: Format) -> None:
+@app.command(
+    epilog=_examples("sample my.index mlp.5.1733", "sample my.index mlp.5.1733 -k 1 --full --format json")
+)
+def sample(
+    index: INDEX, unit: UNIT, k: OF_A_BAND = None, full: FULL = False, form: FORMAT = Format.TABLE
+) -> None:
+    """Show fair examples of a unit: of each octave of its sequences' maxima some, chosen by hash."""
+    _print_examples("samples", index, unit, k, full, form)
+
+
+def _print_examples(name: str, path: Path, unit: str, k: int | None, full: bool, form: Format) -> None:
     from indexer.display import pages
 
     with _open(path) as index:
-        table = getattr(index, extreme)(unit, k=k)
+        table = getattr(index, name)(unit, k=k)
+        if not getattr(index.keep(unit), name):
+            tell(f"index {path} has none: it was built with --{name} 0")
         if form is not Format.TABLE:
             _write(table, form)
             return
         out = pages.console()
-        pages.print_title(f"{unit}  {extreme} {table.num_rows}", out)
+        pages.print_title(f"{unit}  {name} {table.num_rows}", out)
         examples = _rows(table)
         pages.print_examples(examples, pages.sources(index, examples), out, full)
 
@@ -229,7 +244,7 @@ def unit(
     k: PLACES = 5,
     form: FORMAT = Format.TABLE,
 ) -> None:
-    """Show one unit on one screen: counts, moments, quantiles, histogram, examples.
+    """Show one unit on one screen: counts, moments, quantiles, histogram, examples, a sample of each band.
 
     As JSON one object with all of it; as CSV the row of its numbers.
     """
@@ -242,12 +257,13 @@ def unit(
             return
         record = opened.record(unit, k=k)
         numbers, bins = _rows(record.statistics)[0], _rows(record.histogram)
-        extremes = {"top": _rows(record.top), "bottom": _rows(record.bottom)}
+        examples = {name: _rows(getattr(record, name)) for name in ("top", "samples", "bottom")}
         if form is Format.JSON:
-            print(json_text(numbers | {"histogram": bins} | extremes))
+            print(json_text(numbers | {"histogram": bins} | examples))
             return
-        sources = pages.sources(opened, [*extremes["top"], *extremes["bottom"]])
-        pages.print_card(unit, numbers, bins, extremes, sources, pages.console())
+        examples["samples"] = [sample for sample in examples["samples"] if sample["rank"] == 1]
+        sources = pages.sources(opened, [example for rows in examples.values() for example in rows])
+        pages.print_card(unit, numbers, bins, examples, sources, pages.console())
 
 
 @app.command(

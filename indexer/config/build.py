@@ -174,6 +174,9 @@ class BuildConfig(BaseModel):
     )
     top: Places = _keep(20, "K", "Strongest examples of each unit; 0 keeps none.")
     bottom: Places = _keep(20, "K", "Lowest examples of each unit; 0 keeps none.")
+    samples: Places = _keep(
+        2, "S", "Fair examples, by hash, of each of the six highest octaves and of the rest; 0 keeps none."
+    )
     by: Literal["sequence", "token", "document"] = _keep(
         "sequence",
         "WHAT",

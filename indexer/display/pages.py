@@ -58,7 +58,7 @@ def window(example: Mapping[str, Any]) -> Window:
 def print_examples(
     examples: list[dict[str, Any]], sources: Mapping[int, str], out: Console, full: bool = False
 ) -> None:
-    """Print examples best first, one line each, or with `full` their whole windows.
+    """Print examples in the order given, one line each, or with `full` their whole windows.
 
     examples: rows of the table `examples`. sources: what to call each of their documents.
     """
@@ -67,13 +67,14 @@ def print_examples(
         return
     names = [_end_of(sources.get(example["document"], "?"), _SOURCE_WIDEST) for example in examples]
     values = [_value(example, out.width >= PAGE) for example in examples]
-    rank_width = max([len(str(example["rank"])) for example in examples], default=1)
+    labels = [_label(example) for example in examples]
+    label_width = max(map(len, labels), default=1)
     value_width = max(map(len, values), default=1)
     name_width = max(map(len, names), default=0)
-    text_width = max(out.width - rank_width - value_width - name_width - 6, 20)
+    text_width = max(out.width - label_width - value_width - name_width - 6, 20)
     grid = Table.grid(padding=(0, 2, 0, 0))
     for width, side in (
-        (rank_width, "right"),
+        (label_width, "right"),
         (value_width, "right"),
         (text_width, "left"),
         (name_width, "left"),
@@ -81,8 +82,8 @@ def print_examples(
         grid.add_column(width=width, justify=side, no_wrap=True)  # type: ignore[arg-type]
     colour = out.color_system is not None
     texts = concordance([window(example) for example in examples], text_width, colour)
-    for example, value, text, name in zip(examples, values, texts, names, strict=True):
-        grid.add_row(str(example["rank"]), Text(value, "bold"), text, Text(name, "dim"))
+    for label, value, text, name in zip(labels, values, texts, names, strict=True):
+        grid.add_row(label, Text(value, "bold"), text, Text(name, "dim"))
     out.print(grid)
 
 
@@ -98,10 +99,18 @@ def _print_whole(examples: list[dict[str, Any]], sources: Mapping[int, str], out
         source = one_line(sources.get(example["document"], f"document {example['document']}"))
         out.print(
             Text.assemble(
-                f"{example['rank']:>3}  ", (_value(example, True), "bold"), f"  {source}, {place}"
+                f"{_label(example):>3}  ", (_value(example, True), "bold"), f"  {source}, {place}"
             )
         )
         out.print(Padding(marked(window(example), out.color_system is not None), (0, 0, 1, 5)))
+
+
+def _label(example: Mapping[str, Any]) -> str:
+    """What tells an example from others of its kind: its rank, or of a sample its band."""
+    band = example["band"]
+    if band is None:
+        return str(example["rank"])
+    return f"{number(band, 3)} to {number(2 * band, 3)}" if band else "rest"
 
 
 def _end_of(source: str, width: int) -> str:
@@ -118,11 +127,11 @@ def print_card(
     name: str,
     unit: Mapping[str, Any],
     bins: list[dict[str, Any]],
-    extremes: Mapping[str, list[dict[str, Any]]],
+    examples: Mapping[str, list[dict[str, Any]]],
     sources: Mapping[int, str],
     out: Console,
 ) -> None:
-    """Print a unit's counts, moments, quantiles, histogram and extreme examples on one screen."""
+    """Print a unit's counts, moments, quantiles, histogram and examples, by their titles, on one screen."""
     print_title(name, out)
     out.print(_fields(_counts(unit)))
     out.print(_fields({key: number(unit[key]) for key in ("minimum", "mean", "maximum")} | _shape(unit)))
@@ -130,11 +139,11 @@ def print_card(
     out.print()
     for line in chart(bins, out.width - 2):
         out.print(Padding(line, (0, 0, 0, 1)))
-    for extreme, examples in extremes.items():
-        if examples:
+    for title, rows in examples.items():
+        if rows:
             out.print()
-            out.print(Text(extreme, "bold"))
-            print_examples(examples, sources, out)
+            out.print(Text(title, "bold"))
+            print_examples(rows, sources, out)
 
 
 def print_title(title: str, out: Console) -> None:

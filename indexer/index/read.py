@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from indexer_kernels import Keep
 
 from indexer.errors import IndexerError
 from indexer.index import schema
@@ -54,7 +55,7 @@ class UnitRecord:
     """Everything an index says about one unit, as rows of its views.
 
     statistics: one row of `units`. histogram: rows of `histograms`, ascending by value.
-    top, bottom: rows of `examples`, by rank.
+    top, bottom: rows of `examples`, by rank. samples: too, by band, the highest first, and rank.
     """
 
     unit: Unit
@@ -62,6 +63,7 @@ class UnitRecord:
     histogram: pa.Table
     top: pa.Table
     bottom: pa.Table
+    samples: pa.Table
 
 
 class PanelOfLayer(NamedTuple):
@@ -180,24 +182,39 @@ class Index:
 
     def top(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """The unit's k strongest examples, best first; all that the index has without k."""
-        return _first(self._examples(self._find(unit, number)), "top", k)
+        return _of_kind(self._examples(self._find(unit, number)), "top", k)
 
     def bottom(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """The unit's k lowest examples, lowest first; all that the index has without k."""
-        return _first(self._examples(self._find(unit, number)), "bottom", k)
+        return _of_kind(self._examples(self._find(unit, number)), "bottom", k)
+
+    def samples(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
+        """Fair examples of the unit, k of each band; all that the index has without k.
+
+        Of the sequences whose maximum lies in one octave, or in none of the six highest, each had the same
+        chance. The highest band comes first; within one they stand in the order of their hashes.
+        """
+        return _of_kind(self._examples(self._find(unit, number)), "sample", k)
+
+    def keep(self, unit: str | Unit | int, number: int | None = None) -> Keep:
+        """What is kept of the unit: how many examples of each kind, and their windows."""
+        entry = self.manifest.layer(self._find(unit, number).key)
+        assert entry is not None
+        return entry.keep
 
     def record(
         self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None
     ) -> UnitRecord:
-        """All of a unit at once: its row, its histogram and its k examples at either end."""
+        """All of a unit at once: its row, its histogram, its k examples at either end and of each band."""
         found = self._find(unit, number)
         examples = self._examples(found)
         return UnitRecord(
             unit=found,
             statistics=self.unit(found),
             histogram=self.histogram(found),
-            top=_first(examples, "top", k),
-            bottom=_first(examples, "bottom", k),
+            top=_of_kind(examples, "top", k),
+            bottom=_of_kind(examples, "bottom", k),
+            samples=_of_kind(examples, "sample", k),
         )
 
     def panel(self, layer: str | Key | int) -> PanelOfLayer:
@@ -439,12 +456,12 @@ def _check_peaks(
         raise IndexerError(f"{path}: a window does not hold its peak; {DAMAGED}")
 
 
-def _first(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
-    """The best k of one kind. The rows of a kind lie together, by rank."""
+def _of_kind(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
+    """Those of one kind; with k, the first k of them, or of each of their bands."""
     if k is not None and k < 1:
         raise IndexerError(f"k = {k}: ask for at least one example")
-    found = np.flatnonzero(pc.equal(examples["kind"], kind).to_numpy())
-    return examples.slice(int(found[0]) if len(found) else 0, len(found) if k is None else min(k, len(found)))
+    chosen = pc.equal(examples["kind"], kind)
+    return examples.filter(chosen if k is None else pc.and_(chosen, pc.less_equal(examples["rank"], k)))
 
 
 def _with_names(unit: Unit, columns: dict[str, Any], wanted: pa.Schema) -> pa.Table:

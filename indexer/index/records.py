@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from indexer_kernels import Histogram, Keep, Moments, TopK
+from indexer_kernels import Bands, Histogram, Keep, Moments, TopK
 from indexer_kernels.panel import Panel
 
 from indexer.names import Key
@@ -18,8 +18,8 @@ class LayerRecord:
     """The settled states of one layer of one site, or of a block of its units.
 
     count: int64 [units], counted tokens.
-    states: by the names that Keep.states gives them, and `panel`, which is filled after a pass. `top` and
-    `bottom` are of no places where none are kept.
+    states: by the names that Keep.states gives them, and `panel`, which is filled after a pass. `top`,
+        `bottom` and `samples` are of no places where none are kept.
     """
 
     key: Key
@@ -27,9 +27,9 @@ class LayerRecord:
     states: Mapping[str, Any]
 
     @classmethod
-    def empty(cls, key: Key, units: int, keep: Keep) -> LayerRecord:
-        """The states of no tokens."""
-        states = keep.states(units, str(key))
+    def empty(cls, key: Key, units: int, keep: Keep, first: int = 0) -> LayerRecord:
+        """The states of no tokens; first: which unit of the layer is the first one here."""
+        states = keep.states(units, str(key), first)
         if keep.panel:
             states["panel"] = Panel.empty(units, keep.panel, keep.seed)
         return cls(key, np.zeros(units, np.int64), states)
@@ -42,13 +42,19 @@ class LayerRecord:
     @property
     def keep(self) -> Keep:
         """What is kept of every unit."""
-        ends = [self.states[name] for name in ("top", "bottom") if name in self.states]
-        places = {"top" if end.largest else "bottom": end.k for end in ends}
-        shape = next((end for end in ends if end.k), None)
-        like = {} if shape is None else {"window": (shape.before, shape.after), "by": shape.by}
-        panel = self.states.get("panel")
-        chosen = {} if panel is None else {"panel": panel.most, "seed": panel.seed}
-        return Keep(**{"top": 0, "bottom": 0, **places, **like, **chosen})
+        kept = {name: self.states[name] for name in ("top", "bottom", "samples") if name in self.states}
+        kept = {name: state for name, state in kept.items() if state.places}
+        facts: dict[str, Any] = {"top": 0, "bottom": 0}
+        for name, state in kept.items():
+            facts["window"] = state.before, state.after
+            if name == "samples":
+                facts |= {"samples": state.samples, "seed": state.seed}
+            else:
+                facts |= {name: state.k, "by": state.by}
+        if "panel" in self.states:
+            panel = self.states["panel"]
+            facts |= {"panel": panel.most, "seed": panel.seed}
+        return Keep(**facts)
 
     @property
     def moments(self) -> Moments:
@@ -69,3 +75,8 @@ class LayerRecord:
     def bottom(self) -> TopK:
         """The places of the smallest values."""
         return self.states["bottom"]
+
+    @property
+    def samples(self) -> Bands:
+        """The places of fair examples."""
+        return self.states["samples"]

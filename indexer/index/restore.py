@@ -23,9 +23,9 @@ from indexer.index.vocabulary import Vocabulary, token_counts_of
 from indexer.names import Key
 
 
-def empty_record(entry: LayerEntry, units: int) -> LayerRecord:
-    """A record of no tokens, of some units of a layer, with the states of its statistics and no others."""
-    record = LayerRecord.empty(entry.key, units, entry.keep)
+def empty_record(entry: LayerEntry, units: slice) -> LayerRecord:
+    """A record of no tokens, of a block of a layer's units, with the states of its statistics alone."""
+    record = LayerRecord.empty(entry.key, units.stop - units.start, entry.keep, units.start)
     names = {name for codec in codecs_of(entry.statistics) for name in codec.states}
     return replace(record, states={name: record.states[name] for name in record.states if name in names})
 
@@ -68,7 +68,7 @@ class LayerFiles(LayerRows):
     def record(self, units: slice | None = None) -> LayerRecord:
         """All of a block of units."""
         block = self.bounds(units)
-        record = empty_record(self.entry, block.stop - block.start)
+        record = empty_record(self.entry, block)
         self.merge_into(record, block)
         return record
 

@@ -88,7 +88,7 @@ class MergedLayer:
 
     def _block(self, units: slice) -> LayerRecord:
         size = units.stop - units.start
-        merged = empty_record(self._entry, size)
+        merged = empty_record(self._entry, units)
         for one in self._parts:
             with self._open(one) as files:
                 files.merge_into(merged, units)
@@ -97,7 +97,7 @@ class MergedLayer:
 
     def _block_units(self) -> int:
         """Units that fit a block; whole row groups of full examples, so that none is read twice."""
-        empty = empty_record(self._entry, 0)
+        empty = empty_record(self._entry, slice(0, 0))
         group = EXAMPLES.group_units(empty, self._entry.units)
         keep = self._entry.keep
         of_a_unit = keep.bytes_per_unit() + 4 * WINDOW * keep.panel

@@ -7,7 +7,7 @@ for whatever comes after.
 from __future__ import annotations
 
 import numpy as np
-from indexer_kernels import Statistics, TopK
+from indexer_kernels import Keep, Statistics
 
 from indexer.index.records import LayerRecord
 from indexer.names import Key
@@ -16,17 +16,18 @@ from indexer.names import Key
 def record_of(statistics: Statistics, key: Key) -> LayerRecord:
     """The states of one layer as they are now; they stay those of the statistics."""
     statistics.settle()
-    moments, histogram = statistics.moments, statistics.histogram
-    assert moments is not None
-    assert histogram is not None
-    top, bottom = (
-        TopK.empty(statistics.units, 0, largest=largest) if end is None else end
-        for end, largest in ((statistics.top, True), (statistics.bottom, False))
-    )
+    assert statistics.moments is not None
+    assert statistics.histogram is not None
+    none = Keep(top=0, bottom=0)
+    top, bottom = none.ends(statistics.units)
+    states = {
+        "moments": statistics.moments,
+        "histogram": statistics.histogram,
+        "top": top if statistics.top is None else statistics.top,
+        "bottom": bottom if statistics.bottom is None else statistics.bottom,
+        "samples": none.bands(statistics.units) if statistics.samples is None else statistics.samples,
+    }
     count = np.full(statistics.units, statistics.count, np.int64)
-    states = {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
-    if statistics.samples is not None:
-        states["samples"] = statistics.samples
     return LayerRecord(key, count, states | statistics.others)
 
 
@@ -35,16 +36,9 @@ def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | 
 
     kernels, threads: as in Statistics.empty.
     """
-    others = dict(record.states)
-    moments, histogram = others.pop("moments"), others.pop("histogram")
-    ends = (end if end.k else None for end in (others.pop("top"), others.pop("bottom")))
-    samples = others.pop("samples", None)
-    # it is chosen and filled beside them
-    others.pop("panel", None)
-    statistics = Statistics(
-        record.units, moments, histogram, *ends,
-        samples=samples, others=others, kernels=kernels, threads=threads,
-    )  # fmt: skip
+    # the panel is chosen and filled beside them
+    states = {name: state for name, state in record.states.items() if name != "panel"}
+    statistics = Statistics.of(record.units, states, kernels=kernels, threads=threads)
     # of a layer's units all count the same tokens
     statistics.count = int(record.count.max(initial=0))
     return statistics

@@ -44,7 +44,7 @@ class Bands(Places):
     An octave is the exponent in the bits of a float32: j + 127, and 0 for what is not positive, or below
     2^-126.
 
-    samples: of each band.
+    samples: of each band. seed: that of the keys.
     key: uint64 [units], see hashes.unit_keys.
     hash: uint64 [units, places], of the unit and a place's sequence.
     bars: uint32 [2 + RESIDUES, units], by which fast kernels leave out most sequences: the least octave that
@@ -55,18 +55,22 @@ class Bands(Places):
     """
 
     samples: int
+    seed: int
     key: NDArray[np.uint64]
     hash: NDArray[np.uint64]
     bars: NDArray[np.uint32]
 
     @classmethod
-    def empty(cls, key: NDArray[np.uint64], samples: int, *, window: tuple[int, int] = (48, 15)) -> Bands:
-        """No examples yet; key: of each unit. Raises KernelInputError for negative sizes."""
+    def empty(
+        cls, key: NDArray[np.uint64], samples: int, *, window: tuple[int, int] = (48, 15), seed: int = 0
+    ) -> Bands:
+        """No examples yet; key: of each unit, by the seed. Raises KernelInputError for negative sizes."""
         if samples < 0:
             raise KernelInputError(f"there are {samples} samples of each band; they start at 0")
         units = len(key)
         state = cls(
             samples=samples,
+            seed=seed,
             key=np.ascontiguousarray(key, np.uint64),
             hash=np.zeros((units, BANDS * samples), np.uint64),
             bars=np.zeros((2 + RESIDUES, units), np.uint32),
@@ -113,7 +117,7 @@ class Bands(Places):
         }
         units = np.concatenate([unit, rows.unit])
         hashes = scrambled(self.key[units] ^ sequence_keys(together["document"], together["sequence"]))
-        band = _bands_of(units, together["value"])
+        band = bands_of(units, together["value"])
         order = np.lexsort((together["sequence"], together["document"], hashes, band, units))
         keys = np.stack([units, band, hashes.view(np.int64), together["document"], together["sequence"]])
         keys = keys[:, order]
@@ -192,7 +196,12 @@ def octaves_of(value: NDArray[np.float32]) -> NDArray[np.uint32]:
     return np.where(bits >> np.uint32(31), np.uint32(0), bits >> np.uint32(23))
 
 
-def _bands_of(unit: NDArray[np.int64], value: NDArray[np.float32]) -> NDArray[np.uint32]:
+def lower_ends(octave: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """float32, where octaves begin; 0 for `rest`."""
+    return (octave << np.uint32(23)).view(np.float32)
+
+
+def bands_of(unit: NDArray[np.int64], value: NDArray[np.float32]) -> NDArray[np.uint32]:
     """uint32, the octave of each value's band, where these are all values of their units; 0 for `rest`."""
     octave = octaves_of(value)
     occurred = np.unique(np.stack([unit, octave])[:, octave > 0], axis=1)

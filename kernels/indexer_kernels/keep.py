@@ -45,25 +45,31 @@ class Keep:
         )
         return top, bottom
 
-    def states(self, units: int, layer: str | None = None) -> dict[str, Any]:
+    def states(self, units: int, layer: str | None = None, first: int = 0) -> dict[str, Any]:
         """All states of no tokens, by name: what a new statistic is added to.
 
-        layer: site and number, such as "mlp.5", on which samples depend. Raises KernelInputError where these
-        are kept and it is not given, for all layers would have the same ones.
+        layer: site and number, such as "mlp.5", on which samples depend. first: which of its units is the
+        first one here. Raises KernelInputError where samples are kept and the layer is not given, for all
+        layers would have the same ones.
         """
         top, bottom = self.ends(units)
-        moments, histogram = Moments.empty(units), Histogram.empty(units)
-        states = {"moments": moments, "histogram": histogram, "top": top, "bottom": bottom}
-        return states | ({"samples": self.bands(units, layer)} if self.samples else {})
+        return {
+            "moments": Moments.empty(units),
+            "histogram": Histogram.empty(units),
+            "top": top,
+            "bottom": bottom,
+            "samples": self.bands(units, layer, first),
+        }
 
-    def bands(self, units: int, layer: str | None) -> Bands:
-        """Samples of no tokens. layer: see `states`."""
-        if layer is None:
+    def bands(self, units: int, layer: str | None = None, first: int = 0) -> Bands:
+        """Samples of no tokens; of no places where none are kept. layer, first: see `states`."""
+        if layer is None and self.samples:
             raise KernelInputError("samples differ between layers; name the layer, such as layer='mlp.5'")
-        return Bands.empty(unit_keys(self.seed, layer, units), self.samples, window=self.window)
+        key = unit_keys(self.seed, layer or "", first + units)[first:]
+        return Bands.empty(key, self.samples, window=self.window, seed=self.seed)
 
     def bytes_per_unit(self) -> int:
         """Main memory of one unit's states, in bytes."""
-        states = (state for state in self.states(1, "").values() if getattr(state, "k", True))
+        states = (state for state in self.states(1, "").values() if getattr(state, "places", True))
         values = (getattr(state, one.name) for state in states for one in fields(state))
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

@@ -42,6 +42,11 @@ class Places:
         return self.value.shape[0]
 
     @property
+    def places(self) -> int:
+        """How many every unit has."""
+        return self.value.shape[1]
+
+    @property
     def taken(self) -> NDArray[np.bool_]:
         """bool [units, places]: True where a place holds an example."""
         raise NotImplementedError
@@ -67,9 +72,8 @@ class Places:
         unit = rows.unit[chosen]
         for name in PLACE_FIELDS:
             getattr(self, name)[unit, place] = getattr(rows, name)[chosen]
-        places = self.value.shape[1]
-        flat = (getattr(self, name).reshape(self.units * places, -1) for name in WINDOW_FIELDS)
-        rows.put_windows(chosen, unit * places + place, *flat)
+        flat = (getattr(self, name).reshape(self.units * self.places, -1) for name in WINDOW_FIELDS)
+        rows.put_windows(chosen, unit * self.places + place, *flat)
 
     def reordered(self, units: slice, order: NDArray[np.int64]) -> dict[str, Any]:
         """Copies of the arrays of some units, by name, in another order of places; int64 [units, places]."""

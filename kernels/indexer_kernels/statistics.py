@@ -72,13 +72,18 @@ class Statistics:
         threads: int | None = None,
     ) -> Statistics:
         """The statistics of no tokens over `units` units; layer: see Keep.states."""
-        others = (keep or Keep()).states(units, layer)
-        moments, histogram = others.pop("moments"), others.pop("histogram")
-        ends = (end if end.k else None for end in (others.pop("top"), others.pop("bottom")))
-        samples = others.pop("samples", None)
-        return cls(
-            units, moments, histogram, *ends, samples=samples, others=others, kernels=kernels, threads=threads
-        )
+        states = (keep or Keep()).states(units, layer)
+        return cls.of(units, states, kernels=kernels, threads=threads)
+
+    @classmethod
+    def of(
+        cls, units: int, states: Mapping[str, Any], *, kernels: str = "auto", threads: int | None = None
+    ) -> Statistics:
+        """Statistics that go on with states, named as Keep.states does; they take over their arrays."""
+        kept = {name: state for name, state in states.items() if getattr(state, "places", True)}
+        known = (kept.pop(name, None) for name in ("moments", "histogram", "top", "bottom"))
+        samples = kept.pop("samples", None)
+        return cls(units, *known, samples=samples, others=kept, kernels=kernels, threads=threads)
 
     def update(self, activations: Tensor, sequences: Sequences, up: Tensor | None = None) -> None:
         """Take in activations that exist.
