@@ -39,8 +39,6 @@ BUDGET = {
 GATED_BUDGET = 1.1
 LONGER_GATED = {("bfloat16", "gelu_tanh"): 4, ("bfloat16", "gelu"): 5.53}
 LATER_BUDGET = -0.5
-# What the registers of the samples' hash, at the end of a block, may cost the loop.
-SAMPLED_BUDGET = 0.1
 # Two blocks of 256 threads share 65,536.
 MOST_REGISTERS = 65_536 // (BLOCKS * 256)
 TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -52,12 +50,12 @@ ARGUMENTS = {
         "place_sequence",
     ),
     "*i32": (
-        "block_span", "group_run", "recent", "met", "top_hits", "bottom_hits", "sample_hits", "hits",
+        "block_span", "group_run", "recent", "met", "top_hits", "bottom_hits", "hits",
         "token_ids", "worst", "filled", "place_position", "window_start", "window_length", "window_tokens",
     ),
     "*u8": ("counted",),
     "*u64": ("block_key", "unit_key", "place_hash"),
-    "*u32": ("bars", "sample_bars"),
+    "*u32": ("bars",),
     "i32": (
         "gate_stride", "up_stride", "out_stride", "stride", "units", "groups", "blocks", "splits", "k",
         "samples", "before", "after",
@@ -65,6 +63,7 @@ ARGUMENTS = {
 }  # fmt: skip
 PLACES = {"PLACES": 32, "WINDOW": 64, "SPLITS": 4, "BLOCKS": 64}
 SAMPLE_PLACES = {"PLACES": 16, "WINDOW": 64, "SPLITS": 4, "BLOCKS": 32}
+HIT_TILE = {"UNITS": 64, "BLOCKS": 16}
 # A launch compiles them in.
 STRIDES = {"gate_stride": 14336, "up_stride": 14336, "out_stride": 14336}
 ONES = {"units": 1, "groups": 1, "splits": 1, "before": 1, "after": 1}
@@ -89,7 +88,6 @@ class Variant:
     def name(self) -> str:
         chosen = [str(value) for name, value in self.constants.items() if name in ("FUNCTION", "IDENTITY")]
         chosen += ["gated"] * bool(self.constants.get("GATED"))
-        chosen += ["sampled"] * bool(self.constants.get("SAMPLES"))
         tiny = ["of one unit"] * ("units" in self.constants)
         return " ".join([self.kernel, *chosen, *tiny, self.dtype, f"sm_{self.architecture}"])
 
@@ -101,7 +99,6 @@ class Variant:
         function = self.constants["FUNCTION"]
         gated = GATED_BUDGET + LONGER_GATED.get((self.dtype, function), 0)
         more = gated * self.constants["GATED"] + LATER_BUDGET * (self.architecture > 80)
-        more += SAMPLED_BUDGET * self.constants["SAMPLES"]
         return round(BUDGET[self.dtype][function] + more, 2)
 
 
@@ -133,7 +130,7 @@ def run(options: Options) -> Report:
 
 def _variants(few: bool) -> Iterator[Variant]:
     forms = [("plain", False), *((function, gated) for function in FUNCTIONS for gated in (False, True))]
-    plain = {"FUNCTION": "plain", "GATED": False, "WHOLE": False, "SAMPLES": True}
+    plain = {"FUNCTION": "plain", "GATED": False, "WHOLE": False}
     # numbers that are 1 when a kernel is launched are compiled in
     yield Variant("gather", 90, "bfloat16", {**plain, **dict.fromkeys(STRIDES, 1), **ONES})
     ones = {"GATED": True, "up_stride": 1}
@@ -141,12 +138,13 @@ def _variants(few: bool) -> Iterator[Variant]:
     tiny = {**ones, "samples": 1, **SAMPLE_PLACES, "PLACES": 8, **ONES}
     yield Variant("sample", 90, "bfloat16", tiny)
     for architecture in SHARED_BYTES:
+        # of no dtype: it reads maxima alone
+        yield Variant("find_hits", architecture, "float32", HIT_TILE)
         for dtype in ("bfloat16",) if few else TYPES:
             for function, gated in (("plain", False), ("gelu", False), ("silu", True)) if few else forms:
                 constants = {"FUNCTION": function, "GATED": gated}
-                for samples in (True,) if few else (False, True):
-                    whole = {**constants, "WHOLE": True, "SAMPLES": samples, **STRIDES}
-                    yield Variant("gather", architecture, dtype, whole)
+                whole = {**constants, "WHOLE": True, **STRIDES}
+                yield Variant("gather", architecture, dtype, whole)
                 if function != "plain":
                     yield Variant("activate_rows", architecture, dtype, constants)
             for identity in (2,) if few else (1, 2, 3):
@@ -168,6 +166,7 @@ def _compiled(variant: Variant) -> Machine:
         "gather": (statistics_triton.gather, GluonASTSource, statistics_triton.WARPS.value),
         "activate_rows": (activations_triton.activate_rows, GluonASTSource, activations_triton.WARPS.value),
         "compete": (topk_triton.compete, ASTSource, 1),
+        "find_hits": (bands_triton.find_hits, ASTSource, 4),
         "sample": (bands_triton.sample, ASTSource, 1),
     }[variant.kernel]
     signature, constants, aligned = {}, {}, {}

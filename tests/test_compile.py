@@ -19,7 +19,7 @@ MACHINE = Machine(
     registers=96, stack_bytes=0, shared_bytes=75776, instructions=1500, spills=0, global_atomics=0,
     loop_elements=16, loop={"FADD": 170, "ATOMS": 16},
 )  # fmt: skip
-CONSTANTS = {"FUNCTION": "plain", "GATED": False, "WHOLE": True, "SAMPLES": False}
+CONSTANTS = {"FUNCTION": "plain", "GATED": False, "WHOLE": True}
 
 
 @pytest.mark.slow
@@ -31,7 +31,7 @@ def test_kernels_keep_to_their_limits(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["results"]["rows"]
     assert {row["architecture"] for row in rows} == {80, 90, 100}
-    assert {row["kernel"] for row in rows} == {"gather", "activate_rows", "compete", "sample"}
+    assert {row["kernel"] for row in rows} == {"gather", "activate_rows", "compete", "find_hits", "sample"}
     for row in rows:
         assert row["stack_bytes"] == row["spills"] == row["global_atomics"] == 0
         if row["kernel"] == "gather" and row["constants"]["WHOLE"]:

@@ -1,15 +1,19 @@
 """Bands on the GPU: sequences whose hash may win compete for their unit's places, one unit a program.
 
-The gathering kernel hashes each block's sequence with each unit, and notes whether the band of the block's
-maximum may take it (`may_enter`): a sequence enters by the block that holds its maximum. Most units end
-there. For the others a program looks at those blocks, leaves out what is not the first maximum of its whole
-sequence, and gives it a place, as in topk_triton.
+The gathering kernel leaves each block's maximum. `find_hits` hashes each block's sequence with each unit, and
+notes whether the band of the maximum may take it (`may_enter`): a sequence enters by the block that holds its
+maximum. Most units end there. For the others a program looks at those blocks, leaves out what is not the
+first maximum of its whole sequence, and gives it a place, as in topk_triton.
+
+Within the gathering kernel hashes would cost more: its loop of eight rows begins with all of its reads, and
+the compiler put those of `up` behind the first half of the arithmetic once hashes followed the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -60,6 +64,29 @@ def may_enter(maximum, key, least, bars, unit, units, mask):
 
 
 @triton.jit
+def find_hits(
+    maxima, block_key, blocks, unit_key, bars, units, hits, UNITS: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """Which units a sequence of the batch may enter. Axes of the grid: UNITS units, split of the blocks."""
+    unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    split = tl.program_id(1).to(tl.int64)
+    real = unit < units
+    key = tl.load(unit_key + unit, real, other=0)[None, :]
+    least = tl.load(bars + unit, real, other=0)[None, :]
+    hit = tl.full([BLOCKS, UNITS], 0, tl.int32)
+    for first_block in range(tl.program_id(1) * BLOCKS, blocks, tl.num_programs(1) * BLOCKS):
+        block = first_block + tl.arange(0, BLOCKS)
+        there = block < blocks
+        mask = there[:, None] & real[None, :]
+        at = block.to(tl.int64)[:, None] * units + unit[None, :]
+        peaks = tl.load(maxima + at, mask, other=float("-inf"))
+        keys = tl.load(block_key + block, there, other=0)[:, None] ^ key
+        enters = may_enter(peaks, keys, least, bars, unit[None, :], units, mask)
+        hit = tl.where(enters, 1, hit)
+    tl.store(hits + split * units + unit, tl.max(hit, axis=0), real)
+
+
+@triton.jit
 def last_of(member, hash, document, sequence):
     """Which of the members comes last by hash, document and sequence, as a mask; all [PLACES]."""
     last = member & (hash == tl.max(tl.where(member, hash, 0), axis=0))
@@ -101,7 +128,7 @@ def sequence_maximum(
 
 @triton.jit
 def set_bars(bars, unit, units, held, hash, octave, samples):
-    """What the gathering kernel asks from now on; see Bands.bars."""
+    """What `find_hits` asks from now on; see Bands.bars."""
     least = least_octave(octave, 0)
     octave = tl.where(octave < least, 0, octave)
     tl.store(bars + unit, least.to(tl.uint32))
@@ -220,24 +247,29 @@ def sample(
 
 
 def launch(
-    values: Tensor, up: Tensor | None, plan: Plan, maxima: Tensor, hits: Tensor, places: Sequence[Tensor],
+    values: Tensor, up: Tensor | None, plan: Plan, maxima: Tensor, splits: int, places: Sequence[Tensor],
     window: Sequence[int],
 ) -> None:  # fmt: skip
     """Bring the samples up to date with a batch.
 
-    values, up: [tokens, units], the activations and their factor. maxima: float32 [blocks, units]; hits:
-    int32 [splits, units].
+    values, up: [tokens, units], the activations and their factor. maxima: float32 [blocks, units].
+    splits: programs that share the blocks of the same units, see device.splits_of.
     places: DeviceBands.tensors(). window: tokens before and after the peak.
     """
     units = values.shape[1]
     samples = places[3].shape[1] // bands.BANDS
     factor = values if up is None else up
+    hits = torch.empty(splits, units, dtype=torch.int32, device=values.device)
+    find_hits[(triton.cdiv(units, 64), splits)](
+        maxima, plan.block_key, plan.blocks, places[0], places[1], units, hits,
+        UNITS=64, BLOCKS=16, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
     sample[(units,)](
         values, values.stride(0), factor, factor.stride(0), units, plan.counted, plan.token_ids,
         plan.block_row, plan.block_span, plan.block_sequence, plan.block_key, plan.blocks,
-        plan.start, plan.length, plan.document, plan.ordinal, maxima, hits, hits.shape[0],
+        plan.start, plan.length, plan.document, plan.ordinal, maxima, hits, splits,
         *places, samples, *window,
         GATED=up is not None, PLACES=triton.next_power_of_2(bands.BANDS * samples),
         WINDOW=triton.next_power_of_2(sum(window) + 1),
-        SPLITS=triton.next_power_of_2(hits.shape[0]), BLOCKS=32, num_warps=1, enable_fp_fusion=False,
+        SPLITS=triton.next_power_of_2(splits), BLOCKS=32, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip

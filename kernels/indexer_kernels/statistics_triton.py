@@ -47,7 +47,6 @@ from triton.experimental.gluon import language as gl
 
 from indexer_kernels import bands_triton, topk_triton
 from indexer_kernels.activations_triton import activate_other_rows, activate_row, activated_rows
-from indexer_kernels.bands_triton import may_enter
 from indexer_kernels.histogram_triton import FLUSH_GROUPS, RECENT_ROWS, ROWS, clear, count, flush
 from indexer_kernels.moments_triton import LIMBS, POWERS, add_exactly, add_powers, is_finite
 from indexer_kernels.plan import GROUP_BLOCKS, Plan
@@ -195,16 +194,14 @@ def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, sums, units):
 @gluon.jit
 def gather(
     gate, up, out, gate_stride: gl.constexpr, up_stride: gl.constexpr, out_stride: gl.constexpr, units,
-    counted, block_row, block_span, block_document, block_key, group_run, groups,
+    counted, block_row, block_span, block_document, group_run, groups,
     recent, sums, nan, inf, minimum, maximum, met, block_maximum, block_minimum,
-    top_bar, top_document, bottom_bar, bottom_document, unit_key, sample_bars,
-    top_hits, bottom_hits, sample_hits,
-    FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr, SAMPLES: gl.constexpr,
+    top_bar, top_document, bottom_bar, bottom_document, top_hits, bottom_hits,
+    FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr,
 ):  # fmt: skip
     """Take the blocks of a split into the states of 64 units; arguments as `launch` hands them.
 
     Axes of the grid: 64 units, split. WHOLE: units are a multiple of 64, so that none needs a mask.
-    SAMPLES: whether bands are kept.
     """
     DTYPE: gl.constexpr = gate.dtype.element_ty
     counters = gl.allocate_shared_memory(gl.int32, [ROWS * UNITS // 2], FLAT)
@@ -221,7 +218,6 @@ def gather(
     bottom_last = gl.load(bottom_document + unit, real, other=-1)[None, :]
     top_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
     bottom_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
-    sample_hit = gl.full([WARPS, UNITS], 0, gl.int32, VALUES)
     highest = gl.full([WARPS, UNITS], float("-inf"), gl.float32, VALUES)
     lowest = gl.full([WARPS, UNITS], float("inf"), gl.float32, VALUES)
     splits = gl.num_programs(1)
@@ -293,12 +289,6 @@ def gather(
                 sums + split * POWERS * LIMBS * units,
                 units,
             )
-            if SAMPLES:
-                own_key = gl.load(unit_key + unit, real, other=0)[None, :]
-                key = gl.load(block_key + block)[:, None] ^ own_key
-                least = gl.load(sample_bars + unit, real, other=0)[None, :]
-                enters = may_enter(high, key, least, sample_bars, unit[None, :], units, inside)
-                sample_hit = gl.where(enters, 1, sample_hit)
         flush(counters, recent + split * RECENT_ROWS * units, first_unit, units)
 
     unit_at = split * units + unit
@@ -309,8 +299,6 @@ def gather(
     gl.store(minimum + unit_at, lowest_yet + 0.0, real)
     gl.store(top_hits + unit_at, gl.max(top_hit, axis=0), real)
     gl.store(bottom_hits + unit_at, gl.max(bottom_hit, axis=0), real)
-    if SAMPLES:
-        gl.store(sample_hits + unit_at, gl.max(sample_hit, axis=0), real)
 
 
 def launch(
@@ -343,20 +331,18 @@ def _launch(
         return
     splits = sums[0].shape[0]
     extremes = torch.empty(2, plan.blocks, units, device=gate.device)
-    hits = torch.empty(3, splits, units, dtype=torch.int32, device=gate.device)
+    hits = torch.empty(2, splits, units, dtype=torch.int32, device=gate.device)
     gated = up is not None and function != "plain"
     factor = up if up is not None and gated else gate
-    # what is not kept is not looked at
-    unit_key, sample_bars = samples[:2] if samples else (plan.block_key, hits)
     gather[(-(-units // UNITS.value), splits)](
         gate, factor, out, gate.stride(0), factor.stride(0), out.stride(0), units,
-        plan.counted, plan.block_row, plan.block_span, plan.block_document, plan.block_key, plan.group_run,
-        plan.groups, *sums, *extremes, *bars, unit_key, sample_bars, *hits,
-        FUNCTION=function, GATED=gated, WHOLE=units % UNITS.value == 0, SAMPLES=bool(samples),
+        plan.counted, plan.block_row, plan.block_span, plan.block_document, plan.group_run,
+        plan.groups, *sums, *extremes, *bars, *hits,
+        FUNCTION=function, GATED=gated, WHOLE=units % UNITS.value == 0,
         num_warps=WARPS.value, enable_fp_fusion=False,
     )  # fmt: skip
     for end, places in enumerate((top, bottom)):
         if places:
             topk_triton.launch(out, up, plan, extremes[end], hits[end], places, window, by, largest=end == 0)
     if samples:
-        bands_triton.launch(out, up, plan, extremes[0], hits[2], samples, window)
+        bands_triton.launch(out, up, plan, extremes[0], splits, samples, window)
