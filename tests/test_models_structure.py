@@ -101,6 +101,20 @@ def test_a_damaged_block_of_experts_is_not_passed_over() -> None:
         mlps(adapt(model))
 
 
+class Unknown(nn.Module):
+    """An activation function that depends on its neighbours, which makes none of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+
+def test_a_block_of_experts_with_an_mlp_that_is_not_recognised_is_refused() -> None:
+    model = fresh("deepseek_v3")
+    model.layers[1].mlp.shared_experts.act_fn = Unknown()  # type: ignore[index,union-attr]
+    with pytest.raises(IndexerError, match=r"layers\.1 .*no linear layer is fed .*shared_experts\.down_proj"):
+        mlps(adapt(model))
+
+
 def test_activation_functions_are_told_apart() -> None:
     from transformers.activations import ACT2FN
 

@@ -130,7 +130,7 @@ class _Search:
                 "all it returns is NaN; its weights, or those before it, are damaged, or overflow in this "
                 "--dtype"
             )
-        elif not found and finding.experts:
+        elif not found and finding.experts and len(_projections(trace, finding.experts)) < 2:
             finding.only_experts = True
             finding.complaint = (
                 f"{finding.experts} is a mixture of experts, whose neurons are not indexed; attn, heads and "
@@ -165,7 +165,8 @@ class _Search:
         return [self._probe(number, path) for number, path in found or places]
 
     def _holds(self, name: str, blocks: int) -> bool:
-        return any(self.findings[f"{name}.{i}"].mlp is not None for i in range(blocks))
+        found = (self.findings[f"{name}.{i}"] for i in range(blocks))
+        return any(finding.mlp is not None or finding.experts for finding in found)
 
     def _probe(self, number: int, path: str) -> Hook:
         finding = self.findings[path]
@@ -244,6 +245,27 @@ def _experts(block: nn.Module) -> str:
         if stacked and any("experts" in name for name in vars(module)):
             return path or type(module).__name__
     return ""
+
+
+def _projections(trace: BlockTrace, experts: str) -> list[str]:
+    """Linear layers beside a block's experts that may project something back: attention has one, an MLP too.
+
+    They return what is as wide as the block's output, and none of the others is given what they are.
+    """
+    block = trace.once("")
+    calls = {path: trace.once(path) for path in recognise.linear_paths(trace)}
+    given = {path: call for path, call in calls.items() if call is not None and len(call.inputs) == 1}
+    wide = block.output.shape[-1] if block is not None and block.output is not None else 0
+    return [
+        path
+        for path, call in given.items()
+        if not path.startswith(f"{experts}.")
+        and call.output is not None
+        and call.output.shape[-1] == wide
+        and not any(
+            recognise.same(call.inputs[0], other.inputs[0]) for name, other in given.items() if name != path
+        )
+    ]
 
 
 def _is_nan(trace: BlockTrace) -> bool:
