@@ -44,6 +44,15 @@ def test_the_package_needs_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_reading_loads_nothing_that_only_a_build_needs() -> None:
+    needless = ("torch", "pydantic", "indexer.config.build", "concurrent.futures", "matplotlib")
+    code = (
+        "import sys, indexer.commands, indexer.index.read, indexer.display.pages\n"
+        f"print([name for name in {needless} if name in sys.modules])"
+    )
+    assert python("-c", code).stdout == "[]\n"
+
+
 def test_python_m_is_the_command() -> None:
     done = python("-m", "indexer", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"neuron-indexer {indexer.__version__}\n", "")

@@ -7,7 +7,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -224,6 +223,9 @@ class Index:
         Raises IndexerError for a layer that it has not, and where no panel was kept.
         Cost: reads the layer's file; memory of its activations, and of a few row groups.
         """
+        # imported here: it takes a few milliseconds, and no other question needs it
+        from concurrent.futures import ThreadPoolExecutor
+
         key = parse_key(layer) if isinstance(layer, str) else layer
         key = key if isinstance(key, Key) else Key(MLP, operator.index(key))
         file, windows, tokens = self._panel(key, f'layer "{key}"')
