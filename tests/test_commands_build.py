@@ -42,8 +42,8 @@ def test_defaults_are_the_configs(built: list[BuildConfig]) -> None:
 
 def test_every_option_arrives(built: list[BuildConfig]) -> None:
     options = (
-        "--sites mlp --layers 0-5,7 --top 3 --bottom 4 --by token --context 128 --window 8,2 "
-        "--max-tokens 1000 --share 0.25 --seed 3 "
+        "--sites mlp --layers 0-5,7 --top 3 --bottom 4 --samples 5 --panel 6 --by token --context 128 "
+        "--window 8,2 --max-tokens 1000 --share 0.25 --seed 3 "
         "--batch-tokens 512 --padding never --dtype float32 --device cpu --kernels reference "
         "--text-column body --quoting none --attention eager --count-special-tokens --on-bad-text skip "
         "--output-projection h.*.mlp --revision main --hooks --threads 2 --overwrite --numerics reproducible "
@@ -53,7 +53,7 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
     assert built == [
         BuildConfig(
             model="model", corpus=("a.txt", "b/*.txt"), output=Path("my.index"), sites=("mlp",),
-            layers="0-5,7", top=3, bottom=4, by="token", context=128, window=(8, 2),
+            layers="0-5,7", top=3, bottom=4, samples=5, panel=6, by="token", context=128, window=(8, 2),
             max_tokens=1000, share=0.25, seed=3, batch_tokens=512, padding="never", dtype="float32",
             device="cpu", kernels="reference", text_column="body", count_special_tokens=True,
             on_bad_text="skip", quoting="none", output_projection="h.*.mlp", revision="main", hooks=True,
