@@ -213,9 +213,9 @@ def _check(variant: Variant, machine: Machine) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    shown = ("registers", "stack_bytes", "shared_bytes", "instructions_per_element")
+    shown = ("registers", "stack_bytes", "shared_bytes", "instructions_per_element", "reads_first")
     return Table(
         "kernels ahead of time",
-        ("variant", "registers", "stack, bytes", "shared, bytes", "instructions per element"),
+        ("variant", "registers", "stack, bytes", "shared, bytes", "instructions per element", "reads first"),
         [(row["name"], *(str(row[name]) for name in shown)) for row in rows],
     )

@@ -20,6 +20,7 @@ class Machine:
 
     spills: instructions on local memory. global_atomics: instructions, not how often they run.
     loop_elements: shared-memory atomics of the hot loop, one per element; loop: its instructions by name.
+    reads_first: reads of global memory among its first 32 instructions, which are under way together.
     instructions_per_element: 0 without such a loop.
     """
 
@@ -31,6 +32,7 @@ class Machine:
     global_atomics: int
     loop_elements: int
     loop: dict[str, int]
+    reads_first: int
 
     @property
     def instructions_per_element(self) -> float:
@@ -58,6 +60,7 @@ def take_apart(path: Path, shared_bytes: int) -> Machine:
         global_atomics=sum(name in ("ATOM", "ATOMG", "RED", "REDG") for name in names),
         loop_elements=loop.count("ATOMS"),
         loop=dict(Counter(loop).most_common()),
+        reads_first=loop[:32].count("LDG"),
     )
 
 

@@ -17,7 +17,7 @@ from benchmarks.report import WrongResultError
 ROOT = Path(__file__).parents[1]
 MACHINE = Machine(
     registers=96, stack_bytes=0, shared_bytes=75776, instructions=1500, spills=0, global_atomics=0,
-    loop_elements=16, loop={"FADD": 170, "ATOMS": 16},
+    loop_elements=16, loop={"FADD": 170, "ATOMS": 16}, reads_first=16,
 )  # fmt: skip
 CONSTANTS = {"FUNCTION": "plain", "GATED": False, "WHOLE": True}
 
@@ -39,6 +39,8 @@ def test_kernels_keep_to_their_limits(tmp_path: Path) -> None:
             assert row["registers"] <= 128
             assert row["loop"]["ATOMS"] == row["loop_elements"] >= 8
             assert "BAR" not in row["loop"]
+            # eight rows are read before the first of them is needed
+            assert row["reads_first"] >= 8 * (1 + row["constants"]["GATED"])
 
 
 @pytest.mark.parametrize(
