@@ -30,6 +30,7 @@ CASES = {
     "survive": "builds killed at random moments and at every named point, then repeated: all equal",
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
     "panel": "what the panel costs: filling it beside the pass, its size, and a layer's matrix",
+    "samples": "what fair samples cost: in the pass, in the index, in memory",
     "plot": "pictures of the records in benchmarks/results",
 }
 

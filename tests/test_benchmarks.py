@@ -204,6 +204,15 @@ def test_query_refuses_wrong_rows(
 
 
 @pytest.mark.slow
+def test_samples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = run(capsys, "samples")["results"]
+    assert 1 < results["index"] < 1.6
+    assert 1 < results["state"] < 1.35
+    assert 2 <= results["samples_a_unit"] <= 14
+    monkeypatch.setattr("benchmarks.samples.SHARED", ["SELECT count(*) FROM examples"])
+    assert "samples change what else" in refused(capsys, "samples")
+
+
 def test_panel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     results = run(capsys, "panel")["results"]
     assert results["build"]["panel_tokens"] == results["build"]["tokens"] > 200
