@@ -67,7 +67,7 @@ def test_the_version_is_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["build", "top", "bottom", "histogram", "unit", "sql", "info", "verify", "demo"]
+    "name", ["build", "top", "bottom", "sample", "histogram", "unit", "sql", "info", "verify", "demo"]
 )
 def test_every_command_has_help_with_examples(name: str) -> None:
     done = python("-m", "indexer", name, "--help")

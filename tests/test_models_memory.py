@@ -332,7 +332,7 @@ def test_on_the_cpu_the_states_have_to_fit(main_memory: Callable[[int], None]) -
     main_memory(STATE.host - 1)
     message = (
         r"the statistics of 240 units take 6\.34 MB, and 6\.34 MB of memory are free; choose fewer --layers, "
-        "a smaller --top and --bottom, or a shorter --window"
+        "a smaller --top, --bottom or --samples, or a shorter --window"
     )
     with pytest.raises(IndexerError, match=message):
         plan()

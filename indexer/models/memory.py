@@ -201,8 +201,8 @@ def _check_host(probes: Sequence[Probe], state: int) -> int:
         where, fewer = (" for each build on this machine", "--workers, ") if is_shared() else ("", "")
         raise IndexerError(
             f"the statistics of {sum(probe.units for probe in probes):,} units take {in_bytes(state)}, and "
-            f"{in_bytes(free)} of memory are free{where}; choose fewer {fewer}--layers, a smaller --top and "
-            "--bottom, or a shorter --window"
+            f"{in_bytes(free)} of memory are free{where}; choose fewer {fewer}--layers, a smaller --top, "
+            "--bottom or --samples, or a shorter --window"
         )
     return free
 
