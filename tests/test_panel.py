@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from indexer_kernels.panel import WINDOW, Panel, Windows
+from indexer_kernels.panel import WINDOW, Panel, Windows, window_hashes
 from transformers import AutoModel, AutoTokenizer
 
 import indexer
@@ -33,6 +33,7 @@ from tests.test_pipeline import tables
 from tests.test_resume import stopped_after
 from tests.tiny_models import saved, words
 
+FORMAT = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
 W, CONTEXT, SEED = 7, 90, 5
 # document, sequence, start, and token ids; with the whole sequence that they are of
 Window = tuple[int, int, int, list[int], list[int]]
@@ -120,6 +121,12 @@ def alone(
         counted = [place for place, token in enumerate(whole) if token not in special]
         caught[-1] = caught[-1][counted[start : start + len(ids)]]
     return torch.cat(caught).float().numpy()
+
+
+def test_the_page_tells_the_hash_of_a_window() -> None:
+    found = window_hashes(0, *(np.array([number]) for number in (3 << 40 | 17, 2, 128)))
+    assert f"0x{int(found[0]):X}" in FORMAT
+    assert int(found[0]) == hash_of_the_page()(0, "panel", 2, 3 << 40 | 17, 2)
 
 
 @pytest.mark.parametrize("most", [1, W, 10_000])

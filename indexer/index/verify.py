@@ -4,7 +4,7 @@ Always: that the manifest is as it was written, that nothing lies in the folder 
 file's size and SHA-256, its schema, its number of rows, the checksum of every page. With `full`
 also the laws of the content: bins, NaN and infinities add up to the count, and so do the counts of tokens;
 extremes, positive and active values and quantiles agree with the bins; examples are ranked by the total
-order, and a window holds its peak.
+order, and a window holds its peak; hashes of the panel are those of its windows, and no unit lacks a token.
 """
 
 from __future__ import annotations
