@@ -91,7 +91,8 @@ def test_every_example_of_a_gated_mlp_holds_the_other_factor(
     monkeypatch.setattr("indexer.building.gathered.States", recording(seen))
     rows = examples(build(model, texts, tmp_path / "i", dtype=dtype, kernels=kernels))
     plain = of_the_model(model, texts, dtype)
-    assert len(rows) == LAYERS * UNITS * 5
+    assert len([row for row in rows if row["kind"] != "sample"]) == LAYERS * UNITS * 5
+    assert {row["kind"] for row in rows} == {"top", "bottom", "sample"}
     for row in rows:
         key = row["layer"], (row["document"], row["sequence"], row["position"])
         assert row["up"] == seen[key][row["unit"]]
