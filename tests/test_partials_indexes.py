@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from indexer_kernels import Keep
 
 from benchmarks.child import measured
 from benchmarks.synthetic import (
@@ -35,8 +36,11 @@ from tests.partial_cases import (
     LAYERS,
     PARTS,
     in_a_tree,
+    record,
     rows,
     some_index,
+    some_parts,
+    write_part,
 )
 
 
@@ -135,7 +139,11 @@ def test_the_manifest_is_that_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_only_documents_that_winners_point_to_are_kept(tmp_path: Path) -> None:
-    parts = [some_index(tmp_path / f"part{number}", [number]) for number in range(PARTS)]
+    few = Keep(top=2, bottom=0, window=(6, 3))
+    parts = []
+    for number, part in enumerate(some_parts(PARTS)):
+        records = [record([part], few, layer) for layer in LAYERS]
+        parts.append(write_part(tmp_path / f"part{number}", [number], records, [part], keep=few))
     merged = merge_indexes(parts, tmp_path / "merged")
     table = pq.read_table(merged / "documents.parquet")
     pointed: set[int] = set()
