@@ -26,7 +26,7 @@ from benchmarks.synthetic import (
     synthetic_vocabulary,
 )
 from indexer.index import schema
-from indexer.index.codecs import CODECS, folders
+from indexer.index.codecs import CODECS
 from indexer.index.groups import RowGroups
 from indexer.index.manifest import FileEntry, Manifest, read_manifest, sha256, sites_of
 from indexer.index.write import IndexWriter
@@ -74,13 +74,14 @@ class Inputs:
         path = self.input_path(number)
         if path.exists():
             return path
-        for folder in folders():
-            (path / folder).mkdir(parents=True)
         contents = [self.content(number, layer) for layer in range(self.layers)]
         first = self.content_path(contents[0])
+        kept = [codec for codec in CODECS if (first / codec.file(Key(MLP, 0))).exists()]
+        for codec in kept:
+            (path / codec.folder).mkdir(parents=True)
         files = [_linked(first, path, name, name) for name in (schema.VOCABULARY_FILE, schema.VIEWS)]
         for layer, content in enumerate(contents):
-            for codec in CODECS:
+            for codec in kept:
                 old, new = codec.file(Key(MLP, 0)), codec.file(Key(MLP, layer))
                 files.append(_linked(self.content_path(content), path, old, new))
         files.append(self._write_units(path, contents))

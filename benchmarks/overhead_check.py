@@ -7,7 +7,7 @@ and without tolerance; and so are the peers' algorithms, on the same activations
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,8 @@ def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> li
     recorder = _recorded(subject, threads)
     with open_index(subject.config.output) as index:
         for key, shown in recorder.shown.items():
-            reference = Statistics.empty(SAMPLED, recorder.keep, kernels="reference")
+            # a unit's samples depend on its number, which is another one among the sampled
+            reference = Statistics.empty(SAMPLED, replace(recorder.keep, samples=0), kernels="reference")
             for activations, sequences in shown:
                 reference.update(activations, sequences)
             reference.settle()

@@ -181,7 +181,8 @@ def test_query(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert kept.stat().st_mtime_ns == written
     for results in (first["results"], again["results"]):
         assert results["units"] == 128
-        assert results["examples"] == 128 * 40
+        # 20 at either end, and 2 in each of 7 bands
+        assert results["examples"] == 128 * (40 + 14)
         assert {"record of a unit", "token search", "scan of all units"} <= set(results["milliseconds"])
         for row in results["milliseconds"].values():
             assert 0 < row["min"] <= row["p50"] <= row["p95"] <= row["max"]
