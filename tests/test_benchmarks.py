@@ -97,6 +97,7 @@ def test_overhead(capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) 
     assert 0 <= results["waited_share"] < 1
 
 
+@pytest.mark.slow
 def test_overhead_refuses_a_wrong_index(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_overhead_refuses_a_wrong_index(
     assert "mlp.3." in refused(capsys, "overhead", "--threads", "1", "--no-peers")
 
 
+@pytest.mark.slow
 def test_overhead_refuses_a_wrong_peer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +135,7 @@ def test_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["nan"] == row["inf"] == 0 < row["values"] for row in results["kernels"])
 
 
+@pytest.mark.slow
 def test_counts_refuses_a_function_that_is_not_the_models(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +217,7 @@ def test_samples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert "samples change what else" in refused(capsys, "samples")
 
 
+@pytest.mark.slow
 def test_panel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     results = run(capsys, "panel")["results"]
     assert results["build"]["panel_tokens"] == results["build"]["tokens"] > 200

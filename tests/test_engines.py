@@ -46,7 +46,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def options(output: Path, corpus: list[str], **changes: Any) -> BuildConfig:
     plain: dict[str, Any] = {
-        "top": 3, "bottom": 2, "context": 48, "layers": "0", "batch_tokens": 256, "threads": 1,
+        "top": 3, "bottom": 2, "context": 48, "layers": "0", "panel": 6, "batch_tokens": 256, "threads": 1,
         "piece_bytes": 9000, "checkpoint_minutes": 0,
     }  # fmt: skip
     return BuildConfig(model=str(minilm()), corpus=tuple(corpus), output=output, **{**plain, **changes})

@@ -36,7 +36,10 @@ TABLES = {
 
 
 def options(output: Path, corpus: list[str], **changes: Any) -> BuildConfig:
-    plain = {"top": 4, "bottom": 3, "context": 64, "max_tokens": 4000, "layers": "0-1", "batch_tokens": 1024}
+    plain = {
+        "top": 4, "bottom": 3, "panel": 6, "context": 64, "max_tokens": 4000, "layers": "0-1",
+        "batch_tokens": 1024,
+    }  # fmt: skip
     return BuildConfig(model=str(minilm()), corpus=tuple(corpus), output=output, **{**plain, **changes})
 
 

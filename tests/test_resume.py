@@ -42,8 +42,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def options(output: Path, corpus: list[str], **changes: Any) -> BuildConfig:
     plain: dict[str, Any] = {
-        "model": str(minilm()), "layers": "1", "top": 3, "bottom": 2, "context": 48, "batch_tokens": 512,
-        "threads": 1, "piece_bytes": 6000, "checkpoint_minutes": 0,
+        "model": str(minilm()), "layers": "1", "panel": 6, "top": 3, "bottom": 2, "context": 48,
+        "batch_tokens": 512, "threads": 1, "piece_bytes": 6000, "checkpoint_minutes": 0,
     }  # fmt: skip
     return BuildConfig(corpus=tuple(corpus), output=output, **{**plain, **changes})
 
