@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index.rows import LayerRows
@@ -50,6 +49,8 @@ class LayerLaws:
 
     def check_units(self) -> None:
         """The layer's rows are its units in order."""
+        import pyarrow.compute as pc
+
         if not np.array_equal(self.integers("unit"), np.arange(self.units)):
             raise IndexerError(f"{self.where}: units.parquet does not have units 0-{self.units - 1} in order")
         site, layer = self.key

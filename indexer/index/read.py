@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from indexer_kernels import Keep
 
 from indexer.errors import IndexerError
@@ -249,6 +248,9 @@ class Index:
 
     def documents(self, documents: Iterable[int]) -> pa.Table:
         """The rows of `documents` of some ids, ascending; ids that it does not know have none."""
+        # imported where it is used, here and below: what it makes of itself takes longer than most questions
+        import pyarrow.compute as pc
+
         file = self._open(schema.DOCUMENTS_FILE, GroupedFile, schema.DOCUMENTS)
         wanted = pa.array(sorted(set(documents)), pa.int64())
         return pa.concat_tables(
@@ -427,6 +429,8 @@ def _stamp(index: Path) -> tuple[int, int, int] | None:
 
 def _spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
     """Columns of examples as they are stored, with tokens and text from the vocabulary."""
+    import pyarrow.compute as pc
+
     columns = {name: rows[name] for name in _STORED}
     windows, activations = (rows[name].combine_chunks() for name in ("token_ids", "activations"))
     ids, length = windows.flatten(), pc.list_value_length(windows).to_numpy()
@@ -460,6 +464,8 @@ def _check_peaks(
 
 def _of_kind(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
     """Those of one kind; with k, the first k of them, or of each of their bands."""
+    import pyarrow.compute as pc
+
     if k is not None and k < 1:
         raise IndexerError(f"k = {k}: ask for at least one example")
     chosen = pc.equal(examples["kind"], kind)

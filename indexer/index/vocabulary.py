@@ -16,7 +16,6 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from indexer.errors import IndexerError
 from indexer.index import schema
@@ -42,6 +41,8 @@ class Vocabulary:
     def __init__(
         self, tokens: Iterable[str], pieces: Iterable[str] | None = None, spaced: bool = False
     ) -> None:
+        import pyarrow.compute as pc
+
         self.tokens = pa.array(tokens, pa.string())
         self.pieces = (
             pc.replace_substring(self.tokens, "%", "%25") if pieces is None else pa.array(pieces, pa.string())
@@ -117,6 +118,8 @@ class Vocabulary:
         token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where they begin and end.
         Cost: a take and a copy; texts with a split character are looked at one by one.
         """
+        import pyarrow.compute as pc
+
         flat = self._take(self.pieces, token_ids)
         starts = np.frombuffer(flat.buffers()[1], np.int32)[flat.offset : flat.offset + len(flat) + 1]
         ends = np.ascontiguousarray(starts[np.asarray(offsets)])
@@ -166,6 +169,8 @@ def _check_one_row(table: pa.Table) -> None:
 
 def _decoded(joined: pa.Array) -> pa.Array:
     """The texts that joined pieces stand for, all of which hold an escape."""
+    import pyarrow.compute as pc
+
     percents = pc.count_substring(joined, "%25")
     split = pc.not_equal(pc.count_substring(joined, "%"), percents)
     some = pa.array(list(map(decode_pieces, joined.filter(split).to_pylist())), pa.string())

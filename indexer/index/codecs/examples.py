@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from indexer_kernels import Bands
 from indexer_kernels.bands import bands_of, lower_ends, octaves_of
 from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
@@ -151,6 +150,8 @@ class Examples(Codec):
         return columns
 
     def merge_into(self, record: LayerRecord, rows: LayerRows, units: slice) -> None:
+        import pyarrow.compute as pc
+
         path = self.file(rows.key)
         kept = _kept(rows)
         # each unit's rows are in one row group, and come once
@@ -180,6 +181,8 @@ class Examples(Codec):
 
     def check(self, laws: LayerLaws) -> None:
         """Examples are in order and within the extremes, samples in their bands; windows hold the peaks."""
+        import pyarrow.compute as pc
+
         kept = np.array(list(_kept(laws.rows).values()))
         last = (-1, -1, np.inf, -1)
         for table in laws.rows.groups(self.file(laws.key), self.columns):
@@ -296,6 +299,8 @@ def _check_bands(laws: LayerLaws, columns: dict[str, np.ndarray]) -> None:
 
 
 def _check_up(laws: LayerLaws, up: pa.ChunkedArray, value: np.ndarray, unit: np.ndarray) -> None:
+    import pyarrow.compute as pc
+
     unknown = pc.is_null(up).to_numpy()
     factor = up.to_numpy()
     laws.require(unknown | np.isfinite(factor), "an example's up is not finite", unit)
@@ -303,6 +308,8 @@ def _check_up(laws: LayerLaws, up: pa.ChunkedArray, value: np.ndarray, unit: np.
 
 
 def _check_windows(laws: LayerLaws, table: pa.Table, columns: dict[str, np.ndarray]) -> None:
+    import pyarrow.compute as pc
+
     ids, activations = (table[name].combine_chunks() for name in ("token_ids", "activations"))
     length = pc.list_value_length(ids).to_numpy()
     unit = columns["unit"]

@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from indexer_kernels.panel import WINDOW, Panel, Windows, window_hashes
 
 from indexer.errors import IndexerError
@@ -144,6 +143,8 @@ class PanelActivations(Codec):
 
 def read_windows(rows: LayerRows) -> Windows:
     """The windows of an index; raises IndexerError where they are not as they are written."""
+    import pyarrow.compute as pc
+
     table = pa.concat_tables([WINDOWS.empty_table(), *rows.groups(WINDOWS_FILE, WINDOWS)])
     ids = table["token_ids"].combine_chunks()
     length = pc.list_value_length(ids).to_numpy().astype(np.int64)
@@ -171,6 +172,8 @@ def matrix_of(table: pa.Table, units: range, tokens: int, path: Path) -> np.ndar
 
     Raises IndexerError where they are not those of these units, or not of so many tokens each.
     """
+    import pyarrow.compute as pc
+
     activations = table["activations"].combine_chunks()
     length = pc.list_value_length(activations).to_numpy()
     if not np.array_equal(table["unit"].to_numpy(), units) or not (length == tokens).all():
