@@ -107,6 +107,7 @@ def test_processes_one_of_them_killed(corpus: list[str], expected: dict[str, Any
     assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
 
 
+@pytest.mark.slow
 def test_a_worker_says_what_is_wrong(corpus: list[str], tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()

@@ -227,6 +227,7 @@ def test_neither_batches_nor_their_order_change_it(
     assert panel_of("c.index", batch_tokens=batch_tokens) == expected
 
 
+@pytest.mark.slow
 def test_shards_merge_in_any_tree_and_a_build_goes_on(
     models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_finished_index_is_left_alone(
         build(options(tmp_path / "a.index", standard_library("this.py")))
 
 
+@pytest.mark.slow
 def test_another_build_does_not_continue(
     corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
