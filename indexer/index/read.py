@@ -23,6 +23,7 @@ from indexer.index.codecs import EXAMPLES, HISTOGRAMS, PANEL
 from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
+from indexer.index.spelled import STORED, of_kind, spelled
 from indexer.index.vocabulary import Vocabulary
 from indexer.names import MLP, Key, Unit, by_site, format_layers, parse_key, parse_unit
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 Opened = TypeVar("Opened", bound=GroupedFile)
 
-# what a unit's examples are read from; the rest is known beforehand or cheaper to look up than to decode
-_STORED = [name for name in EXAMPLES.columns.names if name not in ("site", "layer", "unit", "token", "text")]
 _BINS = ["lower", "upper", "count"]
 
 
@@ -180,11 +179,11 @@ class Index:
 
     def top(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """The unit's k strongest examples, best first; all that the index has without k."""
-        return _of_kind(self._examples(self._find(unit, number)), "top", k)
+        return of_kind(self._examples(self._find(unit, number)), "top", k)
 
     def bottom(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """The unit's k lowest examples, lowest first; all that the index has without k."""
-        return _of_kind(self._examples(self._find(unit, number)), "bottom", k)
+        return of_kind(self._examples(self._find(unit, number)), "bottom", k)
 
     def samples(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """Fair examples of the unit, k of each band; all that the index has without k.
@@ -192,7 +191,7 @@ class Index:
         Of the sequences whose maximum lies in one octave, or in none of the six highest, each had the same
         chance. The highest band comes first; within one they stand in the order of their hashes.
         """
-        return _of_kind(self._examples(self._find(unit, number)), "sample", k)
+        return of_kind(self._examples(self._find(unit, number)), "sample", k)
 
     def keep(self, unit: str | Unit | int, number: int | None = None) -> Keep:
         """What is kept of the unit: how many examples of each kind, and their windows."""
@@ -210,9 +209,9 @@ class Index:
             unit=found,
             statistics=self.unit(found),
             histogram=self.histogram(found),
-            top=_of_kind(examples, "top", k),
-            bottom=_of_kind(examples, "bottom", k),
-            samples=_of_kind(examples, "sample", k),
+            top=of_kind(examples, "top", k),
+            bottom=of_kind(examples, "bottom", k),
+            samples=of_kind(examples, "sample", k),
         )
 
     def panel(self, layer: str | Key | int) -> PanelOfLayer:
@@ -343,7 +342,7 @@ class Index:
         file = self._open(path, UnitFile, EXAMPLES.columns)
         vocabulary = self.vocabulary
         with in_one_line(file.path):
-            columns = _spelled(file.rows(unit.unit, _STORED).combine_chunks(), vocabulary, file.path)
+            columns = spelled(file.rows(unit.unit, STORED).combine_chunks(), vocabulary, file.path)
         return _with_names(unit, columns, _EXAMPLES)
 
     def _find(self, unit: str | Unit | int, number: int | None = None) -> Unit:
@@ -425,51 +424,6 @@ def _stamp(index: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def _spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
-    """Columns of examples as they are stored, with tokens and text from the vocabulary."""
-    import pyarrow.compute as pc
-
-    columns = {name: rows[name] for name in _STORED}
-    windows, activations = (rows[name].combine_chunks() for name in ("token_ids", "activations"))
-    ids, length = windows.flatten(), pc.list_value_length(windows).to_numpy()
-    # Arrow takes offsets on trust: values that end before them would be read from other memory
-    if not np.array_equal(length, pc.list_value_length(activations).to_numpy()):
-        raise IndexerError(f"{path}: a window has not one activation for every token; {DAMAGED}")
-    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
-    _check_peaks(columns, ids, activations.flatten(), offsets, path)
-    lists = {"token_ids": ids, "tokens": vocabulary.token_strings(ids), "activations": activations.flatten()}
-    for name, values in lists.items():
-        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
-    columns["token"] = vocabulary.token_strings(rows["token_id"].combine_chunks())
-    columns["text"] = vocabulary.texts(ids, offsets)
-    return columns
-
-
-def _check_peaks(
-    columns: dict[str, Any], ids: pa.Array, activations: pa.Array, offsets: np.ndarray, path: Path
-) -> None:
-    """Raise IndexerError where windows are not those of their rows; a page index has no checksum."""
-    position, start = (columns[name].to_numpy() for name in ("position", "window_start"))
-    peak = offsets[:-1] + position - start
-    right = bool(((peak >= offsets[:-1]) & (peak < offsets[1:])).all())
-    pairs = ((ids, "token_id"), (activations, "value"))
-    if not right or not all(
-        np.array_equal(values.to_numpy()[peak], columns[name].to_numpy(), equal_nan=True)
-        for values, name in pairs
-    ):
-        raise IndexerError(f"{path}: a window does not hold its peak; {DAMAGED}")
-
-
-def _of_kind(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
-    """Those of one kind; with k, the first k of them, or of each of their bands."""
-    import pyarrow.compute as pc
-
-    if k is not None and k < 1:
-        raise IndexerError(f"k = {k}: ask for at least one example")
-    chosen = pc.equal(examples["kind"], kind)
-    return examples.filter(chosen if k is None else pc.and_(chosen, pc.less_equal(examples["rank"], k)))
 
 
 def _with_names(unit: Unit, columns: dict[str, Any], wanted: pa.Schema) -> pa.Table:

@@ -1,0 +1,62 @@
+"""A unit's examples as they are stored, made into rows of the view `examples`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from indexer.errors import IndexerError
+from indexer.index.codecs import EXAMPLES
+from indexer.index.files import DAMAGED
+from indexer.index.vocabulary import Vocabulary
+
+# what a unit's examples are read from; the rest is known beforehand or cheaper to look up than to decode
+STORED = [name for name in EXAMPLES.columns.names if name not in ("site", "layer", "unit", "token", "text")]
+
+
+def spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
+    """Columns of examples as they are stored, with tokens and text from the vocabulary."""
+    import pyarrow.compute as pc
+
+    columns = {name: rows[name] for name in STORED}
+    windows, activations = (rows[name].combine_chunks() for name in ("token_ids", "activations"))
+    ids, length = windows.flatten(), pc.list_value_length(windows).to_numpy()
+    # Arrow takes offsets on trust: values that end before them would be read from other memory
+    if not np.array_equal(length, pc.list_value_length(activations).to_numpy()):
+        raise IndexerError(f"{path}: a window has not one activation for every token; {DAMAGED}")
+    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
+    _check_peaks(columns, ids, activations.flatten(), offsets, path)
+    lists = {"token_ids": ids, "tokens": vocabulary.token_strings(ids), "activations": activations.flatten()}
+    for name, values in lists.items():
+        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
+    columns["token"] = vocabulary.token_strings(rows["token_id"].combine_chunks())
+    columns["text"] = vocabulary.texts(ids, offsets)
+    return columns
+
+
+def _check_peaks(
+    columns: dict[str, Any], ids: pa.Array, activations: pa.Array, offsets: np.ndarray, path: Path
+) -> None:
+    """Raise IndexerError where windows are not those of their rows; a page index has no checksum."""
+    position, start = (columns[name].to_numpy() for name in ("position", "window_start"))
+    peak = offsets[:-1] + position - start
+    right = bool(((peak >= offsets[:-1]) & (peak < offsets[1:])).all())
+    pairs = ((ids, "token_id"), (activations, "value"))
+    if not right or not all(
+        np.array_equal(values.to_numpy()[peak], columns[name].to_numpy(), equal_nan=True)
+        for values, name in pairs
+    ):
+        raise IndexerError(f"{path}: a window does not hold its peak; {DAMAGED}")
+
+
+def of_kind(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
+    """Those of one kind; with k, the first k of them, or of each of their bands."""
+    import pyarrow.compute as pc
+
+    if k is not None and k < 1:
+        raise IndexerError(f"k = {k}: ask for at least one example")
+    chosen = pc.equal(examples["kind"], kind)
+    return examples.filter(chosen if k is None else pc.and_(chosen, pc.less_equal(examples["rank"], k)))
