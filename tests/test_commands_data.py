@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from indexer.display.data import number, print_table, write_csv, write_json
 from indexer.errors import IndexerError
@@ -75,12 +74,17 @@ def test_equal_names_do_not_hide_each_other() -> None:
     assert json.loads(out.getvalue()) == [{"a": 1, "a_1": 2}]
 
 
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def printed(shown: pa.Table, terminal: bool, width: int) -> tuple[str, list[str]]:
-    out, told = io.StringIO(), []
-    console = Console(
-        file=out, width=width, force_terminal=terminal, color_system=None, highlight=False, markup=False
-    )
-    print_table(shown, console, told.append)
+    out, told = Screen() if terminal else io.StringIO(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        patch.setenv("NO_COLOR", "1")
+        print_table(shown, out, told.append)
     return out.getvalue(), told
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ from indexer.display.pages import console, source_name, window
 from indexer.index.read import Index
 
 UNIT = "mlp.1.5"
+# what takes longer to import than most questions take to answer
+SLOW = ("pandas", "pyarrow.compute", "numpy.ma", "torch", "pydantic", "matplotlib")
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +280,25 @@ def test_places_are_lines_as_people_count_them_or_rows() -> None:
     assert source_name("c.ndjson.gz", 0) == "c.ndjson.gz line 1"
     assert source_name("a.parquet", 398) == "a.parquet row 398"
     assert source_name("book.txt", 0) == "book.txt"
+
+
+@pytest.mark.parametrize(
+    ("question", "needless"),
+    [
+        (("unit", UNIT), (*SLOW, "duckdb")),
+        (("top", UNIT), (*SLOW, "duckdb")),
+        (
+            ("sql", "SELECT unit, maximum, activations FROM units JOIN examples USING (unit) LIMIT 2"),
+            (*SLOW, "rich.console"),
+        ),
+    ],
+)
+def test_questions_import_little(folder: Path, question: tuple[str, str], needless: tuple[str, ...]) -> None:
+    command, argument = question
+    code = (
+        "import sys, indexer.commands\n"
+        f"try: indexer.commands.app([{command!r}, {str(folder)!r}, {argument!r}])\n"
+        f"finally: print([name for name in {needless} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from indexer.display.text import Window, concordance, literal, marked, one_line, spell, visible
+from indexer.display.harmless import literal, one_line, visible
+from indexer.display.text import Window, concordance, marked, spell
 
 DANGEROUS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 

@@ -286,9 +286,8 @@ def sql(
         _write(table, form)
         return
     from indexer.display.data import print_table
-    from indexer.display.pages import console
 
-    print_table(table.slice(0, min(rows, table.num_rows)), console(), tell)
+    print_table(table.slice(0, min(rows, table.num_rows)), sys.stdout, tell)
     if table.num_rows > rows:
         tell(f"{rows:,} of {table.num_rows:,} rows shown (--rows N for more, --format csv for all)")
 

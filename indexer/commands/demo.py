@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer.display.data import print_table, rows
+from indexer.display.harmless import one_line
 from indexer.display.histogram import print_bars
 from indexer.display.pages import console, print_examples, print_title, sources
-from indexer.display.text import one_line
 from indexer.errors import IndexerError
 from indexer.talk import tell
 
@@ -157,7 +157,7 @@ def _library() -> Iterator[tuple[str, str]]:
 def _show(index: Index, output: Path, out: Console) -> None:
     chosen = index.sql(SELECTIVE)
     _print_question("The most selective neuron of each layer, and the tokens it fires on", SELECTIVE, out)
-    print_table(chosen, out, tell)
+    print_table(chosen, out.file, tell)
     # the deeper, the less a neuron is about one word
     neurons = list(rows(chosen))[-_SHOWN:]
     if not neurons:
@@ -173,7 +173,7 @@ def _show(index: Index, output: Path, out: Console) -> None:
     print_bars(list(rows(index.histogram(name))), out)
     question = FIRES_ON.format(token=_quoted(token))
     _print_question(f"Which neurons fire on the token {one_line(token)}?", question, out)
-    print_table(index.sql(question), out, tell)
+    print_table(index.sql(question), out.file, tell)
     tell(f"Look further: neuron-indexer unit {output} {name}")
 
 

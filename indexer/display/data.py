@@ -9,16 +9,18 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import pyarrow as pa
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
 
-from indexer.display.text import CUT, literal, one_line
+from indexer.display.harmless import CUT, literal, one_line
 from indexer.errors import IndexerError
+from indexer.index.arrow import cast
 
 # a cut column narrower than this says too little to be worth its place
 _NARROWEST = 10
@@ -113,9 +115,9 @@ def _distinct(names: list[str]) -> list[str]:
 def _values(column: pa.Array) -> list[Any]:
     # Arrow writes a float32 with the fewest digits; read back as float64 they are the value people typed.
     if pa.types.is_float32(column.type):
-        return column.cast(pa.string()).cast(pa.float64()).to_pylist()
+        return cast(cast(column, pa.string()), pa.float64()).to_pylist()
     if column.type == pa.list_(pa.float32()):
-        return column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64())).to_pylist()
+        return cast(cast(column, pa.list_(pa.string())), pa.list_(pa.float64())).to_pylist()
     try:
         return column.to_pylist()
     except OverflowError:
@@ -131,28 +133,28 @@ def number(value: float | int | None, digits: int = 4) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def print_table(table: pa.Table, console: Console, tell: Callable[[str], None]) -> None:
+def print_table(table: pa.Table, out: IO[str], tell: Callable[[str], None]) -> None:
     """Print a table no wider than the terminal; columns that do not fit are told, never silently dropped.
 
     A single row that does not fit becomes one line per column. On anything but a terminal nothing is cut.
+    It does without rich, which takes longer to import than most queries.
     """
     names = [one_line(name) for name in _distinct(table.column_names)]
     cells = [[_cell(value) for value in row.values()] for row in rows(table)]
     widths = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
-    room = console.width if console.is_terminal else _total(widths)
+    room = shutil.get_terminal_size().columns if out.isatty() else _total(widths)
     if table.num_rows == 1 and _total(widths) > room:
-        print_fields(dict(zip(names, cells[0], strict=True)), console)
+        out.writelines(f"{line}\n" for line in _fields(dict(zip(names, cells[0], strict=True)), room))
         return
     shown = _shown(widths, room)
     if shown < len(names):
         tell(f"{len(names) - shown} of {len(names)} columns do not fit: {', '.join(names[shown:])}")
     columns = list(zip(_fitted(widths[:shown], room), map(_is_number, table.schema.types), strict=False))
-    console.print(_line(names, columns), style="bold", no_wrap=True, crop=False, soft_wrap=True)
-    console.print(
-        "─" * min(_total([width for width, _ in columns]), room), no_wrap=True, crop=False, soft_wrap=True
-    )
-    # cells are harmless and sized by now; rich's own table takes longer for them than the query did
-    console.file.writelines(f"{_line(row, columns)}\n" for row in cells)
+    header = _line(names, columns)
+    plain = not out.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    out.write(f"{header}\n" if plain else f"\x1b[1m{header}\x1b[0m\n")
+    out.write("─" * min(_total([width for width, _ in columns]), room) + "\n")
+    out.writelines(f"{_line(row, columns)}\n" for row in cells)
 
 
 def _line(row: list[str], columns: list[tuple[int, bool]]) -> str:
@@ -168,14 +170,12 @@ def _sized(cell: str, width: int, right: bool) -> str:
     return " " * missing + cell if right else cell + " " * missing
 
 
-def print_fields(fields: dict[str, str], console: Console) -> None:
-    """Print one line per field, the values below each other."""
+def _fields(fields: dict[str, str], room: int) -> Iterator[str]:
+    """One line per field, the values below each other, no wider than the room."""
     width = max(map(cell_len, fields), default=0)
     for name, value in fields.items():
-        line = f"{name:<{width}}  {value}"
-        console.print(
-            line, no_wrap=True, overflow="ellipsis" if console.is_terminal else "ignore", crop=False
-        )
+        line = _sized(name, width, False) + " " * _GAP + value
+        yield line if cell_len(line) <= room else _sized(line, room, False)
 
 
 def _cell(value: Any) -> str:

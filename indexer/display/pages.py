@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from indexer.display.data import number
+from indexer.display.harmless import CUT, one_line
 from indexer.display.histogram import chart
-from indexer.display.text import CUT, Window, concordance, marked, one_line, spell
+from indexer.display.text import Window, concordance, marked, spell
 
 if TYPE_CHECKING:
     from indexer.index.read import Index

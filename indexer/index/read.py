@@ -19,6 +19,7 @@ from indexer_kernels import Keep
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import read_addons
+from indexer.index.arrow import is_in, rows_where
 from indexer.index.codecs import EXAMPLES, HISTOGRAMS, PANEL
 from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
@@ -247,15 +248,12 @@ class Index:
 
     def documents(self, documents: Iterable[int]) -> pa.Table:
         """The rows of `documents` of some ids, ascending; ids that it does not know have none."""
-        # imported where it is used, here and below: what it makes of itself takes longer than most questions
-        import pyarrow.compute as pc
-
         file = self._open(schema.DOCUMENTS_FILE, GroupedFile, schema.DOCUMENTS)
         wanted = pa.array(sorted(set(documents)), pa.int64())
         return pa.concat_tables(
             [file.empty(schema.DOCUMENTS.names)]
             + [
-                table.filter(pc.is_in(table["document"], wanted))
+                rows_where(table, is_in(table["document"], wanted))
                 for table in file.groups_with("document", wanted)
             ]
         )

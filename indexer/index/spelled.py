@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from indexer.errors import IndexerError
+from indexer.index.arrow import array_of, call, elements, rows_where
 from indexer.index.codecs import EXAMPLES
 from indexer.index.files import DAMAGED
 from indexer.index.vocabulary import Vocabulary
@@ -19,19 +20,18 @@ STORED = [name for name in EXAMPLES.columns.names if name not in ("site", "layer
 
 def spelled(rows: pa.Table, vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
     """Columns of examples as they are stored, with tokens and text from the vocabulary."""
-    import pyarrow.compute as pc
-
     columns = {name: rows[name] for name in STORED}
     windows, activations = (rows[name].combine_chunks() for name in ("token_ids", "activations"))
-    ids, length = windows.flatten(), pc.list_value_length(windows).to_numpy()
+    ids, values = elements(windows), elements(activations)
+    length = call("list_value_length", windows).to_numpy()
     # Arrow takes offsets on trust: values that end before them would be read from other memory
-    if not np.array_equal(length, pc.list_value_length(activations).to_numpy()):
+    if not np.array_equal(length, call("list_value_length", activations).to_numpy()):
         raise IndexerError(f"{path}: a window has not one activation for every token; {DAMAGED}")
     offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int32)
-    _check_peaks(columns, ids, activations.flatten(), offsets, path)
-    lists = {"token_ids": ids, "tokens": vocabulary.token_strings(ids), "activations": activations.flatten()}
-    for name, values in lists.items():
-        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
+    _check_peaks(columns, ids, values, offsets, path)
+    lists = {"token_ids": ids, "tokens": vocabulary.token_strings(ids), "activations": values}
+    for name, found in lists.items():
+        columns[name] = pa.ListArray.from_arrays(array_of(offsets), found)
     columns["token"] = vocabulary.token_strings(rows["token_id"].combine_chunks())
     columns["text"] = vocabulary.texts(ids, offsets)
     return columns
@@ -54,9 +54,9 @@ def _check_peaks(
 
 def of_kind(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
     """Those of one kind; with k, the first k of them, or of each of their bands."""
-    import pyarrow.compute as pc
-
     if k is not None and k < 1:
         raise IndexerError(f"k = {k}: ask for at least one example")
-    chosen = pc.equal(examples["kind"], kind)
-    return examples.filter(chosen if k is None else pc.and_(chosen, pc.less_equal(examples["rank"], k)))
+    chosen = call("equal", examples["kind"], pa.scalar(kind))
+    if k is not None:
+        chosen = call("and", chosen, call("less_equal", examples["rank"], pa.scalar(k)))
+    return rows_where(examples, chosen)

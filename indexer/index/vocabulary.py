@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from indexer.errors import IndexerError
 from indexer.index import schema
+from indexer.index.arrow import call, elements, functions
 
 REPLACEMENT = "\ufffd"
 # on joined pieces: bytes before the first whole character, and the start of a character that never ends
@@ -41,12 +42,8 @@ class Vocabulary:
     def __init__(
         self, tokens: Iterable[str], pieces: Iterable[str] | None = None, spaced: bool = False
     ) -> None:
-        import pyarrow.compute as pc
-
         self.tokens = pa.array(tokens, pa.string())
-        self.pieces = (
-            pc.replace_substring(self.tokens, "%", "%25") if pieces is None else pa.array(pieces, pa.string())
-        )
+        self.pieces = _replaced(self.tokens, "%", "%25") if pieces is None else pa.array(pieces, pa.string())
         self.spaced = spaced
         if len(self.tokens) != len(self.pieces):
             raise IndexerError(f"vocabulary: {len(self.tokens)} tokens but {len(self.pieces)} pieces")
@@ -79,7 +76,7 @@ class Vocabulary:
     def from_table(cls, table: pa.Table) -> Vocabulary:
         """Read the one row of vocabulary.parquet."""
         _check_one_row(table)
-        tokens, pieces = (table.column(name).chunk(0).flatten() for name in ("tokens", "pieces"))
+        tokens, pieces = (elements(table.column(name).chunk(0)) for name in ("tokens", "pieces"))
         return cls(tokens, pieces, table.column("spaced")[0].as_py())
 
     def to_table(self, token_counts: np.ndarray) -> pa.Table:
@@ -118,8 +115,6 @@ class Vocabulary:
         token_ids: int32 [n], the runs one after the other. offsets: int [runs + 1], where they begin and end.
         Cost: a take and a copy; texts with a split character are looked at one by one.
         """
-        import pyarrow.compute as pc
-
         flat = self._take(self.pieces, token_ids)
         starts = np.frombuffer(flat.buffers()[1], np.int32)[flat.offset : flat.offset + len(flat) + 1]
         ends = np.ascontiguousarray(starts[np.asarray(offsets)])
@@ -130,8 +125,10 @@ class Vocabulary:
             escaped = np.zeros(len(joined), bool)
             escaped[np.searchsorted(ends, marks, "right") - 1] = True
             mask = pa.array(escaped)
-            joined = pc.replace_with_mask(joined, mask, _decoded(joined.filter(mask)))
-        return pc.utf8_ltrim(joined, " ") if self.spaced else joined
+            joined = call("replace_with_mask", joined, mask, _decoded(call("filter", joined, mask)))
+        if not self.spaced:
+            return joined
+        return call("utf8_ltrim", joined, options=functions.TrimOptions(" "))
 
     def text(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """The text of one run of tokens."""
@@ -139,7 +136,7 @@ class Vocabulary:
 
     def _take(self, strings: pa.Array, token_ids: np.ndarray | pa.Array) -> pa.Array:
         try:
-            return strings.take(pa.array(token_ids, pa.int32()))
+            return call("take", strings, pa.array(token_ids, pa.int32()))
         except (pa.ArrowIndexError, IndexError):
             highest = int(np.max(np.abs(np.asarray(token_ids, np.int64))))
             raise IndexerError(
@@ -151,8 +148,8 @@ class Vocabulary:
 def token_counts_of(table: pa.Table) -> np.ndarray:
     """How often each token was counted, int64 [vocabulary], from the one row of vocabulary.parquet."""
     _check_one_row(table)
-    counts = table.column("counts").chunk(0).flatten().to_numpy()
-    tokens = len(table.column("tokens").chunk(0).flatten())
+    counts = elements(table.column("counts").chunk(0)).to_numpy()
+    tokens = len(elements(table.column("tokens").chunk(0)))
     if len(counts) != tokens:
         raise IndexerError(
             f"{schema.VOCABULARY_FILE}: {tokens} tokens but {len(counts)} counts; build the index again"
@@ -169,12 +166,17 @@ def _check_one_row(table: pa.Table) -> None:
 
 def _decoded(joined: pa.Array) -> pa.Array:
     """The texts that joined pieces stand for, all of which hold an escape."""
-    import pyarrow.compute as pc
+    marks, percents = (
+        call("count_substring", joined, options=functions.MatchSubstringOptions(sought))
+        for sought in ("%", "%25")
+    )
+    split = call("not_equal", marks, percents)
+    some = pa.array(list(map(decode_pieces, call("filter", joined, split).to_pylist())), pa.string())
+    return call("replace_with_mask", _replaced(joined, "%25", "%"), split, some)
 
-    percents = pc.count_substring(joined, "%25")
-    split = pc.not_equal(pc.count_substring(joined, "%"), percents)
-    some = pa.array(list(map(decode_pieces, joined.filter(split).to_pylist())), pa.string())
-    return pc.replace_with_mask(pc.replace_substring(joined, "%25", "%"), split, some)
+
+def _replaced(strings: pa.Array, old: str, new: str) -> pa.Array:
+    return call("replace_substring", strings, options=functions.ReplaceSubstringOptions(old, new))
 
 
 def decode_pieces(joined: str) -> str:
