@@ -35,6 +35,7 @@ LENGTHS = (3, 5, 9, 12, 20, 33, 50, 2, 1, 60, 90)
 # of a value, or of a hundredth of the largest in its layer where that is more
 TOLERANCE = 1e-3
 SECONDS = 120
+BOS = 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _judged(name: str, folder: Path) -> Verdict:
             )
         except Exception as error:
             return Verdict(name, "WRONG", f"a sequence alone does not run: {_reason(error)}")
-        wrong = _wrong(index, {layer["layer"]: layer["place"] for layer in described["layers"]}, truth)
+        wrong = _wrong(index, {_key(layer): layer["place"] for layer in described["layers"]}, truth)
     verdict = "WRONG" if wrong else "PARTIAL" if truth.missed else "RIGHT"
     note = wrong or f"left out: {truth.missed}" if truth.missed else wrong or (part and f"its part {part}")
     paths = "+".join(sorted({layer["path"] for layer in described["layers"]}))
@@ -134,29 +135,36 @@ class Truth:
         self.missed = ", ".join(sorted(kinds))
 
 
-def _wrong(index: indexer.Index, projections: dict[int, str], truth: Truth) -> str:
+def _key(row: dict[str, Any]) -> str:
+    return f"{row['site']}.{row['layer']}"
+
+
+def _wrong(index: indexer.Index, projections: dict[str, str], truth: Truth) -> str:
     """What differs first, or nothing."""
-    units = index.sql("SELECT layer, count, maximum, minimum, mean FROM units ORDER BY layer, unit")
-    columns = {name: units[name].to_numpy() for name in units.column_names}
+    units = index.sql(
+        "SELECT site || '.' || layer AS key, count, maximum, minimum, mean FROM units "
+        "ORDER BY site, layer, unit"
+    )
+    columns = {name: np.array(units[name].to_pylist()) for name in units.column_names}
     for layer, path in projections.items():
-        mine, rows = columns["layer"] == layer, truth.rows[path]
+        mine, rows = columns["key"] == layer, truth.rows[path]
         least = 0.01 * np.abs(rows).max()
         if (columns["count"][mine] != len(rows)).any():
-            return f"layer {layer} ({path}): {columns['count'][mine][0]} tokens counted of {len(rows)}"
+            return f"{layer} ({path}): {columns['count'][mine][0]} tokens counted of {len(rows)}"
         for name, true in (("maximum", rows.max(0)), ("minimum", rows.min(0)), ("mean", rows.mean(0))):
             apart = np.abs(columns[name][mine] - true) / np.maximum(np.abs(true), least)
             # so that a NaN is wrong too
             bad = np.count_nonzero(~(apart <= TOLERANCE))
             if bad:
                 return (
-                    f"layer {layer} ({path}): {name} off by {apart.max():.2g} in {bad} of {len(apart)} units"
+                    f"{layer} ({path}): {name} off by {apart.max():.2g} in {bad} of {len(apart)} units"
                 )
     peaks = index.sql(
-        "SELECT layer, unit, value, document, sequence, position FROM examples "
-        "WHERE kind = 'top' AND rank = 1 ORDER BY layer, unit"
+        "SELECT site, layer, unit, value, document, sequence, position FROM examples "
+        "WHERE kind = 'top' AND rank = 1 ORDER BY site, layer, unit"
     )
     for peak in peaks.to_pylist():
-        path = projections[peak["layer"]]
+        path = projections[_key(peak)]
         least = 0.01 * np.abs(truth.rows[path]).max()
         values = truth.at[peak["document"] & ((1 << 40) - 1), peak["sequence"]][path]
         true, value = float(values[peak["position"], peak["unit"]]), peak["value"]
@@ -168,7 +176,10 @@ def _wrong(index: indexer.Index, projections: dict[int, str], truth: Truth) -> s
 def _alone(
     model: nn.Module, watched: dict[str, nn.Module], documents: list[str]
 ) -> Iterator[tuple[tuple[int, int], dict[str, NDArray[np.float32]]]]:
-    """(document, sequence), and what each watched module was given there: [tokens, units]."""
+    """(document, sequence), and what each watched module was given there: [tokens, units].
+
+    A decoder that has an encoder reads them behind a start token, whose row is left out.
+    """
     given: dict[str, NDArray[np.float32]] = {}
 
     def keeps(path: str) -> Any:
@@ -180,16 +191,20 @@ def _alone(
 
     for path, module in watched.items():
         module.register_forward_pre_hook(keeps(path), with_kwargs=True)
+    two_stacks = getattr(model.config, "is_encoder_decoder", False)
+    decoder = set(model.get_decoder().modules()) if two_stacks else set()  # type: ignore[operator]
     no_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     for document, text in enumerate(documents):
         ids = [int(word[1:]) + 4 for word in text.split()]
         for sequence, first in enumerate(range(0, len(ids), CONTEXT - 2)):
             given.clear()
-            tokens = [1, *ids[first : first + CONTEXT - 2], 2]
+            tokens = [BOS, *ids[first : first + CONTEXT - 2], 2]
             with torch.inference_mode():
-                model(input_ids=torch.tensor([tokens]), **no_cache)
+                read = {"decoder_input_ids": torch.tensor([[BOS, *tokens]])} if decoder else {}
+                model(input_ids=torch.tensor([tokens]), **read, **no_cache)
             # some fill a sequence up at its end
-            yield (document, sequence), {path: x[: len(tokens)] for path, x in given.items()}
+            rows = {path: x[int(watched[path] in decoder) :] for path, x in given.items()}
+            yield (document, sequence), {path: x[: len(tokens)] for path, x in rows.items()}
 
 
 def _documents() -> list[str]:

@@ -12,6 +12,9 @@ from indexer.errors import IndexerError
 # the site of neurons, which is meant where a layer and a number are all that is given
 MLP = "mlp"
 ATTN, HEADS, RESID = "attn", "heads", "resid"
+# the stacks of a model that has two; their names stand before those of sites, as in `encoder.mlp`
+ENCODER, DECODER = "encoder", "decoder"
+STACKS = (ENCODER, DECODER)
 # one spelling per number: no sign, no leading zero, and small enough for the index's int32
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # Becomes part of a file name. Words after dots are names that users chose, as in `sae.NAME`, or the kind of
@@ -86,6 +89,12 @@ def parse_key(name: str) -> Key:
         raise IndexerError(f'layer "{name}": expected SITE.LAYER, for example mlp.5')
     check_site(site)
     return Key(site, int(layer))
+
+
+def stack_of(site: str) -> str:
+    """The stack that a site is in, or nothing where the model has one stack."""
+    first, _, rest = site.partition(".")
+    return first if rest and first in STACKS else ""
 
 
 def check_site(site: str) -> None:

@@ -367,14 +367,6 @@ def test_the_sample_is_made_on_the_cpu_whatever_the_default_device() -> None:
         assert torch.equal(sample_ids(model), expected)
 
 
-def test_encoder_decoder_models_are_refused() -> None:
-    import transformers
-
-    config = transformers.T5Config(vocab_size=50, d_model=16, d_ff=32, num_layers=1, num_heads=2, d_kv=8)
-    with pytest.raises(IndexerError, match="an encoder and a decoder"):
-        adapt(transformers.AutoModel.from_config(config))
-
-
 def test_weights_in_a_dtype_that_is_not_indexed() -> None:
     with pytest.raises(
         IndexerError, match=r"torch\.float64; activations are indexed in float32, bfloat16, float16"

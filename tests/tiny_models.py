@@ -30,6 +30,11 @@ GROUPED = {**COMMON, "num_key_value_heads": 2}
 GEMMA = {**GROUPED, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_inner": UNITS, "n_layer": LAYERS, "n_head": HEADS}
 
+T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "d_model": HIDDEN, "d_kv": 8, "d_ff": UNITS, "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS - 1, "num_heads": HEADS, "decoder_start_token_id": 0,
+}  # fmt: skip
+
 # name -> (configuration class, settings)
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", COMMON),
@@ -141,6 +146,18 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    # two stacks; the decoder is a layer shorter
+    "t5": ("T5Config", {**T5, "feed_forward_proj": "relu"}),
+    "umt5": ("UMT5Config", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "bart": (
+        "BartConfig",
+        {
+            "vocab_size": VOCABULARY, "d_model": HIDDEN, "encoder_layers": LAYERS, "encoder_ffn_dim": UNITS,
+            "decoder_layers": LAYERS - 1, "decoder_ffn_dim": UNITS - 16, "encoder_attention_heads": HEADS,
+            "decoder_attention_heads": HEADS, "max_position_embeddings": POSITIONS, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+        },
+    ),
 }  # fmt: skip
 
 REQUIRED = [

@@ -162,10 +162,11 @@ class BuildConfig(BaseModel):
         (MLP,),
         "LIST",
         "Kinds of place, as mlp,attn: mlp (neurons), attn (input channels of attention's output projection), "
-        "heads (norms of what heads write), resid (the residual stream after each block).",
+        "heads (norms of what heads write), resid (the residual stream after each block); of a model with an "
+        "encoder and a decoder those of both, or of one, as encoder.mlp.",
         Reach.RUN,
     )
-    layers: Layers = _model(None, "LIST", "As 0-5,7.", Reach.RUN, "all")
+    layers: Layers = _model(None, "LIST", "As 0-5,7; in every stack.", Reach.RUN, "all")
     revision: str | None = _model(None, "NAME", "Branch, tag or commit of a hub model.", Reach.RUN)
     output_projection: str | None = _model(
         None,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from indexer.errors import IndexerError
+from indexer.models.stacks import read_by_decoder, stacks_of
 
 # An exception that passed through code of these is no fault of the model.
 OURS = ("indexer", "indexer_kernels")
@@ -24,6 +25,8 @@ class TokensAloneError(IndexerError):
 def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The last hidden state, [sequences, width, hidden]; token_ids: int64 [sequences, width].
 
+    A model with two stacks reads them with both; the state is the decoder's, [sequences, 1 + width, hidden].
+
     attention_mask: int64 [sequences, width], 1 for tokens and 0 for padding; None where nothing has to be
     masked.
     Raises TokensAloneError for whatever the model's own code raises, but for want of memory.
@@ -32,6 +35,8 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
     arguments: dict[str, Any] = {"input_ids": token_ids}
     if attention_mask is not None:
         arguments["attention_mask"] = attention_mask
+    if stacks_of(model):
+        arguments["decoder_input_ids"] = read_by_decoder(model, token_ids)
     if "use_cache" in inspect.signature(model.forward).parameters:
         arguments["use_cache"] = False
     try:

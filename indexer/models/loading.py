@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from logging import ERROR, getLogger
 from typing import Any
 
@@ -16,6 +16,7 @@ from indexer.models.forward import embedding_rows
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
 from indexer.models.sample import Sample, sampled
 from indexer.models.source import Source, blamed_on, resolve
+from indexer.models.stacks import stacks_of, start_token
 from indexer.models.tokenizer import load_tokenizer
 from indexer.models.weights import (
     STORED,
@@ -27,6 +28,7 @@ from indexer.models.weights import (
     read_headers,
     weight_files,
 )
+from indexer.names import DECODER
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -43,6 +45,8 @@ class LoadedModel:
     part: path of `model` in the model of the files, empty where it is all of that. sample: what it makes of a
         small batch, and whether it is causal.
     provenance: name, revision, digest, architecture, dtype and versions, for the manifest.
+    stacks: of a model with two, the paths of both in `model`, by name. stack: the name of the one that is
+        looked at; empty where there is one alone, and for all of the model.
     """
 
     model: nn.Module
@@ -53,15 +57,29 @@ class LoadedModel:
     part: str
     sample: Sample
     provenance: dict[str, Any]
+    stacks: dict[str, str] = field(default_factory=dict)
+    stack: str = ""
 
     @property
     def causal(self) -> bool:
         """Whether a token's activations depend on no later token."""
         return self.sample.causal
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Of the sample: sequences, and rows of each in what is looked at."""
+        sequences, tokens = self.sample.token_ids.shape
+        return sequences, tokens + (self.stack == DECODER)
+
+    def parts(self) -> list[LoadedModel]:
+        """The model to be looked at stack by stack, in the order in which they run."""
+        return [replace(self, stack=stack) for stack in self.stacks] or [self]
+
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """All modules that are run, by their paths in the model of the files."""
-        return self.model.named_modules(prefix=self.part)
+        """All modules that are looked at, by their paths in the model of the files."""
+        path = self.stacks.get(self.stack, "")
+        prefix = ".".join(filter(None, (self.part, path)))
+        return self.model.get_submodule(path).named_modules(prefix=prefix)
 
     def module(self, path: str) -> nn.Module:
         """The one of a path in the model of the files."""
@@ -122,11 +140,6 @@ def adapt(model: nn.Module, tokenizer: Any = None, *, name: str = "model") -> Lo
 
     model: a base model of transformers, without a head. Raises IndexerError as `load` does.
     """
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise IndexerError(
-            f"model {name} ({type(model).__name__}): models with an encoder and a decoder are not supported"
-        )
     model.eval().requires_grad_(False)
     parameter = next(model.parameters())
     away = [path for path, weight in model.named_parameters() if weight.is_meta]
@@ -140,6 +153,9 @@ def adapt(model: nn.Module, tokenizer: Any = None, *, name: str = "model") -> Lo
         )
     part, sample = sampled(model)
     whole, model = model, model.get_submodule(part)
+    stacks, provenance = stacks_of(model), _provenance(whole, name, part)
+    if stacks:
+        provenance["decoder_start_token_id"] = start_token(model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -148,12 +164,21 @@ def adapt(model: nn.Module, tokenizer: Any = None, *, name: str = "model") -> Lo
         context=context_length(model),
         part=part,
         sample=sample,
-        provenance=_provenance(whole, name, part),
+        provenance=provenance,
+        stacks=stacks,
     )
 
 
 def context_length(model: nn.Module) -> int | None:
-    """The longest sequence that the model's positions allow, or None where they set no bound (ALiBi)."""
+    """The longest sequence that the model's positions allow, or None where they set no bound (ALiBi).
+
+    Of a model with two stacks that is one token less, for the decoder reads a start token too.
+    """
+    positions = _positions(model)
+    return None if positions is None else positions - bool(stacks_of(model))
+
+
+def _positions(model: nn.Module) -> int | None:
     config = getattr(model, "config", None)
     if config is None:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,8 @@ from indexer_kernels.activations import activate
 from torch import Tensor, nn
 
 from indexer.errors import IndexerError
-from indexer.names import Key
+from indexer.models.stacks import behind_start
+from indexer.names import DECODER, Key, stack_of
 
 
 @dataclass(slots=True)
@@ -87,10 +88,20 @@ class Workspace:
     groups: Sequence[Group] = ()
     scratch: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
     _sequences: Sequences | None = None
+    _decoder: Workspace | None = None
 
-    def begin(self, sequences: Sequences, chunk_tokens: int = 0) -> None:
-        """Go on to a batch. chunk_tokens: rows of a group, about; 0 for all of them."""
+    def of(self, site: str) -> Workspace:
+        """This one, or the one with the same memory that a site of a decoder is told its rows by."""
+        if stack_of(site) != DECODER:
+            return self
+        self._decoder = self._decoder or replace(self)
+        return self._decoder
+
+    def begin(self, sequences: Sequences, chunk_tokens: int = 0, width: int = 1) -> None:
+        """Go on to a batch. chunk_tokens: rows of a group, about; 0 for all of them. width: of the batch."""
         self._sequences, self.groups = sequences, groups_of(sequences, chunk_tokens)
+        if self._decoder is not None:
+            self._decoder.begin(behind_start(sequences, width), chunk_tokens)
 
     @property
     def sequences(self) -> Sequences:
@@ -160,6 +171,9 @@ class Probe(Protocol):
         values is not needed then.
         Raises IndexerError, while the model runs, where rows are not those of the batch.
         """
+
+    def within(self, stack: str) -> Probe:
+        """The same as one of a stack of the model, whose name stands before that of the site."""
 
     def read(self, reason: str) -> Probe:
         """The same values, read after the model computed them. reason: why, for the manifest."""

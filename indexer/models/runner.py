@@ -130,8 +130,9 @@ class Runner:
                 for module in filter(is_plain_linear, model.modules()):
                     stack.enter_context(forward_of(module, OnednnForward(module)))
             for probe in self.probes:
-                take = self._taking(probe.key, probe is last)
-                stack.enter_context(probe.attach(take, self._workspace, probe is last))
+                workspace = self._workspace.of(probe.key.site)
+                take = self._taking(probe.key, workspace, probe is last)
+                stack.enter_context(probe.attach(take, workspace, probe is last))
             if self.compiled:
                 for block in blocks(model, last.module):
                     stack.enter_context(forward_of(block, torch.compile(block.forward, dynamic=True)))
@@ -194,7 +195,7 @@ class Runner:
 
     def _fits(self, batch: Batch) -> bool:
         """Run a batch at once; False where the memory of the GPU did not do for it."""
-        self._workspace.begin(batch.sequences(), self.chunk_tokens)
+        self._workspace.begin(batch.sequences(), self.chunk_tokens, batch.token_ids.shape[1])
         mask = self._mask(batch)
         arrays = [np.ascontiguousarray(batch.token_ids)] + ([] if mask is None else [mask])
         with torch.inference_mode():
@@ -218,9 +219,8 @@ class Runner:
         length = np.concatenate([batch.length, np.full(rows - len(batch.length), width)])
         return (np.arange(width) < length[:, None]).astype(np.int64)
 
-    def _taking(self, key: Key, last: bool) -> Take:
+    def _taking(self, key: Key, workspace: Workspace, last: bool) -> Take:
         """What a probe hands its values to."""
-        workspace = self._workspace
 
         def take(values: Values) -> None:
             ended = workspace.ends_with(values.sequences)

@@ -14,7 +14,7 @@ SEQUENCES, TOKENS = 2, 8
 
 @dataclass(frozen=True)
 class Sample:
-    """token_ids: int64 [2, 8]. output: the last hidden state, [2, 8, hidden].
+    """token_ids: int64 [2, 8]. output: the last hidden state, [2, 8, hidden]; see forward.call_model.
 
     causal: whether a token's part of it depends on no token after it.
     """

@@ -19,7 +19,7 @@ from indexer.errors import IndexerError
 from indexer.models.forward import call_model
 from indexer.models.loading import LoadedModel, quiet_transformers
 from indexer.models.probe import Probe, Values, Workspace
-from indexer.names import ATTN, HEADS, MLP, RESID, Key
+from indexer.names import ATTN, HEADS, MLP, RESID, STACKS, Key, stack_of
 from indexer.sites import attn, heads, mlp, resid
 from indexer.sites.asked import Asked
 
@@ -36,20 +36,24 @@ SITES: dict[str, Callable[[LoadedModel, Asked], Sequence[Probe]]] = {
 def check_sites(names: Sequence[str]) -> None:
     """Raises IndexerError for a name that is no site."""
     for name in names:
-        if name not in SITES:
-            raise IndexerError(f'--sites: no site "{name}"; there is: {", ".join(SITES)}')
+        if name.removeprefix(f"{stack_of(name)}.") not in SITES:
+            raise IndexerError(
+                f'--sites: no site "{name}"; there is: {", ".join(SITES)}, and of a model with two stacks '
+                f"those of one alone, as {STACKS[0]}.{MLP}"
+            )
 
 
 def find(loaded: LoadedModel, sites: Sequence[str] = (MLP,), asked: Asked | None = None) -> list[Probe]:
     """The probes of some sites, in the order in which the running model reaches them.
 
+    Of a model with two stacks a site is that of both, `encoder.mlp` and `decoder.mlp`, or the one named so.
     Raises IndexerError for a site that does not exist, and where one cannot tell where it is in this model.
     Cost: what the sites need, `mlp` a forward pass over 16 tokens; and another one, seldom two.
     """
     check_sites(sites)
     asked = asked or Asked()
     with torch.inference_mode(), quiet_transformers():
-        probes = [probe for name in dict.fromkeys(sites) for probe in SITES[name](loaded, asked)]
+        probes = [probe for part in loaded.parts() for probe in _of_part(part, sites, asked)]
         if asked.hooks:
             probes = [probe.read("asked for") for probe in probes]
         trial = _Trial(loaded, probes)
@@ -60,23 +64,46 @@ def find(loaded: LoadedModel, sites: Sequence[str] = (MLP,), asked: Asked | None
         return trial.in_order()
 
 
+def _of_part(part: LoadedModel, names: Sequence[str], asked: Asked) -> list[Probe]:
+    """The probes of a model with one stack, or of the stack that is looked at."""
+    wanted: dict[str, None] = {}
+    for name in names:
+        stack = stack_of(name)
+        if stack and not part.stack:
+            model = f"model {part.provenance['architecture']}"
+            raise IndexerError(f"--sites {name}: {model} has one stack; leave {stack} out")
+        if stack in ("", part.stack):
+            wanted[name.removeprefix(f"{stack}.")] = None
+    if not part.stack:
+        return [probe for site in wanted for probe in SITES[site](part, asked)]
+    (other,) = {*STACKS} - {part.stack}
+    probes: list[Probe] = []
+    for site in wanted:
+        try:
+            probes += [probe.within(part.stack) for probe in SITES[site](part, asked)]
+        except IndexerError as error:
+            raise IndexerError(f"{error}; or index the {other} alone: --sites {other}.{site}") from error
+    return probes
+
+
 class _Trial:
     """One forward pass over the model's sample with probes attached."""
 
     def __init__(self, loaded: LoadedModel, probes: Sequence[Probe]) -> None:
         self.loaded, self.probes = loaded, probes
-        self.tokens = loaded.sample.token_ids.numel()
+        self.workspace = Workspace(loaded.model)
         # in the order of the last values handed over
         self.rows: Counter[Key] = Counter()
 
     def run(self) -> Tensor:
         """What the model returns. Raises IndexerError where it fails."""
-        workspace = Workspace(self.loaded.model)
-        workspace.begin(Sequences.none(self.tokens))
+        ids = self.loaded.sample.token_ids
         with ExitStack() as stack:
             for probe in self.probes:
+                workspace = self.workspace.of(probe.key.site)
                 stack.enter_context(probe.attach(self._taking(probe.key), workspace, last=False))
-            return call_model(self.loaded.model, self.loaded.sample.token_ids)
+            self.workspace.begin(Sequences.none(ids.numel()), width=ids.shape[1])
+            return call_model(self.loaded.model, ids)
 
     def fault(self) -> str:
         """What those that compute a part of the model do to it, empty for nothing."""
@@ -104,10 +131,10 @@ class _Trial:
     def in_order(self) -> list[Probe]:
         """The probes as the model reached them. Raises IndexerError for one that not every token passes."""
         for probe in self.probes:
-            rows = self.rows[probe.key]
-            if rows != self.tokens:
+            rows, tokens = self.rows[probe.key], self.workspace.of(probe.key.site).sequences.tokens
+            if rows != tokens:
                 raise IndexerError(
-                    f"{probe.place}: the model runs {rows} rows through it for a batch of {self.tokens} "
+                    f"{probe.place}: the model runs {rows} rows through it for a batch of {tokens} "
                     "tokens; only what every token passes, once, can be indexed"
                 )
         place = {key: number for number, key in enumerate(self.rows)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,6 +78,10 @@ class Hook:
     def values(self, rows: Tensor) -> Tensor:
         """The units of [tokens, channels] rows: here those channels themselves."""
         return rows
+
+    def within(self, stack: str) -> Hook:
+        """The same in a stack of the model."""
+        return replace(self, key=Key(f"{stack}.{self.key.site}", self.key.layer))
 
     def read(self, reason: str) -> Hook:
         """Itself."""

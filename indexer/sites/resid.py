@@ -25,18 +25,18 @@ def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
     or where a block returns several such tensors.
     Cost: a forward pass over 16 tokens.
     """
-    lists, ids = block_lists(loaded), loaded.sample.token_ids
+    lists = block_lists(loaded)
     returned: dict[str, list[list[Tensor]]] = {path: [] for path in blocks_of(lists)}
     with ExitStack() as stack:
         for path, block in blocks_of(lists).items():
             stack.enter_context(block.register_forward_hook(_keeping(returned[path])))
-        call_model(loaded.model, ids)
+        call_model(loaded.model, loaded.sample.token_ids)
 
     model = f"model {loaded.provenance['architecture']}"
     ran = ran_once(lists, {path: len(outputs) for path, outputs in returned.items()})
     streams = {
         path: [
-            tensor for tensor in outputs[0] if tensor.is_floating_point() and tensor.shape[:-1] == ids.shape
+            tensor for tensor in outputs[0] if tensor.is_floating_point() and tensor.shape[:-1] == loaded.rows
         ]
         for path, outputs in returned.items()
         if outputs

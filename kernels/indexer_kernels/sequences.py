@@ -109,8 +109,11 @@ class Sequences:
         return len(self.start)
 
     def rows(self, first: int, last: int) -> Sequences:
-        """Sequences first to last - 1 alone, in rows counted from the first row of sequence `first`."""
-        begin = int(self.start[first])
+        """Sequences first to last - 1 alone, in rows counted from the first row of sequence `first`.
+
+        Rows before the very first sequence are among them if it is.
+        """
+        begin = int(self.start[first]) if first else 0
         end = int(self.start[last]) if last < len(self) else self.tokens
         return Sequences(
             self.start[first:last] - begin,

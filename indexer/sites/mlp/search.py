@@ -17,7 +17,6 @@ from torch import nn
 from indexer.errors import IndexerError
 from indexer.models.forward import call_model
 from indexer.models.loading import LoadedModel
-from indexer.models.sample import SEQUENCES, TOKENS
 from indexer.models.trace import BlockTrace, traced
 from indexer.names import MLP, Key
 from indexer.sites.asked import Asked
@@ -118,10 +117,10 @@ class _Search:
         only = None
         if self.by_hand is not None:
             only = next(within for block, within in self.by_hand.values() if block == path)
-        found = recognise.matches(trace, (SEQUENCES, TOKENS), only)
+        found = recognise.matches(trace, self.loaded.rows, only)
         finding.experts = _experts(trace.block)
         if only is not None and not found:
-            finding.mlp, finding.complaint = _unmatched(trace, only)
+            finding.mlp, finding.complaint = _unmatched(trace, self.loaded.rows, only)
         elif len(found) > 1:
             paths = ", ".join(match.projection for match in found)
             finding.complaint = f"more than one linear layer projects an MLP's activations ({paths})"
@@ -188,8 +187,11 @@ def _mlp(trace: BlockTrace, match: recognise.Match, shared: set[int]) -> _Mlp:
     return _Mlp(match.projection, module, match.units, match.function, match.gated, plan)
 
 
-def _unmatched(trace: BlockTrace, path: str) -> tuple[_Mlp | None, str]:
-    """A projection named by hand, with an unrecognised activation: read by hook, if it sees every token."""
+def _unmatched(trace: BlockTrace, tokens: tuple[int, int], path: str) -> tuple[_Mlp | None, str]:
+    """A projection named by hand, with an unrecognised activation: read by hook, if it sees every token.
+
+    tokens: see recognise.matches.
+    """
     call = trace.once(path)
     if call is None or len(call.inputs) != 1:
         times = len(trace.calls.get(path, []))
@@ -198,10 +200,10 @@ def _unmatched(trace: BlockTrace, path: str) -> tuple[_Mlp | None, str]:
             f"{path} runs {times} times per forward pass, or not with one tensor alone; it has to run once",
         )
     (*rows, units), module = call.inputs[0].shape, trace.modules[path]
-    if not recognise.is_by_token(call.inputs[0], (SEQUENCES, TOKENS)):
+    if not recognise.is_by_token(call.inputs[0], tokens):
         return (
             None,
-            f"{path} was given rows of shape {rows} for {SEQUENCES} sequences of {TOKENS} "
+            f"{path} was given rows of shape {rows} for {tokens[0]} sequences of {tokens[1]} "
             "tokens; only what every token passes, in order, can be indexed",
         )
     reason = "named by hand; what feeds it was not recognised"
