@@ -234,6 +234,17 @@ def _without_the_highest_band(table: pa.Table) -> pa.Table:
     return pa.concat_tables([table.slice(0, first), table.slice(first + 1)])
 
 
+def _without(kind: str, unit: int) -> Callable[[pa.Table], pa.Table]:
+    """All rows but a unit's examples of a kind."""
+
+    def change(table: pa.Table) -> pa.Table:
+        compute = pa.compute
+        of_it = compute.and_(compute.equal(table["kind"], kind), compute.equal(table["unit"], unit))
+        return table.filter(compute.invert(of_it))
+
+    return change
+
+
 UNITS, BINS, EXAMPLES = "units.parquet", "histograms/mlp.0.parquet", "examples/mlp.0.parquet"
 TOKENS = "vocabulary.parquet"
 
@@ -283,6 +294,8 @@ TOKENS = "vocabulary.parquet"
         (EXAMPLES, _sample("value", -1, lambda v: -9.0), "a sample's value is beyond its minimum"),
         (EXAMPLES, _sample("rank", -1, lambda v: 2), "ranks do not count from 1"),
         (EXAMPLES, _without_the_highest_band, "its samples do not begin in the band of its maximum"),
+        (EXAMPLES, _without("bottom", 5), "mlp.0.5: it has values without an example of kind bottom"),
+        (EXAMPLES, _without("sample", 5), "mlp.0.5: it has values without an example of kind sample"),
         (EXAMPLES, _change("position", -1, lambda v: v + 50), "a window does not hold its peak"),
         (EXAMPLES, _change("activations", -1, lambda v: v[1:]), "windows of unequal length"),
         (TOKENS, _change("counts", 0, lambda v: [v[0] + 1, *v[1:]]), "mlp.0.0: the counts in the vocabulary"),

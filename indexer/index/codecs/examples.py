@@ -185,6 +185,7 @@ class Examples(Codec):
 
         kept = np.array(list(_kept(laws.rows).values()))
         last = (-1, -1, np.inf, -1)
+        seen = np.zeros((laws.units, len(KINDS)), bool)
         for table in laws.rows.groups(self.file(laws.key), self.columns):
             columns = {name: table[name].to_numpy() for name in _COMPARED}
             unit = columns["unit"]
@@ -195,6 +196,7 @@ class Examples(Codec):
             banded = table["band"].is_valid().to_numpy()
             laws.require(banded == (kind == _SAMPLE), "samples have a band and other examples none", unit)
             columns |= {"kind": kind, "band": table["band"].fill_null(0).to_numpy()}
+            seen[unit, kind] = True
             last = _check_order(laws, columns, last)
             value, first = columns["value"], columns["rank"] == 1
             laws.require(columns["rank"] <= kept[kind], "more examples than are kept", unit)
@@ -207,6 +209,9 @@ class Examples(Codec):
             known = np.isin(columns["document"], laws.documents)
             laws.require(known, "an example points to a document that documents.parquet has not", unit)
             _check_windows(laws, table, columns)
+        for number, kind in enumerate(KINDS):
+            there = seen[:, number] == (laws.histogram.any(axis=1) & bool(kept[number]))
+            laws.require(there, f"it has values without an example of kind {kind}, or the other way round")
 
     def views(self, place: sql.Place, layers: Sequence[Key]) -> Iterator[str]:
         files = sql.list_of([place(self.file(key)) for key in layers])
