@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import indexer
-from benchmarks.architectures_small import WORDS, small_config, small_model, tokenizer
+from benchmarks.architectures_small import WORDS, head_class, small_config, small_model, tokenizer
 from indexer.errors import IndexerError
 
 CONTEXT = 64
@@ -98,7 +98,7 @@ def _judged(name: str, folder: Path) -> Verdict:
         part = described.get("part") or ""
         try:
             truth = Truth(
-                folder / "model", part, [layer["place"] for layer in described["layers"]], documents
+                folder / "model", described, [layer["place"] for layer in described["layers"]], documents
             )
         except Exception as error:
             return Verdict(name, "WRONG", f"a sequence alone does not run: {_reason(error)}")
@@ -117,15 +117,17 @@ class Truth:
     missed: linear layers that read and write what the indexed ones do, ran, and are not among them.
     """
 
-    def __init__(self, folder: Path, part: str, indexed: list[str], documents: list[str]) -> None:
-        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(
+        self, folder: Path, described: dict[str, Any], indexed: list[str], documents: list[str]
+    ) -> None:
+        model = _plain(folder, described["architecture"])
         shapes = {_shape(model.get_submodule(path)) for path in indexed}
         watched = {
             path: module
             for path, module in model.named_modules()
             if path in indexed or (isinstance(module, nn.Linear | Conv1D) and _shape(module) in shapes)
         }
-        self.at = dict(_alone(model.get_submodule(part), watched, documents))
+        self.at = dict(_alone(model.get_submodule(described.get("part") or ""), watched, documents))
         ran = set.union(*(set(values) for values in self.at.values()))
         # the first and the last token are special
         self.rows = {
@@ -171,6 +173,17 @@ def _wrong(index: indexer.Index, projections: dict[str, str], truth: Truth) -> s
         if not abs(true - value) <= TOLERANCE * max(abs(true), least):
             return f"{path}, unit {peak['unit']}: {true:.4g} where the index has {value:.4g}"
     return ""
+
+
+def _plain(folder: Path, architecture: str) -> Any:
+    """The model of a checkpoint that is of this class, without heads."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = head_class(config).from_pretrained(folder, dtype=torch.float32).eval()
+    while type(model).__name__ != architecture and model.base_model is not model:
+        model = model.base_model
+    if type(model).__name__ != architecture:
+        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return model
 
 
 def _alone(

@@ -67,20 +67,21 @@ def reason_of(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def text_part(model: nn.Module) -> str:
-    """The path of a model's language model, where it is a part of it: without a head, with tokens to embed.
+def text_parts(model: nn.Module) -> list[str]:
+    """The paths of a model's language model, where it is a part of it: without a head, and with one.
 
-    Empty where there is none: where the model has no part for text, or is itself one.
+    None where the model has no part for text, or is itself one.
     """
     config, find = getattr(model, "config", None), getattr(model, "get_decoder", None)
     if config is None or find is None:
-        return ""
-    part = find()
-    part = getattr(part, "base_model", part)
+        return []
+    whole = find()
+    part = getattr(whole, "base_model", whole)
     own = getattr(part, "config", None)
     if type(own) is not type(config.get_text_config()) or getattr(own, "is_encoder_decoder", False):
-        return ""
-    return next((path for path, module in model.named_modules() if module is part), "")
+        return []
+    paths = {id(module): path for path, module in model.named_modules()}
+    return [path for path in dict.fromkeys(paths.get(id(module)) for module in (part, whole)) if path]
 
 
 @contextmanager
@@ -103,14 +104,28 @@ def one_sequence_a_row() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = found
 
 
-def embedding_rows(model: nn.Module) -> int:
-    """How many token ids the model has embeddings for. Raises TokensAloneError where it takes none."""
+def embeddings(model: nn.Module) -> Tensor:
+    """The model's embeddings of tokens, [tokens of its vocabulary, width].
+
+    Where it does not tell which they are, they are its only table with a row for every token.
+    Raises TokensAloneError where it takes no tokens.
+    """
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     except (NotImplementedError, AttributeError):
         weight = None
-    if weight is None or weight.ndim != 2:
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        return weight
+    config: Any = getattr(model, "config", None)
+    rows = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == rows]
+    if len(tables) != 1:
         raise TokensAloneError(
             f"model {type(model).__name__}: it has no embeddings of tokens; only language models are indexed"
         )
-    return int(weight.shape[0])
+    return tables[0]
+
+
+def embedding_rows(model: nn.Module) -> int:
+    """How many token ids the model has embeddings for. Raises TokensAloneError where it takes none."""
+    return int(embeddings(model).shape[0])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from indexer.errors import IndexerError
-from indexer.models.forward import embedding_rows
+from indexer.models.forward import embedding_rows, embeddings
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
 from indexer.models.sample import Sample, sampled
 from indexer.models.source import Source, blamed_on, resolve
@@ -159,7 +159,7 @@ def adapt(model: nn.Module, tokenizer: Any = None, *, name: str = "model") -> Lo
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        device=model.get_input_embeddings().weight.device,  # type: ignore[operator]
+        device=embeddings(model).device,
         dtype=parameter.dtype,
         context=context_length(model),
         part=part,
@@ -268,24 +268,27 @@ def _load_weights(
     attention: str,
 ) -> tuple[nn.Module, list[str]]:
     """The model, and what its files hold that it does not use."""
-    from transformers import AutoModel
-
     chosen: dict[str, Any] = {"device_map": "auto", "max_memory": place.most} if place.most else {}
     if attention != "auto":
         chosen["attn_implementation"] = attention
-    with blamed_on(source, "transformers cannot load it"):
-        model, report = AutoModel.from_pretrained(
-            source.folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            # reported below by name, where transformers would refer to a report on the screen
-            ignore_mismatched_sizes=True,
-            **chosen,
-        )
+    for kind in _classes(config):
+        with blamed_on(source, "transformers cannot load it"):
+            model, report = kind.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                # reported below by name, where transformers would refer to a report on the screen
+                ignore_mismatched_sizes=True,
+                **chosen,
+            )
+        # the pooler sits behind the last MLP and is never run; anything else missing would be random numbers
+        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+        if not missing:
+            break
     check_dtypes(source.name, model, stored, report["unexpected_keys"])
     if report["mismatched_keys"]:
         weight, held, wanted = min(report["mismatched_keys"])
@@ -293,8 +296,6 @@ def _load_weights(
             f"model {source.name}: {weight} is stored as {list(held)}, but config.json makes it "
             f"{list(wanted)}; weights and configuration do not belong together"
         )
-    # the pooler sits behind the last MLP and is never run; anything else missing would be random numbers
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
         raise IndexerError(
             f"model {source.name}: its weight files lack {len(missing)} of the weights of "
@@ -302,7 +303,7 @@ def _load_weights(
         )
     not_used = left_out(source.name, model, config, stored, report["unexpected_keys"])
     if not place.most:
-        return model.to(place.device), not_used
+        return _without_head(model).to(place.device), not_used
     places = getattr(model, "hf_device_map", {})
     away = [path for path, device in places.items() if device not in place.most]
     if away:
@@ -310,7 +311,31 @@ def _load_weights(
             f"model {source.name}: cut into whole layers its weights do not fit the {len(place.most)} GPUs, "
             f"{away[0] or 'all of it'} being the first without room; take --device cpu"
         )
-    return model, not_used
+    return _without_head(model), not_used
+
+
+def _classes(config: Any) -> list[Any]:
+    """Which of transformers' classes may load a model, the first that finds all of its weights being the one.
+
+    Some types have no base model, or one whose weights have other names than in the files: those are written
+    by a class with a head, which config.json names.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    base = MODEL_MAPPING_NAMES.get(config.model_type)
+    names = [name for name in getattr(config, "architectures", None) or () if name != base]
+    kinds = [getattr(transformers, name, None) for name in names]
+    found = [
+        kind for kind in kinds if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    ]
+    return [transformers.AutoModel, *found] if base or not found else found
+
+
+def _without_head(model: Any) -> nn.Module:
+    while model.base_model is not model:
+        model = model.base_model
+    return model
 
 
 def _provenance(model: nn.Module, name: str, part: str) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from indexer.models.forward import TokensAloneError, call_model, embedding_rows, text_part
+from indexer.errors import IndexerError
+from indexer.models.forward import TokensAloneError, call_model, embedding_rows, text_parts
+from indexer.models.stacks import stacks_of
 
 SEQUENCES, TOKENS = 2, 8
 
@@ -34,20 +37,50 @@ def sampled(model: nn.Module) -> tuple[str, Sample]:
         try:
             return "", _sample(model)
         except TokensAloneError as error:
-            part = text_part(model)
-            if not part:
+            parts = text_parts(model)
+            if not parts:
                 raise
             wanted = error
         try:
+            part = _runs_as_with_head(model, parts)
             return part, _sample(model.get_submodule(part))
         except TokensAloneError:
             raise wanted from None
 
 
+def _runs_as_with_head(model: nn.Module, parts: list[str]) -> str:
+    """The path of the language model without its head, or with it where only so it is what the model runs.
+
+    A head may tell what is below it to be causal, say.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    without, whole = model.get_submodule(parts[0]), model.get_submodule(parts[-1])
+    seen: list[Any] = []
+    with without.register_forward_hook(lambda module, args, output: seen.append(output[0])):
+        call_model(whole, sample_ids(whole))
+    alone = call_model(without, sample_ids(without))
+    # some heads call what is within the model without one
+    same = all(torch.allclose(output, alone, rtol=1e-3, atol=1e-3, equal_nan=True) for output in seen)
+    return parts[0] if same else parts[-1]
+
+
 def _sample(model: nn.Module) -> Sample:
+    _check_vocabulary(model)
     ids = sample_ids(model)
     output = call_model(model, ids)
     return Sample(ids, output, _is_causal(model, ids, output))
+
+
+def _check_vocabulary(model: nn.Module) -> None:
+    """Raises IndexerError where a decoder has other tokens than its encoder."""
+    config: Any = getattr(model, "config", None)
+    rows = {embedding_rows(model.get_submodule(path)) for path in stacks_of(model).values()}
+    if len(rows) > 1 or not getattr(config, "share_encoder_decoder_embeddings", True):
+        raise IndexerError(
+            f"model {type(model).__name__}: its decoder has a vocabulary of its own, so it cannot read the "
+            "text that the encoder reads"
+        )
 
 
 def sample_ids(model: nn.Module) -> Tensor:
