@@ -272,7 +272,7 @@ class Block {
   void offer_sequence(const TopK& state, std::int64_t sequence, int unit, float extreme, std::int32_t tile) {
     const Batch& batch = job_.batch;
     Candidate candidate{extreme + 0.0f, batch.document[sequence], batch.ordinal[sequence],
-                        std::numeric_limits<std::int32_t>::min()};
+                        std::numeric_limits<std::int32_t>::min(), 0};
     // ties with the worst place are common (units that are often exactly zero): settle them before looking for the peak
     if (!beats_worst(state, first_ + unit, candidate)) return;
     candidate.position = position_of(sequence, unit, extreme, tile);
@@ -295,17 +295,27 @@ class Block {
       const float x = value_at(read_, start + token, first_ + unit);
       const float bar = state.threshold[first_ + unit];
       if (!is_finite(x) || (state.largest ? x < bar : x > bar)) continue;
-      offer(state, sequence, unit, {x + 0.0f, batch.document[sequence], batch.ordinal[sequence], token});
+      offer(state, sequence, unit, {x + 0.0f, batch.document[sequence], batch.ordinal[sequence], token, 0});
     }
   }
 
-  void offer(const TopK& state, std::int64_t sequence, int unit, const Candidate& candidate) {
+  void offer(const TopK& state, std::int64_t sequence, int unit, Candidate candidate) {
     const std::int64_t index = first_ + unit;
     if (!beats_worst(state, index, candidate)) return;
+    if (state.distinct) candidate.passage = passage_at(sequence, candidate.position, state.before);
     const std::int64_t place = place_won(state, index, candidate);
     if (place < 0) return;
     write_place(state, sequence, unit, place, candidate.value, candidate.position);
+    if (state.distinct) state.passage[place] = candidate.passage;
     settle_place(state, index, place);
+  }
+
+  // The hash of the last tokens of a peak's window up to the peak.
+  std::uint64_t passage_at(std::int64_t sequence, std::int64_t position, std::int64_t before) const {
+    std::int64_t ahead = kPassageTokens - 1;
+    if (ahead > position) ahead = position;
+    if (ahead > before) ahead = before;
+    return passage_hash(job_.batch.token_ids + job_.batch.start[sequence] + position - ahead, ahead + 1);
   }
 
   // An example and its window, while the activations are in memory.
