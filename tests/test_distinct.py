@@ -20,6 +20,7 @@ from indexer_kernels.hashes import passage_hashes
 
 from indexer.engines import build, merge
 from indexer.errors import IndexerError
+from indexer.index.manifest import sealed
 from indexer.index.verify import verify_index
 from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics
 from tests.test_pipeline import tables
@@ -246,6 +247,12 @@ def test_an_index_holds_the_best_of_each_passage_that_was_met(
     verify_index(tmp_path / "a.index", full=True)
     kept = [row for row in found["examples"] if row["kind"] == "sample"]
     assert kept == [row for row in every["examples"] if row["kind"] == "sample"]
+    # what is not distinct cannot pass for it
+    manifest = json.loads((whole.output / "manifest.json").read_text())
+    manifest["sites"][0]["keep"]["distinct"] = True
+    (whole.output / "manifest.json").write_text(sealed(manifest))
+    with pytest.raises(IndexerError, match=r"heads\.1\.\d+: two of its examples show the same passage"):
+        verify_index(whole.output, full=True)
 
 
 @pytest.mark.slow
