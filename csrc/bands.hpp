@@ -34,9 +34,9 @@ inline std::uint32_t bar_of(std::uint64_t hash, std::uint32_t octave) {
 }
 
 // Whether the band of an octave may take a hash, but for the lower bits of hashes. bars: the unit's in the first row.
-inline bool may_enter(const std::uint32_t* bars, std::int64_t units, std::int32_t octave, std::uint64_t hash) {
+inline bool may_enter(const std::uint32_t* bars, std::int64_t bars_row, std::int32_t octave, std::uint64_t hash) {
   const bool rest = octave < static_cast<std::int32_t>(bars[0]);
-  const std::uint32_t bar = bars[(rest ? kRestRow : 1 + octave % kResidues) * units];
+  const std::uint32_t bar = bars[(rest ? kRestRow : 1 + octave % kResidues) * bars_row];
   const std::uint32_t own = bar_of(hash, rest ? 0 : static_cast<std::uint32_t>(octave));
   // a bar of another octave says nothing
   return ((own ^ bar) & 255) != 0 || own <= bar;
@@ -76,9 +76,9 @@ class BandPlaces {
         const std::int32_t octave = held(place) ? band_of(least, place) : 0;
         if (octave % kResidues == row - 1 && octave > band) band = octave;
       }
-      bars[row * state_.units] = band ? bar(least, band) : kNoOctave;
+      bars[row * state_.bars_row] = band ? bar(least, band) : kNoOctave;
     }
-    bars[kRestRow * state_.units] = bar(least, 0);
+    bars[kRestRow * state_.bars_row] = bar(least, 0);
   }
 
  private:

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -72,36 +73,38 @@ struct HeldPlaces : Held<Places> {
 };
 
 struct HeldTopK : Held<TopK> {
-  HeldTopK(const HeldPlaces& places, bool largest, int by, bool distinct, const Array<float>& threshold,
-           const Array<std::int32_t>& worst, const Array<std::int32_t>& filled, const Array<std::uint64_t>& passage) {
+  HeldTopK(const HeldPlaces& places, bool largest, int by, const Array<float>& threshold,
+           const Array<std::int32_t>& worst, const Array<std::int32_t>& filled) {
     arrays = places.arrays;
     static_cast<Places&>(state) = places.state;
     state.largest = largest;
     state.by = static_cast<Competitor>(by);
-    state.distinct = distinct;
     state.threshold = hold(threshold);
     state.worst = hold(worst);
     state.filled = hold(filled);
-    state.passage = hold(passage);
   }
 };
 
 struct HeldBands : Held<Bands> {
+  // of some units of a layer the rows of bars are apart
   HeldBands(const HeldPlaces& places, std::int64_t samples, const Array<std::uint64_t>& key,
-            const Array<std::uint32_t>& bars, const Array<std::uint64_t>& hash) {
+            const py::array_t<std::uint32_t>& bars, const Array<std::uint64_t>& hash) {
     arrays = places.arrays;
     static_cast<Places&>(state) = places.state;
     state.samples = samples;
-    state.units = key.shape(0);
     state.key = hold(key);
-    state.bars = hold(bars);
+    arrays.push_back(bars);
+    state.bars = const_cast<std::uint32_t*>(bars.data());
+    state.bars_row = bars.strides(0) / static_cast<std::int64_t>(sizeof(std::uint32_t));
     state.hash = hold(hash);
   }
 };
 
 struct HeldBatch : Held<Batch> {
   HeldBatch(const Array<std::int64_t>& start, const Array<std::int64_t>& length, const Array<std::int64_t>& document,
-            const Array<std::int64_t>& ordinal, const Array<std::int32_t>& token_ids, const Array<bool>& counted) {
+            const Array<std::int64_t>& ordinal, const Array<std::int32_t>& token_ids, const Array<bool>& counted,
+            const Array<std::int64_t>& first_token, const Array<std::int64_t>& tokens,
+            const std::optional<Array<std::int64_t>>& at) {
     state.start = hold(start);
     state.length = hold(length);
     state.document = hold(document);
@@ -109,7 +112,10 @@ struct HeldBatch : Held<Batch> {
     state.token_ids = hold(token_ids);
     state.counted = reinterpret_cast<const std::uint8_t*>(hold(counted));
     state.sequences = start.shape(0);
-    state.tokens = counted.shape(0);
+    state.rows = counted.shape(0);
+    state.first_token = hold(first_token);
+    state.tokens = hold(tokens);
+    state.at = at ? hold(*at) : nullptr;
   }
 };
 
@@ -195,21 +201,22 @@ PYBIND11_MODULE(_cpp, module) {
            py::arg("activations").noconvert());
 
   py::class_<HeldTopK>(module, "TopK")
-      .def(py::init<const HeldPlaces&, bool, int, bool, Array<float>, Array<std::int32_t>, Array<std::int32_t>,
-                    Array<std::uint64_t>>(),
-           py::arg("places"), py::arg("largest"), py::arg("by"), py::arg("distinct"), py::arg("threshold").noconvert(),
-           py::arg("worst").noconvert(), py::arg("filled").noconvert(), py::arg("passage").noconvert());
+      .def(py::init<const HeldPlaces&, bool, int, Array<float>, Array<std::int32_t>, Array<std::int32_t>>(),
+           py::arg("places"), py::arg("largest"), py::arg("by"), py::arg("threshold").noconvert(),
+           py::arg("worst").noconvert(), py::arg("filled").noconvert());
 
   py::class_<HeldBands>(module, "Bands")
-      .def(py::init<const HeldPlaces&, std::int64_t, Array<std::uint64_t>, Array<std::uint32_t>, Array<std::uint64_t>>(),
+      .def(py::init<const HeldPlaces&, std::int64_t, Array<std::uint64_t>, py::array_t<std::uint32_t>, Array<std::uint64_t>>(),
            py::arg("places"), py::arg("samples"), py::arg("key").noconvert(), py::arg("bars").noconvert(),
            py::arg("hash").noconvert());
 
   py::class_<HeldBatch>(module, "Batch")
       .def(py::init<Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>, Array<std::int64_t>,
-                    Array<std::int32_t>, Array<bool>>(),
+                    Array<std::int32_t>, Array<bool>, Array<std::int64_t>, Array<std::int64_t>,
+                    std::optional<Array<std::int64_t>>>(),
            py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("document").noconvert(),
-           py::arg("ordinal").noconvert(), py::arg("token_ids").noconvert(), py::arg("counted").noconvert());
+           py::arg("ordinal").noconvert(), py::arg("token_ids").noconvert(), py::arg("counted").noconvert(),
+           py::arg("first_token").noconvert(), py::arg("tokens").noconvert(), py::arg("at").noconvert());
 
   module.def("process", &process, py::arg("function"), py::arg("gate"), py::arg("gate_stride"), py::arg("up"),
              py::arg("up_stride"), py::arg("out"), py::arg("out_stride"), py::arg("dtype"), py::arg("units"),

@@ -12,7 +12,6 @@ constexpr int kLimbs = 17;          // an exact sum: 16 limbs and the number of 
 constexpr int kBlockUnits = 64;     // units that one visit handles together
 constexpr int kTileTokens = 32;     // tokens that one visit handles together
 constexpr int kBlockTokens = 256;   // tokens of one float32 partial sum
-constexpr int kPassageTokens = 8;   // of the passage that an example shows, up to its peak
 constexpr int kResidues = 16;       // of octaves, by which bars of bands are looked up
 
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
@@ -26,15 +25,19 @@ struct Matrix {
   DType dtype = DType::float32;
 };
 
+// A matrix has a row for every token, or for some of them alone: `at` then says for which.
 struct Batch {
-  const std::int64_t* start = nullptr;     // [sequences]
-  const std::int64_t* length = nullptr;    // [sequences]
+  const std::int64_t* start = nullptr;     // [sequences] its first row in the matrix
+  const std::int64_t* length = nullptr;    // [sequences] its rows
   const std::int64_t* document = nullptr;  // [sequences]
   const std::int64_t* ordinal = nullptr;   // [sequences]
   const std::int32_t* token_ids = nullptr; // [tokens]
-  const std::uint8_t* counted = nullptr;   // [tokens]
+  const std::uint8_t* counted = nullptr;   // [rows]
   std::int64_t sequences = 0;
-  std::int64_t tokens = 0;
+  std::int64_t rows = 0;
+  const std::int64_t* first_token = nullptr;  // [sequences] its first token among all
+  const std::int64_t* tokens = nullptr;       // [sequences] how many it has
+  const std::int64_t* at = nullptr;           // [rows] the token of each row, ascending; null: they are the tokens
 };
 
 struct Histogram {
@@ -72,15 +75,13 @@ struct TopK : Places {
   float* threshold = nullptr;              // [units] value of the worst place; -/+infinity while places are free
   std::int32_t* worst = nullptr;           // [units] which place that is
   std::int32_t* filled = nullptr;          // [units]
-  bool distinct = false;                   // whether a passage has one place at most
-  std::uint64_t* passage = nullptr;        // [units, places] hashes of what places show, where they are distinct
 };
 
 // A place is taken where its window has a length.
 struct Bands : Places {
-  std::int64_t samples = 0, units = 0;     // of each band; of the layer
+  std::int64_t samples = 0, bars_row = 0;  // of each band; elements from one row of bars to the next
   const std::uint64_t* key = nullptr;      // [units]
-  std::uint32_t* bars = nullptr;           // [2 + kResidues, units] least octave, bar of each residue, bar of the rest
+  std::uint32_t* bars = nullptr;           // [2 + kResidues, bars_row] least octave, bar of each residue, bar of the rest
   std::uint64_t* hash = nullptr;           // [units, places]
 };
 

@@ -6,6 +6,7 @@
 // different units' counters, so none waits for the one before. Tiles stay in the first-level cache throughout.
 // Non-finite values show up as a non-finite sum; only then is a block of one unit done again, value by value.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -60,7 +61,7 @@ class Block {
       add_sequence(sequence);
       row = job_.batch.start[sequence] + job_.batch.length[sequence];
     }
-    activate_only(row, job_.batch.tokens);
+    activate_only(row, job_.batch.rows);
   }
 
  private:
@@ -81,6 +82,20 @@ class Block {
     return static_cast<int>(end - row < kTileTokens ? end - row : kTileTokens);
   }
 
+  // where in its sequence a row of the matrix is
+  std::int64_t position_at(std::int64_t sequence, std::int64_t row) const {
+    const Batch& batch = job_.batch;
+    return batch.at ? batch.at[row] - batch.first_token[sequence] : row - batch.start[sequence];
+  }
+
+  // the first row of a sequence at this position or behind it
+  std::int64_t row_from(std::int64_t sequence, std::int64_t position) const {
+    const Batch& batch = job_.batch;
+    const std::int64_t start = batch.start[sequence], end = start + batch.length[sequence];
+    if (!batch.at) return start + position < end ? start + position : end;
+    return std::lower_bound(batch.at + start, batch.at + end, batch.first_token[sequence] + position) - batch.at;
+  }
+
   void add_sequence(std::int64_t sequence) {
     const std::int64_t start = job_.batch.start[sequence], length = job_.batch.length[sequence];
     for (int unit = 0; unit < kBlockUnits; ++unit) {
@@ -88,8 +103,11 @@ class Block {
       minimum_[unit] = kInfinity;
       maximum_tile_[unit] = minimum_tile_[unit] = 0;
     }
-    for (std::int64_t token = 0; token < length; token += kBlockTokens)
-      add_block(start, token, token + kBlockTokens < length ? token + kBlockTokens : length);
+    for (std::int64_t token = 0, end; token < length; token = end) {
+      const std::int64_t block = position_at(sequence, start + token) / kBlockTokens;
+      end = row_from(sequence, (block + 1) * kBlockTokens) - start;
+      add_block(start, token, end);
+    }
     for (int unit = 0; unit < units_; ++unit)
       if (poisoned_[unit]) find_extremes(start, length, unit);
     if (job_.moments) widen_range(*job_.moments);
@@ -98,7 +116,7 @@ class Block {
     if (job_.samples) sample(*job_.samples, sequence);
   }
 
-  // tokens [token, end) of a sequence, at most kBlockTokens of them: one float32 partial sum
+  // rows [token, end) of a sequence, of at most kBlockTokens positions: one float32 partial sum
   void add_block(std::int64_t start, std::int64_t token, std::int64_t end) {
     if (job_.histogram && job_.histogram->recent_tokens[first_] + kBlockTokens > kMostRecent)
       settle_histogram(*job_.histogram, first_, units_);
@@ -272,69 +290,62 @@ class Block {
   void offer_sequence(const TopK& state, std::int64_t sequence, int unit, float extreme, std::int32_t tile) {
     const Batch& batch = job_.batch;
     Candidate candidate{extreme + 0.0f, batch.document[sequence], batch.ordinal[sequence],
-                        std::numeric_limits<std::int32_t>::min(), 0};
+                        std::numeric_limits<std::int32_t>::min()};
     // ties with the worst place are common (units that are often exactly zero): settle them before looking for the peak
     if (!beats_worst(state, first_ + unit, candidate)) return;
-    candidate.position = position_of(sequence, unit, extreme, tile);
-    offer(state, sequence, unit, candidate);
+    const std::int64_t row = row_of(sequence, unit, extreme, tile);
+    candidate.position = static_cast<std::int32_t>(position_at(sequence, row));
+    offer(state, sequence, unit, row, candidate);
   }
 
   // where a sequence first reaches its extreme value, which is in a tile that is known
-  std::int32_t position_of(std::int64_t sequence, int unit, float extreme, std::int32_t tile) const {
-    const std::int64_t start = job_.batch.start[sequence];
-    std::int32_t token = tile * kTileTokens;
-    while (!job_.batch.counted[start + token] || value_at(read_, start + token, first_ + unit) != extreme) ++token;
-    return token;
+  std::int64_t row_of(std::int64_t sequence, int unit, float extreme, std::int32_t tile) const {
+    std::int64_t row = job_.batch.start[sequence] + tile * kTileTokens;
+    while (!job_.batch.counted[row] || value_at(read_, row, first_ + unit) != extreme) ++row;
+    return row;
   }
 
   void offer_tokens(const TopK& state, std::int64_t sequence, int unit) {
     const Batch& batch = job_.batch;
-    const std::int64_t start = batch.start[sequence];
-    for (std::int32_t token = 0; token < batch.length[sequence]; ++token) {
-      if (!batch.counted[start + token]) continue;
-      const float x = value_at(read_, start + token, first_ + unit);
+    const std::int64_t start = batch.start[sequence], end = start + batch.length[sequence];
+    for (std::int64_t row = start; row < end; ++row) {
+      if (!batch.counted[row]) continue;
+      const float x = value_at(read_, row, first_ + unit);
       const float bar = state.threshold[first_ + unit];
       if (!is_finite(x) || (state.largest ? x < bar : x > bar)) continue;
-      offer(state, sequence, unit, {x + 0.0f, batch.document[sequence], batch.ordinal[sequence], token, 0});
+      const auto position = static_cast<std::int32_t>(position_at(sequence, row));
+      offer(state, sequence, unit, row, {x + 0.0f, batch.document[sequence], batch.ordinal[sequence], position});
     }
   }
 
-  void offer(const TopK& state, std::int64_t sequence, int unit, Candidate candidate) {
+  void offer(const TopK& state, std::int64_t sequence, int unit, std::int64_t row, const Candidate& candidate) {
     const std::int64_t index = first_ + unit;
     if (!beats_worst(state, index, candidate)) return;
-    if (state.distinct) candidate.passage = passage_at(sequence, candidate.position, state.before);
     const std::int64_t place = place_won(state, index, candidate);
     if (place < 0) return;
-    write_place(state, sequence, unit, place, candidate.value, candidate.position);
-    if (state.distinct) state.passage[place] = candidate.passage;
+    write_place(state, sequence, unit, place, candidate.value, row);
     settle_place(state, index, place);
   }
 
-  // The hash of the last tokens of a peak's window up to the peak.
-  std::uint64_t passage_at(std::int64_t sequence, std::int64_t position, std::int64_t before) const {
-    std::int64_t ahead = kPassageTokens - 1;
-    if (ahead > position) ahead = position;
-    if (ahead > before) ahead = before;
-    return passage_hash(job_.batch.token_ids + job_.batch.start[sequence] + position - ahead, ahead + 1);
-  }
-
-  // An example and its window, while the activations are in memory.
+  // An example and its window, while the activations are in memory. Of a token without a row it is 0.
   void write_place(const Places& state, std::int64_t sequence, int unit, std::int64_t place, float value,
-                   std::int32_t position) {
+                   std::int64_t row) {
     const Batch& batch = job_.batch;
-    const std::int64_t start = batch.start[sequence], length = batch.length[sequence];
+    const std::int64_t position = position_at(sequence, row), last = batch.tokens[sequence] - 1;
     const std::int64_t from = position > state.before ? position - state.before : 0;
-    const std::int64_t to = position + state.after < length - 1 ? position + state.after : length - 1;
-    const std::int64_t width = state.before + 1 + state.after;
-    std::memcpy(state.token_ids + place * width, batch.token_ids + start + from, (to - from + 1) * sizeof(std::int32_t));
+    const std::int64_t to = position + state.after < last ? position + state.after : last;
+    const std::int64_t width = state.before + 1 + state.after, end = row_from(sequence, to + 1);
+    std::memcpy(state.token_ids + place * width, batch.token_ids + batch.first_token[sequence] + from,
+                (to - from + 1) * sizeof(std::int32_t));
     float* window = state.activations + place * width;
-    for (std::int64_t token = from; token <= to; ++token)
-      window[token - from] = value_at(read_, start + token, first_ + unit) + 0.0f;
+    if (batch.at) std::memset(window, 0, (to - from + 1) * sizeof(float));
+    for (std::int64_t inside = row_from(sequence, from); inside < end; ++inside)
+      window[position_at(sequence, inside) - from] = value_at(read_, inside, first_ + unit) + 0.0f;
     state.value[place] = value;
-    state.up[place] = job_.up.data ? value_at(job_.up, start + position, first_ + unit) + 0.0f : kNaN;
+    state.up[place] = job_.up.data ? value_at(job_.up, row, first_ + unit) + 0.0f : kNaN;
     state.document[place] = batch.document[sequence];
     state.sequence[place] = batch.ordinal[sequence];
-    state.position[place] = position;
+    state.position[place] = static_cast<std::int32_t>(position);
     state.window_start[place] = static_cast<std::int32_t>(from);
     state.window_length[place] = static_cast<std::int32_t>(to - from + 1);
   }
@@ -346,12 +357,12 @@ class Block {
     for (int unit = 0; unit < units_; ++unit) hashes[unit] = scrambled(key ^ state.key[first_ + unit]);
     for (int unit = 0; unit < units_; ++unit) {
       const std::int32_t octave = octave_of(maximum_[unit]);
-      if (!may_enter(state.bars + first_ + unit, state.units, octave, hashes[unit]) || !is_finite(maximum_[unit])) continue;
+      if (!may_enter(state.bars + first_ + unit, state.bars_row, octave, hashes[unit]) || !is_finite(maximum_[unit])) continue;
       BandPlaces places(state, first_ + unit);
       const std::int64_t place = places.place_won(octave, {hashes[unit], document, ordinal});
       if (place < 0) continue;
-      const std::int32_t position = position_of(sequence, unit, maximum_[unit], maximum_tile_[unit]);
-      write_place(state, sequence, unit, place, maximum_[unit] + 0.0f, position);
+      const std::int64_t row = row_of(sequence, unit, maximum_[unit], maximum_tile_[unit]);
+      write_place(state, sequence, unit, place, maximum_[unit] + 0.0f, row);
       state.hash[place] = hashes[unit];
       places.set_bars();
     }

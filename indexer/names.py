@@ -11,7 +11,7 @@ from indexer.errors import IndexerError
 
 # the site of neurons, which is meant where a layer and a number are all that is given
 MLP = "mlp"
-ATTN, HEADS, RESID = "attn", "heads", "resid"
+EXPERTS, ATTN, HEADS, RESID = "experts", "attn", "heads", "resid"
 # the stacks of a model that has two; their names stand before those of sites, as in `encoder.mlp`
 ENCODER, DECODER = "encoder", "decoder"
 STACKS = (ENCODER, DECODER)
@@ -44,16 +44,44 @@ class Key(NamedTuple):
         return f"{self.site}.{self.layer}"
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The routed experts of a layer, whose units are theirs in order; per_token: how many a token passes."""
+
+    number: int
+    per_token: int
+
+
 @dataclass(frozen=True, order=True)
 class Unit:
-    """One scalar at one site of one layer; `str()` gives its name."""
+    """One scalar at one site of one layer; `str()` gives its name.
+
+    expert: where it is not None, `unit` counts from the first one of that expert.
+    """
 
     site: str
     layer: int
     unit: int
+    expert: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.key}.{self.unit}"
+        return f"{self.key}.{'' if self.expert is None else f'{self.expert}:'}{self.unit}"
+
+    def of_layer(self, units: int, experts: Experts | None) -> Unit:
+        """The same, counted from the first unit of a layer of so many.
+
+        Raises IndexerError for an expert that the layer has not.
+        """
+        if self.expert is None:
+            return self
+        if experts is None or self.expert >= experts.number or self.unit >= units // experts.number:
+            has = (
+                f"experts 0-{experts.number - 1} of {units // experts.number} neurons each"
+                if experts
+                else "no experts"
+            )
+            raise IndexerError(f'unit "{self}": layer {self.key} has {has}')
+        return Unit(self.site, self.layer, self.expert * (units // experts.number) + self.unit)
 
     @property
     def key(self) -> Key:
@@ -64,8 +92,9 @@ class Unit:
 def parse_unit(name: str) -> Unit:
     """Read a unit's name, SITE.LAYER.UNIT, or that of a neuron as others write it.
 
-    These are `5/1733`, TransformerLens's `blocks.5.mlp.hook_post.1733` and Hugging Face's
-    `model.layers.5.mlp.down_proj.1733`. Raises IndexerError where it is none of them.
+    UNIT is a number, or EXPERT:NEURON as in `experts.5.12:345`. Others write `5/1733`, TransformerLens
+    `blocks.5.mlp.hook_post.1733` and Hugging Face `model.layers.5.mlp.down_proj.1733`. Raises IndexerError
+    where it is none of them.
     """
     spelled = next(filter(None, (spelling.fullmatch(name.strip()) for spelling in _SPELLINGS)), None)
     # from the right: the name of a site may hold dots
@@ -74,12 +103,11 @@ def parse_unit(name: str) -> Unit:
         raise IndexerError(f'unit "{name}": {_EXPECTED}')
     site, layer, unit = parts
     check_site(site)
-    for word, number in (("layer", layer), ("unit", unit)):
-        if not _NUMBER.fullmatch(number):
-            raise IndexerError(
-                f'unit "{name}": the {word} "{number}" is not a whole number; {_EXPECTED}'
-            )
-    return Unit(site, int(layer), int(unit))
+    expert, _, number = unit.rpartition(":")
+    for word, part in (("layer", layer), ("expert", expert or "0"), ("unit", number)):
+        if not _NUMBER.fullmatch(part):
+            raise IndexerError(f'unit "{name}": the {word} "{part}" is not a whole number; {_EXPECTED}')
+    return Unit(site, int(layer), int(number), int(expert) if expert else None)
 
 
 def parse_key(name: str) -> Key:
@@ -95,6 +123,11 @@ def stack_of(site: str) -> str:
     """The stack that a site is in, or nothing where the model has one stack."""
     first, _, rest = site.partition(".")
     return first if rest and first in STACKS else ""
+
+
+def kind_of(site: str) -> str:
+    """The site, whatever stack it is in."""
+    return site.removeprefix(f"{stack_of(site)}.")
 
 
 def check_site(site: str) -> None:

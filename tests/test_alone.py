@@ -196,9 +196,9 @@ def test_a_sequence_alone_is_the_one_of_the_batch() -> None:
         for number, key in enumerate(keys):
             apart = rows.of(runner, alone(batch, number, copies=1 + number % 2), [key])[key]
             assert set(together[key]) == set(apart) == {(MLP, 0), (MLP, 1), (MLP, 2)}
-            for layer, values in together[key].items():
-                assert len(values) == batch.length[number]
-                assert float(difference(values, apart[layer])) < 1e-5
+            for layer, parts in together[key].items():
+                assert parts[0].position.tolist() == list(range(batch.length[number]))
+                assert float(difference(parts[0].values, apart[layer][0].values)) < 1e-5
 
 
 def test_differences_are_relative_to_a_tokens_length() -> None:

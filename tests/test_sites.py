@@ -126,7 +126,7 @@ def test_layers_are_chosen_of_every_site(texts: list[str], tmp_path: Path) -> No
 
 
 def test_a_site_that_does_not_exist(texts: list[str], tmp_path: Path) -> None:
-    with pytest.raises(IndexerError, match=r'^--sites: no site "heights"; there is: mlp, attn'):
+    with pytest.raises(IndexerError, match=r'^--sites: no site "heights"; there is: mlp, experts, attn'):
         build(tmp_path / "no model", texts, tmp_path / "index", sites="mlp,heights")
 
 

@@ -158,6 +158,26 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
         },
     ),
+    "olmoe": ("OlmoeConfig", {**GROUPED, "num_experts": 8, "num_experts_per_tok": 3}),
+    "granitemoe": ("GraniteMoeConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    # a clipped gate with biases, its outputs one by one in turn
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            **GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    # an MLP, experts that are not gated, and a layer without either
+    "nemotron_h": (
+        "NemotronHConfig",
+        {
+            **GROUPED, "head_dim": 8, "layers_block_type": ["mlp", "moe", "attention"],
+            "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 24, "n_group": 1, "topk_group": 1,
+            "mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 2,
+        },
+    ),
 }  # fmt: skip
 
 REQUIRED = [

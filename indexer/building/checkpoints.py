@@ -49,7 +49,7 @@ def save(
     """
     begin = time.perf_counter()
     gathered.finish()
-    tokens = gathered.states.count
+    tokens = gathered.count
     position = {
         **gathered.facts(),
         "reading": batches.position(),

@@ -83,6 +83,11 @@ class Gathered:
         counted = batch.token_ids[batch.counted]
         self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
 
+    @property
+    def count(self) -> int:
+        """Counted tokens so far."""
+        return int(self.token_counts.sum())
+
     def finish(self) -> None:
         """Wait for what is queued, so that all of it is of every batch that was run."""
         self.spotcheck.finish()
@@ -116,4 +121,4 @@ class Gathered:
         self.course.share, self.course.writing_seconds = facts["course"]
         self.clock.model, self.clock.waited, self.clock.before = facts["clock"]
         self.batch_tokens = facts["batch_tokens"]
-        self.tokens_before = self.states.count
+        self.tokens_before = self.count

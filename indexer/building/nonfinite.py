@@ -18,6 +18,7 @@ from indexer_kernels import Sequences
 from indexer_kernels.staging import OnItsWay, to_host
 from torch import Tensor
 
+from indexer.models import Values
 from indexer.models.alone import Plain
 from indexer.names import Key, Unit
 
@@ -49,27 +50,29 @@ def earlier(one: NonFinite | None, other: NonFinite | None) -> NonFinite | None:
     return min((place for place in (one, other) if place is not None), default=None)
 
 
-def first_in(key: Key, activations: Tensor, sequences: Sequences) -> NonFinite | None:
-    """The first place in a probe's values [tokens, units], or None; padding does not matter."""
+def first_in(key: Key, values: Values) -> NonFinite | None:
+    """The first place in a probe's values, or None; padding does not matter."""
     # one look at all of them, and rows one by one only where something was found
+    activations, sequences = values.made(), values.sequences
     rows = torch.nonzero(~activations.isfinite().all(dim=1)).flatten().cpu().numpy()
     if not len(rows):
         return None
+    start, length, counted = sequences.held
     for index in np.lexsort((sequences.ordinal, sequences.document)):
-        begin = sequences.start[index]
-        mine = rows[(rows >= begin) & (rows < begin + sequences.length[index])]
-        mine = mine[sequences.counted[mine]]
+        mine = rows[(rows >= start[index]) & (rows < start[index] + length[index])]
+        mine = mine[counted[mine]]
         if len(mine):
-            values = activations[int(mine[0])].float().cpu().numpy()
-            unit = int(np.argmin(np.isfinite(values)))
+            row = int(mine[0])
+            found = activations[row].float().cpu().numpy()
+            unit = int(np.argmin(np.isfinite(found)))
             return NonFinite(
                 int(sequences.document[index]),
                 int(sequences.ordinal[index]),
-                int(mine[0] - begin),
+                int((row if sequences.at is None else sequences.at[row]) - sequences.start[index]),
                 key.layer,
                 key.site,
-                unit,
-                str(values[unit]),
+                values.first + unit,
+                str(found[unit]),
             )
     return None
 
@@ -84,9 +87,9 @@ class Locator(Plain):
         super().__init__(kernels)
         self.first: NonFinite | None = None
 
-    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
-        """Look through a probe's values, [tokens, units]."""
-        self.first = earlier(self.first, first_in(key, activations, sequences))
+    def look(self, key: Key, values: Values) -> None:
+        """Look through a probe's values."""
+        self.first = earlier(self.first, first_in(key, values))
 
 
 @dataclass

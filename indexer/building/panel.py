@@ -13,10 +13,9 @@ from typing import IO, Any
 import numpy as np
 from indexer_kernels import Sequences
 from indexer_kernels.panel import WINDOW, Panel, Windows, window_hashes, windows_in
-from torch import Tensor
 
-from indexer.models import Runner
-from indexer.models.alone import Plain, SequenceId, alone, rows_of
+from indexer.models import Runner, Values
+from indexer.models.alone import Plain, SequenceId, SequenceRows, alone
 from indexer.models.runner import Part
 from indexer.names import Key
 from indexer.tokens import Batch
@@ -112,22 +111,28 @@ class _Filling(Plain):
         before = np.cumsum([0, *units.values()])[:-1] * tokens
         self.begin = dict(zip(units, before.tolist(), strict=True))
 
-    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
-        rows = rows_of(self.sequence, activations, sequences)
+    def look(self, key: Key, values: Values) -> None:
+        rows = SequenceRows.of(self.sequence, values)
         if rows is None:
             return
-        values = rows.float().cpu().numpy()[self.counted]
+        # counted tokens, by which windows begin, and which rows they are
+        place = (np.cumsum(self.counted) - 1)[rows.position]
+        counted = self.counted[rows.position]
+        activations = rows.values.float().cpu().numpy()
         document, ordinal = self.sequence
         of_sequence = (self.windows.document == document) & (self.windows.sequence == ordinal)
         for number in np.flatnonzero(of_sequence).tolist():
-            start, length = int(self.windows.start[number]), int(self.windows.length[number])
-            place = self.begin[key] + int(self.windows.first[number]) * self.units[key]
-            self.file.seek(4 * place)
-            self.file.write(values[start : start + length].tobytes())
+            start, first = int(self.windows.start[number]), int(self.windows.first[number])
+            inside = counted & (start <= place) & (place < start + int(self.windows.length[number]))
+            for row in np.flatnonzero(inside).tolist():
+                token = first + int(place[row]) - start
+                self.file.seek(4 * (self.begin[key] + token * self.units[key] + values.first))
+                self.file.write(activations[row].tobytes())
 
     def read(self) -> dict[Key, np.ndarray]:
-        """All matrices, of which memory holds no more than what is looked at."""
+        """All matrices, of which memory holds no more than what is looked at; 0 where nothing was written."""
         tokens = len(self.windows.token_ids)
+        self.file.truncate(4 * tokens * sum(self.units.values()))
         self.file.flush()
         whole = np.memmap(self.file, np.float32, "r") if tokens else np.zeros(0, np.float32)
         ends = {key: begin + tokens * self.units[key] for key, begin in self.begin.items()}

@@ -33,7 +33,7 @@ from indexer.models.forward import embedding_rows
 from indexer.models.matmul import uses_onednn
 from indexer.models.memory import MemoryPlan, plan_memory
 from indexer.models.placement import device_type
-from indexer.names import Key, parse_layers
+from indexer.names import EXPERTS, Key, kind_of, parse_layers
 from indexer.sites import Asked, check_sites, find
 from indexer.tokens.chat import chat_writer
 
@@ -155,8 +155,8 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
 
 def kept(config: BuildConfig) -> Keep:
     """What is kept of every unit."""
-    names = ("top", "bottom", "window", "by", "distinct", "samples", "panel", "seed")
-    return Keep(**{name: getattr(config, name) for name in names}).within(config.context)
+    chosen = {"samples": config.samples, "panel": config.panel, "seed": config.seed}
+    return Keep(config.top, config.bottom, config.window, config.by, **chosen).within(config.context)
 
 
 def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:
@@ -166,8 +166,16 @@ def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:
 
 
 def _check_request(config: BuildConfig) -> None:
-    """Raise IndexerError for an unknown site, and an output that cannot be made and is not what is asked."""
+    """Raise IndexerError for unknown sites and for options that do not fit them.
+
+    And for an output that cannot be made and is not what is asked.
+    """
     check_sites(config.sites)
+    if any(kind_of(site) == EXPERTS for site in config.sites) and config.numerics == "reproducible":
+        raise IndexerError(
+            "--numerics reproducible: how many tokens of a batch an expert meets decides how its products "
+            "are rounded; leave it out, or leave experts out of --sites"
+        )
     output, overwrite = config.output, config.overwrite
     if overwrite or not (output / MANIFEST).is_file():
         check_output(output, overwrite)

@@ -56,8 +56,11 @@ def beginning(plan: Plan, gathered: Gathered) -> Iterator[str]:
     part = plan.loaded.provenance["part"]
     if part:
         yield f"the model does not run on token ids alone; its part {part} is indexed"
-    if any("experts" in probe.provenance for probe in plan.probes):
-        yield "neurons of routed experts are not indexed: mlp is what every token passes, shared experts too"
+    if any(probe.provenance.get("experts") == "not indexed" for probe in plan.probes):
+        yield (
+            "neurons of routed experts are not indexed, for which there is --sites mlp,experts: mlp is what "
+            "every token passes, shared experts too"
+        )
     if plan.batching.reason:
         yield f"batches {TOGETHER[plan.batching.together]}: {plan.batching.reason}"
     if plan.memory.gpus:

@@ -101,7 +101,7 @@ def _build(plan: Plan, gathered: Gathered, folder: WorkFolder, progress: Progres
                 progress.say(line)
             folder.note(
                 "started" if checkpoint is None else "resumed",
-                tokens=gathered.states.count,
+                tokens=gathered.count,
                 share=gathered.course.share,
             )
             _Pass(plan, gathered, folder, progress).run(start, stop)
@@ -126,7 +126,7 @@ class _Pass:
         Raises KeyboardInterrupt, after a checkpoint, where a stop is requested.
         """
         gathered, clock = self.gathered, self.gathered.clock
-        self.progress.start(gathered.course.share, gathered.states.count)
+        self.progress.start(gathered.course.share, gathered.count)
         widest = max(probe.units for probe in self.plan.probes) * self.plan.loaded.dtype.itemsize
         with ExitStack() as stack:
             stack.enter_context(freed_memory_kept(gathered.batch_tokens * widest))
@@ -182,7 +182,7 @@ class _Pass:
         try:
             yield from batches
         except IndexerError:
-            if self.gathered.states.count:
+            if self.gathered.count:
                 self._save(batches)
             raise
 
@@ -218,7 +218,7 @@ class _Pass:
         self.folder.note("out of memory", most_tokens=self.most_tokens)
 
     def _show(self, batches: Batches) -> None:
-        course, tokens = self.gathered.course, self.gathered.states.count
+        course, tokens = self.gathered.course, self.gathered.count
         course.run(self._share(batches), self.gathered.clock.model)
         self.progress.show(course.share, tokens)
         if self.pace.event_due():
@@ -236,7 +236,7 @@ class _Pass:
         """Of the pass over the corpus, 0 to 1; None where that is not known."""
         shares = [batches.share(self.bytes)]
         if self.plan.config.max_tokens:
-            shares.append(min(1.0, self.gathered.states.count / self.plan.config.max_tokens))
+            shares.append(min(1.0, self.gathered.count / self.plan.config.max_tokens))
         return max((share for share in shares if share is not None), default=None)
 
     def _show_writing(self, share: float) -> None:
@@ -249,7 +249,7 @@ class _Pass:
             seconds = course.writing_seconds if left is None else left
             self.folder.note(
                 "writing",
-                tokens=self.gathered.states.count,
+                tokens=self.gathered.count,
                 share=course.share,
                 seconds_left=round(seconds),
             )

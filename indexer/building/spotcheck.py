@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from indexer_kernels import Sequences
 from indexer_kernels.staging import OnItsWay, to_host
-from torch import Tensor
 
 from indexer.building.nonfinite import IN_FLIGHT
 from indexer.building.states import States
 from indexer.errors import IndexerError
 from indexer.models import Runner, Values
-from indexer.models.alone import Plain, SequenceId, Together, alone, difference, rows_of, tolerance
+from indexer.models.alone import Rows, SequenceId, Together, alone, apart, tolerance
 from indexer.names import Key
 
 # whose rows are put aside; what is off at one is off at those behind it
@@ -76,21 +74,23 @@ class SpotCheck:
         sequence = int(sequences.document[row]), int(sequences.ordinal[row])
         keys = [probe.key for probe in runner.probes]
         some = {keys[-1], *(keys[place] for place in chosen.permutation(len(keys))[: PROBES - 1])}
-        kept: dict[Key, Tensor] = {}
+        beside = Rows(self.kernels, some)
+        beside.kept = {sequence: {}}
 
         def take(key: Key, values: Values) -> None:
             states.take(key, values)
-            rows = rows_of(sequence, values.made(), values.sequences) if key in some else None
-            if rows is not None:
-                kept[key] = rows.clone()
+            beside.look(key, values)
 
         with runner.handing_to(take):
             states.run(runner, batch)
-        comparison = _Comparison(self.kernels, sequence, kept)
         # torch.compile makes a graph of its own for batches of one
-        runner.run_for(alone(batch, row, copies=2 if runner.compiled else 1), comparison.take)
+        again = alone(batch, row, copies=2 if runner.compiled else 1)
+        found = Rows(self.kernels, some).of(runner, again, [sequence])[sequence]
+        differences = {
+            key: to_host(apart(beside.kept[sequence].get(key, {}), rows)) for key, rows in found.items()
+        }
         length, dtype = int(batch.length[row]), runner.loaded.dtype
-        return _Asked(number, sequence, length, batch.token_ids.shape, dtype, comparison.apart)
+        return _Asked(number, sequence, length, batch.token_ids.shape, dtype, differences)
 
     def _look(self, asked: _Asked) -> None:
         key, off = max(
@@ -119,17 +119,3 @@ class _Asked:
     shape: tuple[int, int]
     dtype: torch.dtype
     apart: dict[Key, OnItsWay]
-
-
-class _Comparison(Plain):
-    """Is handed the values of one sequence alone, and compares them with its rows in a batch."""
-
-    def __init__(self, kernels: str, sequence: SequenceId, beside: dict[Key, Tensor]) -> None:
-        super().__init__(kernels)
-        self.sequence, self.beside = sequence, beside
-        self.apart: dict[Key, OnItsWay] = {}
-
-    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
-        beside, rows = self.beside.pop(key, None), rows_of(self.sequence, activations, sequences)
-        if beside is not None and rows is not None:
-            self.apart[key] = to_host(difference(beside, rows))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from indexer_kernels import Sequences, Statistics
-from torch import Tensor
+from indexer_kernels import Statistics
 
 from indexer.building.nonfinite import NonFinite, Watch, earlier, first_in
 from indexer.index.records import LayerRecord
 from indexer.models import Probe, Runner, Values
 from indexer.names import Key
-from indexer.partials.state import record_of
+from indexer.partials.state import record_of, statistics_of
 
 
 class States:
@@ -26,13 +25,16 @@ class States:
         `finish`, and only where `run` runs the batches.
     """
 
-    def __init__(self, probes: Iterable[Probe], *, kernels: str, threads: int) -> None:
-        self.statistics = {
-            probe.key: Statistics.empty(
-                probe.units, probe.keep, layer=str(probe.key), kernels=kernels, threads=threads
+    def __init__(self, probes: Sequence[Probe], *, kernels: str, threads: int) -> None:
+        self.statistics: dict[Key, Statistics] = {
+            probe.key: statistics_of(
+                LayerRecord.empty(probe.key, probe.units, probe.keep, experts=probe.experts),
+                kernels=kernels,
+                threads=threads,
             )
             for probe in probes
         }
+        self.experts = {probe.key: probe.experts for probe in probes}
         self.kernels = kernels
         self.seconds = 0.0
         self.first_non_finite: NonFinite | None = None
@@ -59,14 +61,14 @@ class States:
     def take(self, key: Key, values: Values) -> None:
         """Take in a probe's values, computed in the same read where they are yet to be."""
         begin = time.perf_counter()
-        activations = values.into(self.statistics[key])
-        self._look_for_non_finite(key, activations, values.sequences)
+        if self.kernels == "triton":
+            values.into(self.statistics[key])
+        else:
+            part = self.statistics[key].part(values.first)
+            before = part.non_finite()
+            values.into(self.statistics[key])
+            self._look_for_non_finite(key, values, part.non_finite() - before)
         self.seconds += time.perf_counter() - begin
-
-    @property
-    def count(self) -> int:
-        """Counted tokens so far."""
-        return next(iter(self.statistics.values())).count
 
     @property
     def non_finite(self) -> int:
@@ -88,13 +90,10 @@ class States:
     def record(self, key: Key, last: bool = False) -> LayerRecord:
         """The states of one probe as they are now. last: nobody asks for them again, so they are let go."""
         statistics = self.statistics.pop(key) if last else self.statistics[key]
-        return record_of(statistics, key)
+        return record_of(statistics, key, self.experts[key])
 
-    def _look_for_non_finite(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
-        if self.kernels == "triton":
-            return
-        total = self.statistics[key].non_finite()
-        if total == self._non_finite[key]:
-            return
-        self._non_finite[key] = total
-        self.first_non_finite = earlier(self.first_non_finite, first_in(key, activations, sequences))
+    def _look_for_non_finite(self, key: Key, values: Values, met: int) -> None:
+        """met: how many there are among the values."""
+        if met:
+            self._non_finite[key] += met
+            self.first_non_finite = earlier(self.first_non_finite, first_in(key, values))

@@ -323,7 +323,12 @@ def info(index: INDEX, form: FORMAT = Format.TABLE) -> None:
         _print_facts(unfinished, form)
         return
     with _open(index) as opened:
-        _print_facts(opened.info(), form)
+        facts = opened.info()
+        if form is Format.TABLE:
+            from indexer.display import pages
+
+            facts["experts"] = pages.loads(facts["experts"])
+        _print_facts(facts, form)
 
 
 @app.command(epilog=_examples("verify my.index", "verify my.index --full"))

@@ -161,9 +161,9 @@ class BuildConfig(BaseModel):
     sites: Sites = _model(
         (MLP,),
         "LIST",
-        "Kinds of place, as mlp,attn: mlp (neurons), attn (input channels of attention's output projection), "
-        "heads (norms of what heads write), resid (the residual stream after each block); of a model with an "
-        "encoder and a decoder those of both, or of one, as encoder.mlp.",
+        "Kinds of place, as mlp,attn: mlp (neurons), experts (those of routed experts), attn (input channels "
+        "of attention's output projection), heads (norms of what heads write), resid (the residual stream "
+        "after each block); of a model with an encoder and a decoder of both, or of one, as encoder.mlp.",
         Reach.RUN,
     )
     layers: Layers = _model(None, "LIST", "As 0-5,7; in every stack.", Reach.RUN, "all")
@@ -182,9 +182,6 @@ class BuildConfig(BaseModel):
         "sequence",
         "WHAT",
         "What competes for a place: each sequence or document with its extreme, or every token.",
-    )
-    distinct: bool = _keep(
-        False, "", "Of strongest or lowest examples with the same eight tokens up to the peak keep the best."
     )
     window: Window = _keep((48, 15), "B,A", "Tokens kept before and after a peak.")
     panel: Places = _keep(
@@ -295,11 +292,6 @@ class BuildConfig(BaseModel):
         for name, given in (("--max-tokens", self.max_tokens is not None), ("--append", self.append)):
             if parted and given:
                 raise ValueError(f"{name} is for a build in one process, not with {parted[0]}")
-        if self.distinct and self.by == "document":
-            raise ValueError(
-                "--distinct with --by document would depend on the order of the corpus; "
-                "use --by sequence or --by token"
-            )
         if self.append and self.overwrite:
             raise ValueError("--append adds to an index and --overwrite replaces it; give one of them")
         if self.ids_column is not None:

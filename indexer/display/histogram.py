@@ -23,7 +23,7 @@ from indexer.display.data import number
 # Of the bins of one sign, by magnitude: 0, 2^-10, 1.125 * 2^-10 ... 2^14, infinity.
 _EDGES: list[float] = magnitude_edges().tolist()
 _ACROSS = " ▏▎▍▌▋▊▉█"
-_UP = " ▁▂▃▄▅▆▇█"
+UP = " ▁▂▃▄▅▆▇█"
 _NEGATIVE, _ZERO, _POSITIVE = "#0087af", "#808080", "#d75f00"
 
 
@@ -143,7 +143,7 @@ def chart(bins: list[dict[str, Any]], width: int, lines: int = 7) -> list[Text]:
     for line in range(lines - 1, -1, -1):
         text = Text(no_wrap=True)
         for bar, height in zip(shown, heights, strict=True):
-            text.append(_UP[min(max(height - 8 * line, 0), 8)] * cells, bar.colour)
+            text.append(UP[min(max(height - 8 * line, 0), 8)] * cells, bar.colour)
         drawn.append(text)
     return [*drawn, Text(_axis(shown, cells), "dim", no_wrap=True)]
 

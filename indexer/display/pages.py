@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from indexer.display.data import number
 from indexer.display.harmless import CUT, one_line
-from indexer.display.histogram import chart
+from indexer.display.histogram import UP, chart
 from indexer.display.text import Window, concordance, marked, spell
 
 if TYPE_CHECKING:
@@ -206,6 +207,24 @@ def print_facts(facts: Mapping[str, Any], out: Console, indent: int = 0) -> None
             out.print(
                 Text(f"{' ' * (indent + 2)}{CUT} {len(value) - len(shown):,} more (--format json)", "dim")
             )
+
+
+def loads(experts: Mapping[str, Any]) -> dict[str, str]:
+    """A line for each layer of experts: which shares of the tokens they meet, and a bar for each in order."""
+    lines = {}
+    for layer, facts in experts.items():
+        load = facts["load"]
+        ranked = sorted(range(len(load)), key=lambda expert: load[expert])
+        ends = ", ".join(
+            f"{word} {load[expert]:.2%} ({expert})"
+            for word, expert in (("least", ranked[0]), ("most", ranked[-1]))
+        )
+        bars = "".join(UP[math.ceil(8 * share / max(load)) if share else 0] for share in load)
+        lines[layer] = (
+            f"{facts['number']}, {facts['per_token']} a token; of the tokens {ends}, "
+            f"none {load.count(0)}  {bars}"
+        )
+    return lines
 
 
 def _is_nested(value: Any) -> bool:

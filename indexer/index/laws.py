@@ -14,6 +14,7 @@ import pyarrow as pa
 from indexer.errors import IndexerError
 from indexer.index.rows import LayerRows
 from indexer.index.vocabulary import Vocabulary
+from indexer.names import Experts
 
 
 class LayerLaws:
@@ -58,14 +59,28 @@ class LayerLaws:
         if pc.all(same).as_py() is False:
             raise IndexerError(f"{self.where}: units.parquet has other layers in its place")
 
-    def check_token_counts(self, counts: np.ndarray) -> None:
-        """Every counted token is one of the vocabulary's; counts: int64 [vocabulary]."""
-        total = self.integers("count")
+    def check_token_counts(self, counts: np.ndarray, experts: Experts | None) -> None:
+        """Every counted token is one of the vocabulary's; counts: int64 [vocabulary].
+
+        Of experts each counts the same in all of its units, and all together as often as tokens pass them.
+        """
+        count, total = self.integers("count"), counts.sum()
         if counts.min(initial=0) < 0:
             raise IndexerError(f"{self.where}: the counts in the vocabulary go below 0")
-        self.require(
-            total == counts.sum(), "the counts in the vocabulary do not add up to its count of tokens"
-        )
+        if experts is None:
+            self.require(
+                count == total, "the counts in the vocabulary do not add up to its count of tokens"
+            )
+            return
+        self.require((count >= 0) & (count <= total), "it counts more tokens than the vocabulary")
+        by_expert = count.reshape(experts.number, -1)
+        same = by_expert == by_expert[:, :1]
+        self.require(same.reshape(-1), "it counts other tokens than the first neuron of its expert")
+        if by_expert[:, 0].sum() > experts.per_token * total:
+            raise IndexerError(
+                f"{self.where}: its experts count more than {experts.per_token} times the tokens of the "
+                "vocabulary"
+            )
 
     def require(self, holds: np.ndarray, broken: str, unit: np.ndarray | None = None) -> None:
         """Raise IndexerError for the first row that does not hold; unit: of each row, else its number."""

@@ -27,7 +27,7 @@ from indexer.index import schema
 from indexer.index.codecs import CODECS, codecs_of, folders
 from indexer.index.files import DAMAGED
 from indexer.index.unfinished import in_short, progress_of
-from indexer.names import Key, check_site
+from indexer.names import Experts, Key, check_site
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
@@ -62,19 +62,29 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """One indexed layer; statistics: the names of the codecs of its files. keep: what is kept of a unit."""
+    """One indexed layer; statistics: the names of the codecs of its files. keep: what is kept of a unit.
+
+    experts: where its units are those of routed experts.
+    """
 
     key: Key
     units: int
     statistics: tuple[str, ...]
     keep: Keep
+    experts: Experts | None = None
 
 
-class LayerUnits(msgspec.Struct, frozen=True):
-    """A layer of a site, and how many units it has."""
+class LayerUnits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A layer of a site, how many units it has, and of how many experts where they are of some."""
 
     layer: _Int32
     units: _Int32
+    experts: Experts | None = None
+
+    def __post_init__(self) -> None:
+        experts = self.experts
+        if experts and (min(experts.number, experts.per_token) < 1 or self.units % experts.number):
+            raise ValueError("`experts` must be of numbers from 1 on, of which `units` is a multiple")
 
 
 class SiteEntry(msgspec.Struct, frozen=True):
@@ -98,8 +108,6 @@ class SiteEntry(msgspec.Struct, frozen=True):
         sizes = (keep.top, keep.bottom, keep.samples, keep.panel, *keep.window)
         if min(sizes) < 0 or keep.by not in COMPETITORS:
             raise ValueError(f"`keep` must be of sizes from 0 on, by one of {', '.join(COMPETITORS)}")
-        if keep.distinct and keep.by == "document":
-            raise ValueError("`keep` must not be both distinct and by document")
         if ("panel" in self.statistics) != (keep.panel > 0):
             raise ValueError("`keep` and `statistics` disagree about the panel")
 
@@ -123,7 +131,9 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
     def layers(self) -> list[LayerEntry]:
         """All indexed layers, in the order of units.parquet."""
         return [
-            LayerEntry(Key(site.site, layer.layer), layer.units, site.statistics, site.keep)
+            LayerEntry(
+                Key(site.site, layer.layer), layer.units, site.statistics, site.keep, layer.experts
+            )
             for site in self.sites
             for layer in site.layers
         ]
@@ -153,7 +163,7 @@ def sites_of(layers: Sequence[LayerEntry]) -> list[SiteEntry]:
     for name in sorted({entry.key.site for entry in layers}):
         here = sorted((entry for entry in layers if entry.key.site == name), key=lambda entry: entry.key)
         assert len({(entry.statistics, entry.keep) for entry in here}) == 1, f"{name}: its layers differ"
-        numbers = [LayerUnits(layer=entry.key.layer, units=entry.units) for entry in here]
+        numbers = [LayerUnits(entry.key.layer, entry.units, entry.experts) for entry in here]
         sites.append(SiteEntry(name, here[0].statistics, here[0].keep, numbers))
     return sites
 

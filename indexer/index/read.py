@@ -24,6 +24,7 @@ from indexer.index.codecs import EXAMPLES, HISTOGRAMS, PANEL
 from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
+from indexer.index.restore import LayerFiles
 from indexer.index.spelled import STORED, of_kind, spelled
 from indexer.index.vocabulary import Vocabulary
 from indexer.names import MLP, Key, Unit, by_site, format_layers, parse_key, parse_unit
@@ -310,6 +311,7 @@ class Index:
             "format_version": manifest.version,
             "created": manifest.created,
             "layers": by_site(entry.key for entry in manifest.layers),
+            "experts": {str(entry.key): self._experts(entry) for entry in manifest.layers if entry.experts},
             "units": sum(entry.units for entry in manifest.layers),
             "examples": sum(
                 file.rows or 0 for file in manifest.files if file.path.startswith(f"{EXAMPLES.folder}/")
@@ -324,6 +326,15 @@ class Index:
             "software": manifest.software,
             "addons": {addon.name: addon.tables for addon in read_addons(self._folder)},
         }
+
+    def _experts(self, entry: LayerEntry) -> dict[str, Any]:
+        """Of a layer of experts how many there are and a token passes, and the share of tokens of each."""
+        assert entry.experts is not None
+        number, tokens = entry.experts.number, self.manifest.totals.get("counted_tokens") or 0
+        with LayerFiles(self.path, self.manifest, entry.key) as files:
+            count = files.of_units(slice(0, entry.units), ["count"])["count"].to_numpy()
+        load = count[:: entry.units // number] / max(tokens, 1)
+        return {"number": number, "per_token": entry.experts.per_token, "load": load.round(6).tolist()}
 
     def verify(self, full: bool = False) -> dict[str, Any]:
         """Check sizes, SHA-256, schemas and page checksums of all files; with `full` the laws of the content.
@@ -345,8 +356,9 @@ class Index:
 
     def _find(self, unit: str | Unit | int, number: int | None = None) -> Unit:
         """The unit, if the index has it; else IndexerError saying what it has."""
-        found = _named(unit, number)
-        entry = self._entry(found.key, f'unit "{found}"')
+        named = _named(unit, number)
+        entry = self._entry(named.key, f'unit "{named}"')
+        found = named.of_layer(entry.units, entry.experts)
         if not 0 <= found.unit < entry.units:
             raise IndexerError(
                 f'unit "{found}": not in index {self.path}; layer {found.layer} has units 0-{entry.units - 1}'

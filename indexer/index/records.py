@@ -10,7 +10,7 @@ import numpy as np
 from indexer_kernels import Bands, Histogram, Keep, Moments, TopK
 from indexer_kernels.panel import Panel
 
-from indexer.names import Key
+from indexer.names import Experts, Key
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,23 @@ class LayerRecord:
     count: int64 [units], counted tokens.
     states: by the names that Keep.states gives them, and `panel`, which is filled after a pass. `top`,
         `bottom` and `samples` are of no places where none are kept.
+    experts: of the layer, where its units are those of routed experts.
     """
 
     key: Key
     count: np.ndarray
     states: Mapping[str, Any]
+    experts: Experts | None = None
 
     @classmethod
-    def empty(cls, key: Key, units: int, keep: Keep, first: int = 0) -> LayerRecord:
+    def empty(
+        cls, key: Key, units: int, keep: Keep, first: int = 0, experts: Experts | None = None
+    ) -> LayerRecord:
         """The states of no tokens; first: which unit of the layer is the first one here."""
         states = keep.states(units, str(key), first)
         if keep.panel:
             states["panel"] = Panel.empty(units, keep.panel, keep.seed)
-        return cls(key, np.zeros(units, np.int64), states)
+        return cls(key, np.zeros(units, np.int64), states, experts)
 
     @property
     def units(self) -> int:
@@ -50,7 +54,7 @@ class LayerRecord:
             if name == "samples":
                 facts |= {"samples": state.samples, "seed": state.seed}
             else:
-                facts |= {name: state.k, "by": state.by, "distinct": state.distinct}
+                facts |= {name: state.k, "by": state.by}
         if "panel" in self.states:
             panel = self.states["panel"]
             facts |= {"panel": panel.most, "seed": panel.seed}

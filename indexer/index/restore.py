@@ -25,7 +25,9 @@ from indexer.names import Key
 
 def empty_record(entry: LayerEntry, units: slice) -> LayerRecord:
     """A record of no tokens, of a block of a layer's units, with the states of its statistics alone."""
-    record = LayerRecord.empty(entry.key, units.stop - units.start, entry.keep, units.start)
+    record = LayerRecord.empty(
+        entry.key, units.stop - units.start, entry.keep, units.start, entry.experts
+    )
     names = {name for codec in codecs_of(entry.statistics) for name in codec.states}
     return replace(record, states={name: record.states[name] for name in record.states if name in names})
 

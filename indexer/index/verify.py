@@ -130,7 +130,7 @@ def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary, token_c
         with LayerFiles(index, manifest, entry.key) as files:
             laws = LayerLaws(index, files, units.slice(first, entry.units), vocabulary, documents)
             laws.check_units()
-            laws.check_token_counts(token_counts)
+            laws.check_token_counts(token_counts, entry.experts)
             for codec in files.codecs:
                 codec.check(laws)
         first += entry.units

@@ -218,7 +218,7 @@ class IndexWriter:
             raise IndexerError(f"index {self.output}: layer {key} was added twice")
         self._units[key] = []
         statistics = tuple(codec.name for codec in codecs_for(record.states))
-        self._layers.append(LayerEntry(key, units, statistics, record.keep))
+        self._layers.append(LayerEntry(key, units, statistics, record.keep, record.experts))
 
     def _note(self, record: LayerRecord, first: int) -> None:
         """Keep what goes into the files that all layers share."""

@@ -33,8 +33,8 @@ from indexer.names import Key
 Together = Literal["padded", "equal", "single"]
 # document and ordinal of a sequence
 SequenceId = tuple[int, int]
-# values [tokens, units] of sequences, by probe
-Kept = dict[SequenceId, dict[Key, Tensor]]
+# values of sequences, by probe and by the first unit of each of its parts
+Kept = dict[SequenceId, dict[Key, dict[int, "SequenceRows"]]]
 # lengths of two sequences, and layers that are asked more than the others
 SHORT, LONG = 5, 12
 FIRST_LAYERS = 2
@@ -180,20 +180,20 @@ class _Trial:
         if not padding:
             return self._without_padding(alone, "asked for")
         if self.asked.content:
-            moved = _apart(self._beside(2), beside)
+            moved = self._apart(self._beside(2), beside)
             if moved.off > SAME:
                 return self._without_padding(alone, f"{moved} with what stands in the padding behind it")
-        off = _apart(beside, alone)
+        off = self._apart(beside, alone)
         if off.off <= self.rounding:
             return Batching()
         # where sums are long, or rounding grows from layer to layer, other shapes do as much without padding
-        level = _apart(self._equal(), alone).off
+        level = self._apart(self._equal(), alone).off
         if off.off <= min(4 * level, self.most):
             return Batching()
         return self._without_padding(alone, f"{off} beside a longer one from what it is alone")
 
     def _without_padding(self, alone: Kept, reason: str) -> Batching:
-        off = _apart(self._equal(), alone)
+        off = self._apart(self._equal(), alone)
         if off.off <= self.most:
             return Batching("equal", reason)
         return Batching("single", f"{off} beside another of its length from what it is alone")
@@ -201,12 +201,12 @@ class _Trial:
     def _check_same(self, before: Kept) -> None:
         """Raises IndexerError where the sequences, alone once more, are others than before."""
         again = self._alone()
-        off = _apart(again, before)
+        off = self._apart(again, before)
         if off.off <= self.rounding:
             return
         model = f"model {self.loaded.provenance['name']}"
         sequence = alone(self._mixed(self.ids), self.lengths.index(off.length), self.copies)
-        if _apart(self._run(sequence), self._run(sequence)).off > self.rounding:
+        if self._apart(self._run(sequence), self._run(sequence)).off > self.rounding:
             raise IndexerError(
                 f"{model}: it is random: {off} from one run to the next; an index would hold for no other run"
             )
@@ -247,6 +247,14 @@ class _Trial:
         wanted = [(number, 0) for number in range(len(self.lengths) - 1) if number in batch.rows.document]
         return self.rows.of(self.runner, batch, wanted)
 
+    def _apart(self, one: Kept, other: Kept) -> _Apart:
+        """The largest difference of the sequences that two runs kept."""
+        return max(
+            _Apart(float(apart(rows, other[sequence].get(key, {}))), self.lengths[sequence[0]], key)
+            for sequence, places in one.items()
+            for key, rows in places.items()
+        )
+
     def _random(self, seed: int, rows: int, width: int) -> NDArray[np.int64]:
         return np.random.default_rng(seed).choice(self.tokens, (rows, width))
 
@@ -280,15 +288,6 @@ class _Apart:
         return f"a sequence of {self.length} tokens differs by {self.off:.1%}, at {self.key},"
 
 
-def _apart(one: Kept, other: Kept) -> _Apart:
-    """The largest difference of the sequences that two runs kept."""
-    return max(
-        _Apart(float(difference(rows, other[sequence][key])), len(rows), key)
-        for sequence, places in one.items()
-        for key, rows in places.items()
-    )
-
-
 def tolerance(dtype: torch.dtype) -> float:
     """How far apart a sequence may be in two batches of different shapes: `difference` by rounding alone."""
     return 4 * float(torch.finfo(dtype).eps) ** 0.5
@@ -309,14 +308,49 @@ def difference(one: Tensor, other: Tensor) -> Tensor:
     return (apart / size.clamp_min(least + size.mean() / 100)).max()
 
 
-def rows_of(sequence: SequenceId, activations: Tensor, sequences: Sequences) -> Tensor | None:
-    """The rows of one sequence in a matrix [tokens, units], as a view; None where it is not among them."""
-    document, ordinal = sequence
-    found = np.flatnonzero((sequences.document == document) & (sequences.ordinal == ordinal))
-    if not len(found):
-        return None
-    first = int(sequences.start[found[0]])
-    return activations[first : first + int(sequences.length[found[0]])]
+@dataclass(frozen=True)
+class SequenceRows:
+    """What a part of a probe makes of one sequence.
+
+    position: int64 [rows], of each token that has a row; values: [rows, units].
+    """
+
+    position: NDArray[np.int64]
+    values: Tensor
+
+    @classmethod
+    def of(cls, sequence: SequenceId, values: Values) -> SequenceRows | None:
+        """A view of the rows of a sequence in the values of several; None where it is not among them."""
+        document, ordinal = sequence
+        sequences = values.sequences
+        found = np.flatnonzero((sequences.document == document) & (sequences.ordinal == ordinal))
+        if not len(found):
+            return None
+        start, length, _ = sequences.held
+        rows = slice(start[found[0]], start[found[0]] + length[found[0]])
+        at = np.arange(rows.start, rows.stop) if sequences.at is None else sequences.at[rows]
+        return cls(at - sequences.start[found[0]], values.made()[rows])
+
+    def copy(self) -> SequenceRows:
+        """Of their own memory."""
+        return SequenceRows(self.position, self.values.clone())
+
+    def difference(self, other: SequenceRows) -> Tensor | None:
+        """See `difference`, over the tokens that both have; None where these are none."""
+        if np.array_equal(self.position, other.position):
+            return difference(self.values, other.values) if len(self.position) else None
+        _, mine, theirs = np.intersect1d(self.position, other.position, return_indices=True)
+        return difference(self.values[mine], other.values[theirs]) if len(mine) else None
+
+
+def apart(one: Mapping[int, SequenceRows], other: Mapping[int, SequenceRows]) -> Tensor:
+    """How far apart the parts of a probe are, float32 []: 1 where no part meets a token in both.
+
+    By another rounding a token may be routed to another expert, which says nothing.
+    """
+    both = (one[first].difference(other[first]) for first in one if first in other)
+    found = [off for off in both if off is not None]
+    return torch.stack(found).max() if found else torch.ones(())
 
 
 def alone(batch: Batch, number: int, copies: int = 1) -> Part:
@@ -348,17 +382,19 @@ class Plain:
         units = values.matrix.shape[1]
         if units not in self._statistics:
             self._statistics[units] = Statistics.empty(units, Keep(top=0, bottom=0), kernels=self.kernels)
-        self.look(key, values.into(self._statistics[units], counted=False), values.sequences)
+        values.into(self._statistics[units], counted=False)
+        self.look(key, values)
 
-    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
-        """Look at a probe's values, [tokens, units]; here nothing does."""
+    def look(self, key: Key, values: Values) -> None:
+        """Look at a probe's values, which are made; here nothing does."""
 
 
 class Rows(Plain):
-    """Keeps the values of some sequences: kept[sequence][key], [tokens, units]."""
+    """Keeps the values of some sequences; keys: of which probes, all without it."""
 
-    def __init__(self, kernels: str) -> None:
+    def __init__(self, kernels: str, keys: Collection[Key] | None = None) -> None:
         super().__init__(kernels)
+        self.keys = keys
         self.kept: Kept = {}
 
     def of(self, runner: Runner, batch: Batch, wanted: Collection[SequenceId]) -> Kept:
@@ -367,8 +403,10 @@ class Rows(Plain):
         runner.run_for(batch, self.take)
         return self.kept
 
-    def look(self, key: Key, activations: Tensor, sequences: Sequences) -> None:
+    def look(self, key: Key, values: Values) -> None:
+        if self.keys is not None and key not in self.keys:
+            return
         for sequence, places in self.kept.items():
-            rows = rows_of(sequence, activations, sequences)
-            if rows is not None and key not in places:
-                places[key] = rows.clone()
+            rows = SequenceRows.of(sequence, values)
+            if rows is not None:
+                places.setdefault(key, {}).setdefault(values.first, rows.copy())

@@ -19,29 +19,37 @@ from torch import Tensor, nn
 
 from indexer.errors import IndexerError
 from indexer.models.stacks import behind_start
-from indexer.names import DECODER, Key, stack_of
+from indexer.names import DECODER, Experts, Key, stack_of
 
 
 @dataclass(slots=True)
 class Values:
     """A probe's values for some sequences, valid during the call that they are handed over by.
 
-    matrix: [tokens, units], any row stride, adjacent units; not to be written to.
+    A layer may come in parts, as by experts, whose units are some of its own and whose rows are some tokens.
+
+    matrix: [rows, units], any row stride, adjacent units; not to be written to.
     sequences: what its rows are. function: where it is not None, the values are function(matrix) * up, by the
     kernels' name of it, and are yet to be written into matrix; up: as matrix, None for one.
+    first: which unit of the layer the first column is. rows_follow: whether more rows of the batch come for
+    these units; parts_follow: whether other units of the layer come.
     """
 
     matrix: Tensor
     sequences: Sequences
     function: str | None = None
     up: Tensor | None = None
+    first: int = 0
+    rows_follow: bool = False
+    parts_follow: bool = False
 
     def into(self, statistics: Statistics, counted: bool = True) -> Tensor:
-        """Take them in, computed in the same read where they are yet to be; returns them, [tokens, units].
+        """Take them in, computed in the same read where they are yet to be; returns them, [rows, units].
 
-        counted: False to compute them as these statistics would, and to take nothing in.
+        statistics: of the layer. counted: False to compute them as these would, and to take nothing in.
         """
-        sequences = self.sequences if counted else Sequences.none(self.sequences.tokens)
+        statistics = statistics.part(self.first)
+        sequences = self.sequences if counted else Sequences.none(len(self.matrix))
         if self.function is not None:
             statistics.activate(self.function, self.matrix, self.up, sequences, self.matrix)
             self.function = None
@@ -50,7 +58,7 @@ class Values:
         return self.matrix
 
     def made(self) -> Tensor:
-        """The values, [tokens, units]; by torch's own functions where nothing has computed them yet."""
+        """The values, [rows, units]; by torch's own functions where nothing has computed them yet."""
         if self.function is not None:
             self.matrix.copy_(activate(self.function, self.matrix, self.up))
             self.function = None
@@ -109,10 +117,6 @@ class Workspace:
         assert self._sequences is not None, "no batch is being run"
         return self._sequences
 
-    def ends_with(self, sequences: Sequences) -> bool:
-        """Whether no rows of the batch come after these."""
-        return sequences is self._sequences or sequences is self.groups[-1].sequences
-
     def check_rows(self, place: str, rows: int) -> None:
         """Raises IndexerError where a module is not given one row for every token of the batch.
 
@@ -141,6 +145,7 @@ class Workspace:
 class Probe(Protocol):
     """One site in one layer of a loaded model.
 
+    experts: where its units are those of routed experts, each of which meets tokens of its own.
     keep: what is kept of every unit. module: where in the model it is; place: its path there.
     fused: whether it computes a part of the model's forward pass, so that values and statistics are one read;
     only such a one can lie within a block that torch.compile makes a graph of.
@@ -151,6 +156,8 @@ class Probe(Protocol):
     def key(self) -> Key: ...
     @property
     def units(self) -> int: ...
+    @property
+    def experts(self) -> Experts | None: ...
     @property
     def device(self) -> torch.device: ...
     @property
@@ -166,6 +173,8 @@ class Probe(Protocol):
 
     def attach(self, take: Take, workspace: Workspace, last: bool) -> AbstractContextManager[None]:
         """Within the block every forward pass of the model hands its values to `take`, each row once.
+
+        Of experts they are handed over one by one, those that meet tokens, or one with no rows.
 
         last: whether the forward pass ends there, by an exception out of `take`; what would be done with the
         values is not needed then.

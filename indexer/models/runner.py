@@ -106,8 +106,8 @@ class Runner:
             _check_compiled(probes)
         self._vocabulary = embedding_rows(loaded.model)
         self._workspace = Workspace(loaded.model, onednn, compiled)
-        # probes whose statistics hold the rows that are being run already
-        self._taken: set[Key] = set()
+        # parts of probes, by their first units, whose statistics hold the rows that are being run already
+        self._taken: set[tuple[Key, int]] = set()
         self._stack: ExitStack | None = None
 
     @property
@@ -177,7 +177,7 @@ class Runner:
         with self.handing_to(take):
             self.run(batch)
 
-    def _run(self, batch: Batch, taken: set[Key]) -> None:
+    def _run(self, batch: Batch, taken: set[tuple[Key, int]]) -> None:
         """Run a batch, of which some probes' values have been taken, whole or in halves."""
         tokens, alone = batch.token_ids.size, len(batch.length) == 1
         if tokens <= self.most_tokens or alone:
@@ -223,23 +223,23 @@ class Runner:
         """What a probe hands its values to."""
 
         def take(values: Values) -> None:
-            ended = workspace.ends_with(values.sequences)
-            if key in self._taken:
+            if (key, values.first) in self._taken:
                 # the model wants them once more, and the statistics do not
-                values.sequences = Sequences.none(values.sequences.tokens)
+                values.sequences = Sequences.none(len(values.matrix))
             self.take(key, values)
             # the model goes on with them, whatever was done with them
             values.made()
-            if ended:
-                self._taken.add(key)
-                if last:
+            if not values.rows_follow:
+                self._taken.add((key, values.first))
+                if last and not values.parts_follow:
                     raise LastProbeDone
 
         return take
 
     def _check_all_taken(self) -> None:
-        if len(self._taken) < len(self.probes):
-            raise self._not_reached(next(probe for probe in self.probes if probe.key not in self._taken))
+        taken = {key for key, _ in self._taken}
+        if len(taken) < len(self.probes):
+            raise self._not_reached(next(probe for probe in self.probes if probe.key not in taken))
 
     def _not_reached(self, probe: Probe) -> IndexerError:
         return IndexerError(
@@ -265,11 +265,12 @@ def _check_halves(batch: Batch, loaded: LoadedModel) -> None:
 
 
 def _check_compiled(probes: Sequence[Probe]) -> None:
-    read = next((probe for probe in probes if not probe.fused), None)
-    if read is not None:
-        raise IndexerError(
-            f"--compile: {read.key} is read by a hook, which torch.compile runs into; leave it out"
-        )
+    for probe in probes:
+        if not probe.fused or probe.experts:
+            how = "of routed experts" if probe.experts else "read by a hook"
+            raise IndexerError(
+                f"--compile: {probe.key} is {how}, which torch.compile runs into; leave it out"
+            )
 
 
 def blocks(model: nn.Module, last: nn.Module) -> list[nn.Module]:

@@ -135,6 +135,7 @@ def _differences(one: Manifest, other: Manifest) -> Iterator[str]:
             **{f"the model's {key}": value for key, value in side.model.items() if key not in _OF_THE_MODEL},
             "the tokenizer's digest": side.tokenizer.get("digest"),
             "layers": [f"{entry.key} of {entry.units} units" for entry in side.layers],
+            "experts": {str(entry.key): asdict(entry.experts) for entry in side.layers if entry.experts},
             "statistics": {site.site: sorted(site.statistics) for site in side.sites},
             "what is kept": {site.site: asdict(site.keep) for site in side.sites},
         }

@@ -6,14 +6,15 @@ for whatever comes after.
 
 from __future__ import annotations
 
-import numpy as np
-from indexer_kernels import Keep, Statistics
+from typing import Any
+
+from indexer_kernels import Keep, PartedStatistics, Statistics
 
 from indexer.index.records import LayerRecord
-from indexer.names import Key
+from indexer.names import Experts, Key
 
 
-def record_of(statistics: Statistics, key: Key) -> LayerRecord:
+def record_of(statistics: Statistics, key: Key, experts: Experts | None = None) -> LayerRecord:
     """The states of one layer as they are now; they stay those of the statistics."""
     statistics.settle()
     assert statistics.moments is not None
@@ -27,18 +28,22 @@ def record_of(statistics: Statistics, key: Key) -> LayerRecord:
         "bottom": bottom if statistics.bottom is None else statistics.bottom,
         "samples": none.bands(statistics.units) if statistics.samples is None else statistics.samples,
     }
-    count = np.full(statistics.units, statistics.count, np.int64)
-    return LayerRecord(key, count, states | statistics.others)
+    return LayerRecord(key, statistics.counts, states | statistics.others, experts)
 
 
-def statistics_of(record: LayerRecord, *, kernels: str = "auto", threads: int | None = None) -> Statistics:
+def statistics_of(
+    record: LayerRecord, *, kernels: str = "auto", threads: int | None = None
+) -> Statistics:
     """Statistics that continue where the record stops; they take over its arrays.
 
-    kernels, threads: as in Statistics.empty.
+    kernels, threads: as in Statistics.of.
     """
     # the panel is chosen and filled beside them
     states = {name: state for name, state in record.states.items() if name != "panel"}
-    statistics = Statistics.of(record.units, states, kernels=kernels, threads=threads)
-    # of a layer's units all count the same tokens
-    statistics.count = int(record.count.max(initial=0))
+    options: dict[str, Any] = {"kernels": kernels, "threads": threads}
+    kind: type[Statistics] = Statistics
+    if record.experts is not None:
+        kind, options["parts"] = PartedStatistics, record.experts.number
+    statistics = kind.of(record.units, states, **options)
+    statistics.counts = record.count
     return statistics

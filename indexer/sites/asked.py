@@ -13,9 +13,10 @@ class Asked:
 
     hooks: read values after the model computed them, also where they could be computed together with their
     statistics. output_projection: pattern of the paths of the MLPs' output projections, * being the layer
-    number, for models whose MLPs are not recognised.
+    number, for models whose MLPs are not recognised. experts: whether routed experts are a site of their own.
     """
 
     keep: Keep = field(default_factory=Keep)
     hooks: bool = False
     output_projection: str | None = None
+    experts: bool = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from indexer_kernels import Sequences
@@ -19,14 +20,15 @@ from indexer.errors import IndexerError
 from indexer.models.forward import call_model
 from indexer.models.loading import LoadedModel, quiet_transformers
 from indexer.models.probe import Probe, Values, Workspace
-from indexer.names import ATTN, HEADS, MLP, RESID, STACKS, Key, stack_of
-from indexer.sites import attn, heads, mlp, resid
+from indexer.names import ATTN, EXPERTS, HEADS, MLP, RESID, STACKS, Key, kind_of, stack_of
+from indexer.sites import attn, experts, heads, mlp, resid
 from indexer.sites.asked import Asked
 
 # All there are, by name. A site's function returns its probes, none where the model has no such place, and
 # raises IndexerError where it cannot tell.
 SITES: dict[str, Callable[[LoadedModel, Asked], Sequence[Probe]]] = {
     MLP: mlp.find,
+    EXPERTS: experts.find,
     ATTN: attn.find,
     HEADS: heads.find,
     RESID: resid.find,
@@ -36,7 +38,7 @@ SITES: dict[str, Callable[[LoadedModel, Asked], Sequence[Probe]]] = {
 def check_sites(names: Sequence[str]) -> None:
     """Raises IndexerError for a name that is no site."""
     for name in names:
-        if name.removeprefix(f"{stack_of(name)}.") not in SITES:
+        if kind_of(name) not in SITES:
             raise IndexerError(
                 f'--sites: no site "{name}"; there is: {", ".join(SITES)}, and of a model with two stacks '
                 f"those of one alone, as {STACKS[0]}.{MLP}"
@@ -51,7 +53,7 @@ def find(loaded: LoadedModel, sites: Sequence[str] = (MLP,), asked: Asked | None
     Cost: what the sites need, `mlp` a forward pass over 16 tokens; and another one, seldom two.
     """
     check_sites(sites)
-    asked = asked or Asked()
+    asked = replace(asked or Asked(), experts=any(kind_of(site) == EXPERTS for site in sites))
     with torch.inference_mode(), quiet_transformers():
         probes = [probe for part in loaded.parts() for probe in _of_part(part, sites, asked)]
         if asked.hooks:
@@ -60,7 +62,13 @@ def find(loaded: LoadedModel, sites: Sequence[str] = (MLP,), asked: Asked | None
         fault = trial.fault()
         if fault:
             trial = _Trial(loaded, [probe.read(f"computed in one pass, {fault}") for probe in probes])
-            trial.run()
+            # experts can be read in no other way
+            fault = trial.fault()
+            if fault:
+                raise IndexerError(
+                    f"model {loaded.provenance['architecture']}: where its experts are computed one by one, "
+                    f"{fault}; leave {EXPERTS} out of --sites"
+                )
         return trial.in_order()
 
 
@@ -73,7 +81,7 @@ def _of_part(part: LoadedModel, names: Sequence[str], asked: Asked) -> list[Prob
             model = f"model {part.provenance['architecture']}"
             raise IndexerError(f"--sites {name}: {model} has one stack; leave {stack} out")
         if stack in ("", part.stack):
-            wanted[name.removeprefix(f"{stack}.")] = None
+            wanted[kind_of(name)] = None
     if not part.stack:
         return [probe for site in wanted for probe in SITES[site](part, asked)]
     (other,) = {*STACKS} - {part.stack}
@@ -143,6 +151,8 @@ class _Trial:
     def _taking(self, key: Key) -> Callable[[Values], None]:
         def take(values: Values) -> None:
             before = self.rows.pop(key, 0)
-            self.rows[key] = before + len(values.made())
+            values.made()
+            # of parts each has rows of some tokens, and all together stand for all of them
+            self.rows[key] = before + (0 if values.parts_follow else values.sequences.tokens)
 
         return take

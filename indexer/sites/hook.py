@@ -12,7 +12,7 @@ from indexer_kernels import Keep
 from torch import Tensor, nn
 
 from indexer.models.probe import Take, Values, Workspace
-from indexer.names import Key
+from indexer.names import Experts, Key
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,6 +30,11 @@ class Hook:
     returned: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+
+    @property
+    def experts(self) -> Experts | None:
+        """None: all units meet all tokens."""
+        return None
 
     @property
     def fused(self) -> bool:

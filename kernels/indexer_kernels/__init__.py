@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from indexer_kernels.histogram import Histogram
     from indexer_kernels.keep import Keep
     from indexer_kernels.moments import Moments
+    from indexer_kernels.parted import PartedStatistics
     from indexer_kernels.sequences import Sequences
     from indexer_kernels.statistics import Statistics
     from indexer_kernels.topk import TopK
@@ -31,14 +32,15 @@ _FROM = {
     "Keep": "keep",
     "KernelInputError": "errors",
     "Moments": "moments",
+    "PartedStatistics": "parted",
     "Sequences": "sequences",
     "Statistics": "statistics",
     "TopK": "topk",
     "activate": "activations",
 }
 __all__ = [
-    "FUNCTIONS", "Bands", "Histogram", "Keep", "KernelInputError", "Moments", "Sequences", "Statistics",
-    "TopK", "activate",
+    "FUNCTIONS", "Bands", "Histogram", "Keep", "KernelInputError", "Moments", "PartedStatistics",
+    "Sequences", "Statistics", "TopK", "activate",
 ]  # fmt: skip
 
 

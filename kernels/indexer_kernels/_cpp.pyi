@@ -11,8 +11,7 @@ class Places:
 
 class TopK:
     def __init__(
-        self, places: Places, largest: bool, by: int, distinct: bool,
-        threshold: Any, worst: Any, filled: Any, passage: Any,
+        self, places: Places, largest: bool, by: int, threshold: Any, worst: Any, filled: Any
     ) -> None: ...
 
 class Bands:
@@ -20,7 +19,16 @@ class Bands:
 
 class Batch:
     def __init__(
-        self, start: Any, length: Any, document: Any, ordinal: Any, token_ids: Any, counted: Any
+        self,
+        start: Any,
+        length: Any,
+        document: Any,
+        ordinal: Any,
+        token_ids: Any,
+        counted: Any,
+        first_token: Any,
+        tokens: Any,
+        at: Any,
     ) -> None: ...
 
 def process(

@@ -2,11 +2,15 @@
 
 Every kernel takes activations as [tokens, units]; a `Sequences` says what the rows are. Rows that belong to
 no sequence (padding) may lie between sequences: they are activated, but enter no statistic and no window.
+
+A matrix may have rows of some tokens alone, as of those routed to an expert. Then these alone are counted,
+and in a window the others have activation 0: what `spread` would make of the matrix is what it stands for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,12 +23,13 @@ from indexer_kernels.errors import KernelInputError
 class Sequences:
     """The sequences of one batch, in rows of [tokens, units].
 
-    start: int64 [sequences], row of each sequence's first token, ascending; sequences do not overlap.
+    start: int64 [sequences], each sequence's first token, ascending; sequences do not overlap.
     length: int64 [sequences], tokens in each, padding not counted.
     document: int64 [sequences], id of the document each is cut from.
     ordinal: int64 [sequences], its number within that document.
     token_ids: int32 [tokens], for the windows.
     counted: bool [tokens], False for padding and special tokens.
+    at: int64 [rows], the token that each row of the matrix is of, ascending; None where every one has a row.
     Raises KernelInputError where shapes disagree or a sequence leaves the rows.
     """
 
@@ -34,6 +39,7 @@ class Sequences:
     ordinal: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     counted: NDArray[np.bool_]
+    at: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -67,6 +73,14 @@ class Sequences:
             raise KernelInputError(
                 "sequences: sequences overlap or are not in ascending order of their first row"
             )
+        if self.at is not None:
+            at = np.ascontiguousarray(self.at, np.int64)
+            object.__setattr__(self, "at", at)
+            if len(at) and (at[0] < 0 or at[-1] >= len(self.counted) or (at[1:] <= at[:-1]).any()):
+                raise KernelInputError(
+                    f"sequences: rows of tokens {at.min()} to {at.max()} of {len(self.counted)}; they are "
+                    "ascending, each once"
+                )
 
     @classmethod
     def from_offsets(
@@ -91,17 +105,45 @@ class Sequences:
 
     @property
     def tokens(self) -> int:
-        """Rows of the batch, padding included."""
+        """Of the batch, padding included."""
         return len(self.counted)
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of the matrix."""
+        return self.tokens if self.at is None else len(self.at)
+
+    @cached_property
+    def held(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """What `start`, `length` and `counted` are in rows of the matrix."""
+        if self.at is None:
+            return self.start, self.length, self.counted
+        first, end = np.searchsorted(self.at, [self.start, self.start + self.length])
+        return first, end - first, self.counted[self.at]
+
+    @property
+    def counted_tokens(self) -> int:
+        """How many tokens enter the statistics."""
+        start, length, counted = self.held
+        before = np.cumsum(np.concatenate([[0], counted]))
+        return int((before[start + length] - before[start]).sum())
+
+    def spread(self) -> Sequences:
+        """The same with a row for every token, of which those that have one now are counted."""
+        if self.at is None:
+            return self
+        counted = np.zeros_like(self.counted)
+        counted[self.at] = self.counted[self.at]
+        return replace(self, counted=counted, at=None)
 
     def native(self) -> Any:
         """The compiled kernel's view of these arrays, made once."""
         if "_native" not in self.__dict__:
             from indexer_kernels import _cpp
 
-            view = _cpp.Batch(
-                self.start, self.length, self.document, self.ordinal, self.token_ids, self.counted
-            )
+            start, length, counted = self.held
+            names = self.document, self.ordinal, self.token_ids
+            view = _cpp.Batch(start, length, *names, counted, self.start, self.length, self.at)
             object.__setattr__(self, "_native", view)
         return self.__dict__["_native"]
 

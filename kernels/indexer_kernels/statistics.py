@@ -8,7 +8,7 @@ of each state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -68,29 +68,28 @@ class Statistics:
         keep: Keep | None = None,
         *,
         layer: str | None = None,
-        kernels: str = "auto",
-        threads: int | None = None,
-    ) -> Statistics:
-        """The statistics of no tokens over `units` units; layer: see Keep.states."""
-        states = (keep or Keep()).states(units, layer)
-        return cls.of(units, states, kernels=kernels, threads=threads)
+        **options: Any,
+    ) -> Self:
+        """The statistics of no tokens over `units` units; layer: see Keep.states. options: see `of`."""
+        return cls.of(units, (keep or Keep()).states(units, layer), **options)
 
     @classmethod
-    def of(
-        cls, units: int, states: Mapping[str, Any], *, kernels: str = "auto", threads: int | None = None
-    ) -> Statistics:
-        """Statistics that go on with states, named as Keep.states does; they take over their arrays."""
+    def of(cls, units: int, states: Mapping[str, Any], **options: Any) -> Self:
+        """Statistics that go on with states, named as Keep.states does; they take over their arrays.
+
+        options: kernels, by dispatch.choose, and threads.
+        """
         kept = {name: state for name, state in states.items() if getattr(state, "places", True)}
         known = (kept.pop(name, None) for name in ("moments", "histogram", "top", "bottom"))
         samples = kept.pop("samples", None)
-        return cls(units, *known, samples=samples, others=kept, kernels=kernels, threads=threads)
+        return cls(units, *known, samples=samples, others=kept, **options)
 
     def update(self, activations: Tensor, sequences: Sequences, up: Tensor | None = None) -> None:
         """Take in activations that exist.
 
-        activations: [tokens, units] float32, bfloat16 or float16 on the CPU, any row stride, adjacent units.
-        sequences: what the rows are. up: as activations, what they were multiplied by, where that is known;
-            examples hold it at their peaks.
+        activations: [rows, units] float32, bfloat16 or float16 on the CPU, any row stride, adjacent units.
+        sequences: what the rows are: tokens, or some of them. up: as activations, what they were multiplied
+            by, where that is known; examples hold it at their peaks.
         Raises KernelInputError where shapes or dtypes disagree.
         Cost: one read of activations; about 0.6 ns an element and core where they are in cache.
         """
@@ -103,7 +102,7 @@ class Statistics:
         else:
             self._process(0, activations, up, None, sequences)
         self._update_others(activations, sequences)
-        self._count(sequences)
+        self.count += sequences.counted_tokens
 
     def activate(
         self, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor | None = None
@@ -111,7 +110,7 @@ class Statistics:
         """Write f(gate), or f(gate) * up, to `out` and take it in; all rows are written, padding too.
 
         function: one of activations.FUNCTIONS.
-        gate, up, out: [tokens, units] of one dtype, any row strides; `out` may be `gate`, and is made where
+        gate, up, out: [rows, units] of one dtype, any row strides; `out` may be `gate`, and is made where
         not given. Examples hold `up` at their peaks. Returns out. Raises KernelInputError where shapes or
         dtypes disagree.
         """
@@ -129,7 +128,7 @@ class Statistics:
         else:
             self._process(1 + functions.FUNCTIONS.index(function), gate, up, out, sequences)
         self._update_others(out, sequences)
-        self._count(sequences)
+        self.count += sequences.counted_tokens
         return out
 
     def to_device(self, device: torch.device, windows: Windows = "device") -> None:
@@ -157,6 +156,19 @@ class Statistics:
         """
         return None if self._on_device is None else self._on_device.sums.met
 
+    def part(self, first: int) -> Statistics:
+        """The statistics whose first unit is number `first` of the layer: here those of all, from 0 on."""
+        return self
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Counted tokens of every unit, int64 [units]: here all units count the same."""
+        return np.full(self.units, self.count, np.int64)
+
+    @counts.setter
+    def counts(self, counts: NDArray[np.int64]) -> None:
+        self.count = int(counts.max(initial=0))
+
     def documents(self) -> NDArray[np.int64]:
         """Ids of the documents that places point to at present, ascending, each once."""
         if self._on_device is not None:
@@ -183,18 +195,18 @@ class Statistics:
         if self.histogram:
             self.histogram.settle()
 
-    def _count(self, sequences: Sequences) -> None:
-        ends = np.cumsum(np.concatenate([[0], sequences.counted]))
-        self.count += int((ends[sequences.start + sequences.length] - ends[sequences.start]).sum())
-
     def _check(self, name: str, matrix: Tensor, sequences: Sequences) -> None:
-        if matrix.ndim != 2 or tuple(matrix.shape) != (sequences.tokens, self.units):
+        if matrix.ndim != 2 or tuple(matrix.shape) != (sequences.matrix_rows, self.units):
             raise KernelInputError(
                 f"{name} has shape {tuple(matrix.shape)}; the batch and the layer take "
-                f"({sequences.tokens}, {self.units}): tokens, units"
+                f"({sequences.matrix_rows}, {self.units}): tokens, units"
             )
         if matrix.dtype not in DTYPES:
             raise KernelInputError(f"{name} is {matrix.dtype}; kernels take float32, bfloat16 or float16")
+        if self.kernels == "triton" and sequences.at is not None:
+            raise KernelInputError(
+                f"{name} has rows of some tokens; kernels 'triton' take a row for every token"
+            )
         expected = device_type(self.kernels)
         if expected is not None and matrix.device.type != expected:
             raise KernelInputError(
@@ -217,8 +229,9 @@ class Statistics:
             )
 
     def _update_reference(self, activations: Tensor, up: Tensor | None, sequences: Sequences) -> None:
-        values = activations.float().cpu().numpy()
-        factor = None if up is None else up.float().cpu().numpy()
+        values = _spread(activations, sequences)
+        factor = None if up is None else _spread(up, sequences)
+        sequences = sequences.spread()
         for sums in (self.moments, self.histogram):
             if sums is not None:
                 sums.update(values, sequences)
@@ -228,9 +241,9 @@ class Statistics:
 
     def _update_others(self, activations: Tensor, sequences: Sequences) -> None:
         if self.others:
-            values = activations.float().cpu().numpy()
+            values = _spread(activations, sequences)
             for state in self.others.values():
-                state.update(values, sequences)
+                state.update(values, sequences.spread())
 
     def _launch(
         self, function: str | None, gate: Tensor, up: Tensor | None, out: Tensor, sequences: Sequences
@@ -272,3 +285,13 @@ class Statistics:
             native(self.histogram), native(self.moments), native(self.top), native(self.bottom),
             native(self.samples), self.threads,
         )  # fmt: skip
+
+
+def _spread(matrix: Tensor, sequences: Sequences) -> NDArray[np.float32]:
+    """A matrix as float32 [tokens, units], with zeros for the tokens that have no row."""
+    values = matrix.float().cpu().numpy()
+    if sequences.at is None:
+        return values
+    whole = np.zeros((sequences.tokens, matrix.shape[1]), np.float32)
+    whole[sequences.at] = values
+    return whole

@@ -91,7 +91,7 @@ struct Samples : Kept<Bands> {
       bars[kUnits * (1 + kResidues) + unit] = 0xFFFFFF00u;
     }
     state.samples = 1;
-    state.units = kUnits;
+    state.bars_row = kUnits;
     state.key = key.data();
     state.bars = bars.data();
     state.hash = hash.data();
@@ -132,7 +132,8 @@ std::uint64_t digest_of(Function function, DType dtype, bool gated) {
   if (gated) job.up = {up.data(), kUnits, dtype};
   job.out = job.gate;
   job.units = kUnits;
-  job.batch = {start.data(), length.data(), document.data(), ordinal.data(), tokens.data(), counted.data(), 3, kTokens};
+  job.batch = {start.data(), length.data(), document.data(), ordinal.data(), tokens.data(), counted.data(), 3, kTokens,
+               start.data(), length.data()};
   job.histogram = &histogram;
   job.moments = &moments;
   job.top = &top.state;

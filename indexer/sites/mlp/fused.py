@@ -13,11 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from indexer_kernels import Sequences
 from torch import Tensor
 
 from indexer.models.matmul import linear
-from indexer.models.probe import Take, Values, Workspace, forward_of
+from indexer.models.probe import Group, Take, Values, Workspace, forward_of
 from indexer.sites.hook import Hook
 from indexer.sites.linear import Affine
 from indexer.sites.mlp.compiled import traced
@@ -94,13 +93,13 @@ class FusedForward:
         self.workspace.check_rows(self.place, rows.shape[0])
         out = None if self.last else rows.new_empty(rows.shape[0], self.plan.projection.outputs)
         for group in self.workspace.groups:
-            activations = self._activations(rows[group.first_row : group.last_row], group.sequences)
+            activations = self._activations(rows[group.first_row : group.last_row], group)
             if out is not None:
                 self._project(activations, out[group.first_row : group.last_row])
         assert out is not None, "the forward pass ends with the last probe"
         return out.view(*x.shape[:-1], -1)
 
-    def _activations(self, x: Tensor, sequences: Sequences) -> Tensor:
+    def _activations(self, x: Tensor, group: Group) -> Tensor:
         """x: [rows, hidden]; returns [rows, units] in scratch memory."""
         plan = self.plan
         gate = self._wide(plan.gate, x, slot=0)
@@ -111,7 +110,8 @@ class FusedForward:
             up, gate = gate.chunk(2, dim=-1)
         elif plan.up is not None:
             up = self._wide(plan.up, x, slot=1)
-        self.take(Values(gate, sequences, plan.function, up))
+        follow = group is not self.workspace.groups[-1]
+        self.take(Values(gate, group.sequences, plan.function, up, rows_follow=follow))
         return gate
 
     def _wide(self, affine: Affine, x: Tensor, slot: int) -> Tensor:

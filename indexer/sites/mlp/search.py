@@ -132,8 +132,7 @@ class _Search:
         elif not found and finding.experts and len(_projections(trace, finding.experts)) < 2:
             finding.only_experts = True
             finding.complaint = (
-                f"{finding.experts} is a mixture of experts, whose neurons are not indexed; attn, heads and "
-                "resid are, see --sites"
+                f"{finding.experts} is a mixture of experts, and its neurons are indexed by --sites experts"
             )
         elif not found:
             finding.complaint = (
@@ -174,7 +173,7 @@ class _Search:
         if finding.mlp is None:
             block = type(self.blocks[path]).__name__
             raise self._error(f"no MLP recognised in {path} ({block}): {finding.complaint}")
-        experts = any(finding.experts for finding in self.findings.values())
+        experts = not self.asked.experts and any(finding.experts for finding in self.findings.values())
         return finding.mlp.probe(number, path, self.asked.keep, {"experts": "not indexed"} if experts else {})
 
     def _error(self, what: str) -> IndexerError:

@@ -1,0 +1,72 @@
+"""Statistics of a layer whose units are in parts, each of which meets tokens of its own, as experts do.
+
+The states are those of the whole layer. Each part is a `Statistics` over a share of their memory, so that
+what is gathered part by part is there as one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer_kernels.statistics import Statistics
+
+
+class PartedStatistics(Statistics):
+    """The state of one layer of equal parts, each of which takes in by itself the tokens that it meets.
+
+    parts: in the order of their units. They are on the CPU.
+    """
+
+    def __init__(self, units: int, *states: Any, parts: int, **options: Any) -> None:
+        """parts: how many, of which `units` is a multiple. The others: as Statistics takes them."""
+        super().__init__(units, *states, **options)
+        width = units // parts
+        self.parts = [self._part(slice(first, first + width)) for first in range(0, units, width)]
+
+    def part(self, first: int) -> Statistics:
+        """The part whose first unit is number `first` of the layer."""
+        return self.parts[first * len(self.parts) // self.units]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Counted tokens of every unit, int64 [units]."""
+        return np.concatenate([part.counts for part in self.parts])
+
+    @counts.setter
+    def counts(self, counts: NDArray[np.int64]) -> None:
+        for part, of_part in zip(self.parts, np.split(counts, len(self.parts)), strict=True):
+            part.counts = of_part
+
+    def documents(self) -> NDArray[np.int64]:
+        """Ids of the documents that places point to at present, ascending, each once."""
+        return np.unique(np.concatenate([part.documents() for part in self.parts]))
+
+    def settle(self) -> None:
+        """Bring every state up to date for reading."""
+        for part in self.parts:
+            part.settle()
+
+    def _part(self, units: slice) -> Statistics:
+        states = (self.moments, self.histogram, self.top, self.bottom)
+        return Statistics(
+            units.stop - units.start,
+            *(_view(state, units) for state in states),
+            samples=_view(self.samples, units),
+            others={name: _view(state, units) for name, state in self.others.items()},
+            kernels=self.kernels,
+            threads=self.threads,
+        )
+
+
+def _view(state: Any, units: slice) -> Any:
+    """Some units of a state, whose arrays are views of its own."""
+    view = copy.copy(state)
+    for name, array in vars(state).items():
+        if isinstance(array, np.ndarray):
+            # bars are the one array whose units come last
+            setattr(view, name, array[..., units] if name == "bars" else array[units])
+    return view
