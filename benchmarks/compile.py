@@ -54,7 +54,7 @@ ARGUMENTS = {
         "token_ids", "worst", "filled", "place_position", "window_start", "window_length", "window_tokens",
     ),
     "*u8": ("counted",),
-    "*u64": ("block_key", "unit_key", "place_hash"),
+    "*u64": ("block_key", "unit_key", "place_hash", "place_passage"),
     "*u32": ("bars",),
     "i32": (
         "gate_stride", "up_stride", "out_stride", "stride", "units", "groups", "blocks", "splits", "k",
@@ -87,6 +87,7 @@ class Variant:
     @property
     def name(self) -> str:
         chosen = [str(value) for name, value in self.constants.items() if name in ("FUNCTION", "IDENTITY")]
+        chosen += ["distinct"] * bool(self.constants.get("DISTINCT"))
         chosen += ["gated"] * bool(self.constants.get("GATED"))
         tiny = ["of one unit"] * ("units" in self.constants)
         return " ".join([self.kernel, *chosen, *tiny, self.dtype, f"sm_{self.architecture}"])
@@ -134,7 +135,8 @@ def _variants(few: bool) -> Iterator[Variant]:
     # numbers that are 1 when a kernel is launched are compiled in
     yield Variant("gather", 90, "bfloat16", {**plain, **dict.fromkeys(STRIDES, 1), **ONES})
     ones = {"GATED": True, "up_stride": 1}
-    yield Variant("compete", 90, "bfloat16", {**ones, "SIGN": -1, "IDENTITY": 2, "k": 1, **PLACES, **ONES})
+    end = {"SIGN": -1, "IDENTITY": 2, "DISTINCT": False, "k": 1, **PLACES}
+    yield Variant("compete", 90, "bfloat16", {**ones, **end, **ONES})
     tiny = {**ones, "samples": 1, **SAMPLE_PLACES, "PLACES": 8, **ONES}
     yield Variant("sample", 90, "bfloat16", tiny)
     for architecture in SHARED_BYTES:
@@ -147,9 +149,11 @@ def _variants(few: bool) -> Iterator[Variant]:
                 yield Variant("gather", architecture, dtype, whole)
                 if function != "plain":
                     yield Variant("activate_rows", architecture, dtype, constants)
-            for identity in (2,) if few else (1, 2, 3):
+            competitors = [(1, False), (3, False), (3, True)] * (not few)
+            for identity, distinct in [(2, False), (2, True), *competitors]:
                 for gated in (False, True):
-                    ends = {"GATED": gated, "SIGN": 1, "IDENTITY": identity, **PLACES}
+                    ends = {"SIGN": 1, "IDENTITY": identity, "DISTINCT": distinct}
+                    ends |= {"GATED": gated, **PLACES}
                     yield Variant("compete", architecture, dtype, ends)
             for gated in (False, True):
                 yield Variant("sample", architecture, dtype, {"GATED": gated, **SAMPLE_PLACES})
@@ -169,6 +173,7 @@ def _compiled(variant: Variant) -> Machine:
         "find_hits": (bands_triton.find_hits, ASTSource, 4),
         "sample": (bands_triton.sample, ASTSource, 1),
     }[variant.kernel]
+    most = topk_triton.DISTINCT_REGISTERS if variant.constants.get("DISTINCT") else None
     signature, constants, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in variant.constants:
@@ -183,7 +188,7 @@ def _compiled(variant: Variant) -> Machine:
     compiled = triton.compile(
         source(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", variant.architecture, 32),
-        options={"num_warps": warps, "enable_fp_fusion": False},
+        options={"num_warps": warps, "enable_fp_fusion": False, "maxnreg": most},
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"

@@ -73,15 +73,17 @@ struct HeldPlaces : Held<Places> {
 };
 
 struct HeldTopK : Held<TopK> {
-  HeldTopK(const HeldPlaces& places, bool largest, int by, const Array<float>& threshold,
-           const Array<std::int32_t>& worst, const Array<std::int32_t>& filled) {
+  HeldTopK(const HeldPlaces& places, bool largest, int by, bool distinct, const Array<float>& threshold,
+           const Array<std::int32_t>& worst, const Array<std::int32_t>& filled, const Array<std::uint64_t>& passage) {
     arrays = places.arrays;
     static_cast<Places&>(state) = places.state;
     state.largest = largest;
     state.by = static_cast<Competitor>(by);
+    state.distinct = distinct;
     state.threshold = hold(threshold);
     state.worst = hold(worst);
     state.filled = hold(filled);
+    state.passage = hold(passage);
   }
 };
 
@@ -201,9 +203,10 @@ PYBIND11_MODULE(_cpp, module) {
            py::arg("activations").noconvert());
 
   py::class_<HeldTopK>(module, "TopK")
-      .def(py::init<const HeldPlaces&, bool, int, Array<float>, Array<std::int32_t>, Array<std::int32_t>>(),
-           py::arg("places"), py::arg("largest"), py::arg("by"), py::arg("threshold").noconvert(),
-           py::arg("worst").noconvert(), py::arg("filled").noconvert());
+      .def(py::init<const HeldPlaces&, bool, int, bool, Array<float>, Array<std::int32_t>, Array<std::int32_t>,
+                    Array<std::uint64_t>>(),
+           py::arg("places"), py::arg("largest"), py::arg("by"), py::arg("distinct"), py::arg("threshold").noconvert(),
+           py::arg("worst").noconvert(), py::arg("filled").noconvert(), py::arg("passage").noconvert());
 
   py::class_<HeldBands>(module, "Bands")
       .def(py::init<const HeldPlaces&, std::int64_t, Array<std::uint64_t>, py::array_t<std::uint32_t>, Array<std::uint64_t>>(),

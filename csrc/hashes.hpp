@@ -1,4 +1,4 @@
-// The hash by which sequences are sampled; indexer_kernels/hashes.py defines it.
+// The hashes of sequences and of passages; indexer_kernels/hashes.py defines them.
 #pragma once
 #include "isa.hpp"
 #include <cstdint>
@@ -16,6 +16,13 @@ inline std::uint64_t mixed(std::uint64_t number) {
 
 inline std::uint64_t sequence_key(std::int64_t document, std::int64_t ordinal) {
   return mixed(mixed(static_cast<std::uint64_t>(document)) + (static_cast<std::uint64_t>(ordinal) + 1) * kGolden);
+}
+
+inline std::uint64_t passage_hash(const std::int32_t* token_ids, std::int64_t tokens) {
+  std::uint64_t hash = 0;
+  for (std::int64_t token = 0; token < tokens; ++token)
+    hash = mixed(hash + (static_cast<std::uint64_t>(token_ids[token]) + 1) * kGolden);
+  return hash;
 }
 
 inline std::uint64_t scrambled(std::uint64_t number) {

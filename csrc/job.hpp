@@ -12,6 +12,7 @@ constexpr int kLimbs = 17;          // an exact sum: 16 limbs and the number of 
 constexpr int kBlockUnits = 64;     // units that one visit handles together
 constexpr int kTileTokens = 32;     // tokens that one visit handles together
 constexpr int kBlockTokens = 256;   // tokens of one float32 partial sum
+constexpr int kPassageTokens = 8;   // of the passage that an example shows, up to its peak
 constexpr int kResidues = 16;       // of octaves, by which bars of bands are looked up
 
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
@@ -75,6 +76,8 @@ struct TopK : Places {
   float* threshold = nullptr;              // [units] value of the worst place; -/+infinity while places are free
   std::int32_t* worst = nullptr;           // [units] which place that is
   std::int32_t* filled = nullptr;          // [units]
+  bool distinct = false;                   // whether a passage has one place at most
+  std::uint64_t* passage = nullptr;        // [units, places] hashes of what places show, where they are distinct
 };
 
 // A place is taken where its window has a length.

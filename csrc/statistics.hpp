@@ -290,7 +290,7 @@ class Block {
   void offer_sequence(const TopK& state, std::int64_t sequence, int unit, float extreme, std::int32_t tile) {
     const Batch& batch = job_.batch;
     Candidate candidate{extreme + 0.0f, batch.document[sequence], batch.ordinal[sequence],
-                        std::numeric_limits<std::int32_t>::min()};
+                        std::numeric_limits<std::int32_t>::min(), 0};
     // ties with the worst place are common (units that are often exactly zero): settle them before looking for the peak
     if (!beats_worst(state, first_ + unit, candidate)) return;
     const std::int64_t row = row_of(sequence, unit, extreme, tile);
@@ -314,17 +314,27 @@ class Block {
       const float bar = state.threshold[first_ + unit];
       if (!is_finite(x) || (state.largest ? x < bar : x > bar)) continue;
       const auto position = static_cast<std::int32_t>(position_at(sequence, row));
-      offer(state, sequence, unit, row, {x + 0.0f, batch.document[sequence], batch.ordinal[sequence], position});
+      offer(state, sequence, unit, row, {x + 0.0f, batch.document[sequence], batch.ordinal[sequence], position, 0});
     }
   }
 
-  void offer(const TopK& state, std::int64_t sequence, int unit, std::int64_t row, const Candidate& candidate) {
+  void offer(const TopK& state, std::int64_t sequence, int unit, std::int64_t row, Candidate candidate) {
     const std::int64_t index = first_ + unit;
     if (!beats_worst(state, index, candidate)) return;
+    if (state.distinct) candidate.passage = passage_at(sequence, candidate.position, state.before);
     const std::int64_t place = place_won(state, index, candidate);
     if (place < 0) return;
     write_place(state, sequence, unit, place, candidate.value, row);
+    if (state.distinct) state.passage[place] = candidate.passage;
     settle_place(state, index, place);
+  }
+
+  // The hash of the last tokens of a peak's window up to the peak.
+  std::uint64_t passage_at(std::int64_t sequence, std::int64_t position, std::int64_t before) const {
+    std::int64_t ahead = kPassageTokens - 1;
+    if (ahead > position) ahead = position;
+    if (ahead > before) ahead = before;
+    return passage_hash(job_.batch.token_ids + job_.batch.first_token[sequence] + position - ahead, ahead + 1);
   }
 
   // An example and its window, while the activations are in memory. Of a token without a row it is 0.

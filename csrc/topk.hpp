@@ -17,10 +17,11 @@ struct Candidate {
   float value;
   std::int64_t document, sequence;
   std::int32_t position;
+  std::uint64_t passage;
 };
 
 inline Candidate place_of(const TopK& state, std::int64_t place) {
-  return {state.value[place], state.document[place], state.sequence[place], state.position[place]};
+  return {state.value[place], state.document[place], state.sequence[place], state.position[place], 0};
 }
 
 inline bool ranks_before(const TopK& state, const Candidate& left, const Candidate& right) {
@@ -52,15 +53,16 @@ inline bool beats_worst(const TopK& state, std::int64_t unit, const Candidate& c
   return ranks_before(state, candidate, place_of(state, unit * state.places + state.worst[unit]));
 }
 
-// The place of a candidate that beats the worst one, or -1 where its document holds a better place already. Other
-// competitors come once.
+// The place of a candidate that beats the worst one, or -1 where its document, or its passage where places are distinct,
+// holds a better place already. Other competitors come once.
 inline std::int64_t place_won(const TopK& state, std::int64_t unit, const Candidate& candidate) {
   const std::int64_t first = unit * state.places;
   const std::int32_t filled = state.filled[unit];
-  if (state.by == Competitor::document) {
-    for (std::int32_t place = 0; place < filled; ++place) {
-      if (state.document[first + place] == candidate.document)
-        return ranks_before(state, candidate, place_of(state, first + place)) ? first + place : -1;
+  if (state.distinct || state.by == Competitor::document) {
+    for (std::int64_t place = first; place < first + filled; ++place) {
+      const bool same = state.distinct ? state.passage[place] == candidate.passage
+                                       : state.document[place] == candidate.document;
+      if (same) return ranks_before(state, candidate, place_of(state, place)) ? place : -1;
     }
   }
   return first + (filled == state.places ? state.worst[unit] : filled);

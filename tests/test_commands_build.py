@@ -42,8 +42,8 @@ def test_defaults_are_the_configs(built: list[BuildConfig]) -> None:
 
 def test_every_option_arrives(built: list[BuildConfig]) -> None:
     options = (
-        "--sites mlp --layers 0-5,7 --top 3 --bottom 4 --samples 5 --panel 6 --by token --context 128 "
-        "--window 8,2 --max-tokens 1000 --share 0.25 --seed 3 "
+        "--sites mlp --layers 0-5,7 --top 3 --bottom 4 --samples 5 --panel 6 --by token --distinct "
+        "--context 128 --window 8,2 --max-tokens 1000 --share 0.25 --seed 3 "
         "--batch-tokens 512 --padding never --dtype float32 --device cpu --kernels reference "
         "--text-column body --quoting none --attention eager --count-special-tokens --on-bad-text skip "
         "--output-projection h.*.mlp --revision main --hooks --threads 2 --overwrite --numerics reproducible "
@@ -53,9 +53,9 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
     assert built == [
         BuildConfig(
             model="model", corpus=("a.txt", "b/*.txt"), output=Path("my.index"), sites=("mlp",),
-            layers="0-5,7", top=3, bottom=4, samples=5, panel=6, by="token", context=128, window=(8, 2),
-            max_tokens=1000, share=0.25, seed=3, batch_tokens=512, padding="never", dtype="float32",
-            device="cpu", kernels="reference", text_column="body", count_special_tokens=True,
+            layers="0-5,7", top=3, bottom=4, samples=5, panel=6, by="token", distinct=True, context=128,
+            window=(8, 2), max_tokens=1000, share=0.25, seed=3, batch_tokens=512, padding="never",
+            dtype="float32", device="cpu", kernels="reference", text_column="body", count_special_tokens=True,
             on_bad_text="skip", quoting="none", output_projection="h.*.mlp", revision="main", hooks=True,
             threads=2, attention="eager", overwrite=True, numerics="reproducible", checkpoint_minutes=1.5,
             piece_bytes=1000,
@@ -94,6 +94,7 @@ def test_options_beside_those(built: list[BuildConfig], options: str, fields: di
         ("--workers 2 --max-tokens 10", "--max-tokens is for a build in one process"),
         ("--ray local --append", "--append is for a build in one process"),
         ("--append --overwrite", "--append adds to an index and --overwrite replaces it"),
+        ("--distinct --by document", "--distinct with --by document would depend on the order of the corpus"),
         ("--compile --hooks", "--compile runs into --hooks"),
         ("--compile --numerics reproducible", "--compile writes kernels that may round differently"),
         ("--shards 4", "--shards says how --ray cuts the work"),

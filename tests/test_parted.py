@@ -24,7 +24,7 @@ FIELDS = ("start", "length", "document", "ordinal", "token_ids", "counted")
 
 
 def empty(kernels: str, by: str = "sequence") -> Statistics:
-    keep = Keep(**{**vars(KEEP), "by": by})
+    keep = Keep(**{**vars(KEEP), "by": by, "distinct": by == "token"})
     return Statistics.empty(UNITS, keep, layer="experts.1", kernels=kernels, threads=2)
 
 

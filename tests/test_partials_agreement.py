@@ -40,6 +40,7 @@ def _drop(section: str, name: str) -> Change:
         (_set("configuration", samples=1), "--samples is 2 and 1"),
         (_set("configuration", seed=5), "--seed is 4 and 5"),
         (_set("configuration", by="token"), "--by is sequence and token"),
+        (_set("configuration", distinct=True), "--distinct is null and true"),
         (_set("configuration", window=[6, 4]), "--window is [6, 3] and [6, 4]"),
         (_set("configuration", context=100), "--context is 2000 and 100"),
         (_set("configuration", numerics="reproducible"), "--numerics is fast and reproducible"),

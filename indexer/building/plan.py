@@ -155,8 +155,8 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
 
 def kept(config: BuildConfig) -> Keep:
     """What is kept of every unit."""
-    chosen = {"samples": config.samples, "panel": config.panel, "seed": config.seed}
-    return Keep(config.top, config.bottom, config.window, config.by, **chosen).within(config.context)
+    names = ("top", "bottom", "window", "by", "distinct", "samples", "panel", "seed")
+    return Keep(**{name: getattr(config, name) for name in names}).within(config.context)
 
 
 def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:

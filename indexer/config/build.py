@@ -183,6 +183,9 @@ class BuildConfig(BaseModel):
         "WHAT",
         "What competes for a place: each sequence or document with its extreme, or every token.",
     )
+    distinct: bool = _keep(
+        False, "", "Of strongest or lowest examples with the same eight tokens up to the peak keep the best."
+    )
     window: Window = _keep((48, 15), "B,A", "Tokens kept before and after a peak.")
     panel: Places = _keep(
         64, "W", "Windows of 64 tokens, by hash, on which every unit's activations are kept; 0 keeps none."
@@ -292,6 +295,11 @@ class BuildConfig(BaseModel):
         for name, given in (("--max-tokens", self.max_tokens is not None), ("--append", self.append)):
             if parted and given:
                 raise ValueError(f"{name} is for a build in one process, not with {parted[0]}")
+        if self.distinct and self.by == "document":
+            raise ValueError(
+                "--distinct with --by document would depend on the order of the corpus; "
+                "use --by sequence or --by token"
+            )
         if self.append and self.overwrite:
             raise ValueError("--append adds to an index and --overwrite replaces it; give one of them")
         if self.ids_column is not None:

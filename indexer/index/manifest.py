@@ -108,6 +108,8 @@ class SiteEntry(msgspec.Struct, frozen=True):
         sizes = (keep.top, keep.bottom, keep.samples, keep.panel, *keep.window)
         if min(sizes) < 0 or keep.by not in COMPETITORS:
             raise ValueError(f"`keep` must be of sizes from 0 on, by one of {', '.join(COMPETITORS)}")
+        if keep.distinct and keep.by == "document":
+            raise ValueError("`keep` must not be both distinct and by document")
         if ("panel" in self.statistics) != (keep.panel > 0):
             raise ValueError("`keep` and `statistics` disagree about the panel")
 

@@ -54,7 +54,7 @@ class LayerRecord:
             if name == "samples":
                 facts |= {"samples": state.samples, "seed": state.seed}
             else:
-                facts |= {name: state.k, "by": state.by}
+                facts |= {name: state.k, "by": state.by, "distinct": state.distinct}
         if "panel" in self.states:
             panel = self.states["panel"]
             facts |= {"panel": panel.most, "seed": panel.seed}

@@ -11,7 +11,8 @@ class Places:
 
 class TopK:
     def __init__(
-        self, places: Places, largest: bool, by: int, threshold: Any, worst: Any, filled: Any
+        self, places: Places, largest: bool, by: int, distinct: bool,
+        threshold: Any, worst: Any, filled: Any, passage: Any,
     ) -> None: ...
 
 class Bands:

@@ -18,15 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from indexer_kernels import bands, hashes
+from indexer_kernels import bands
 from indexer_kernels.blocks import BLOCK_TOKENS as HOST_BLOCK_TOKENS
 from indexer_kernels.plan import Plan
-from indexer_kernels.topk_triton import LOWEST, copy_window
+from indexer_kernels.topk_triton import FIRST, LOWEST, SECOND, copy_window, sequence_peak
 
 BLOCK_TOKENS = tl.constexpr(HOST_BLOCK_TOKENS)
 OCTAVES, BANDS = tl.constexpr(bands.OCTAVES), tl.constexpr(bands.BANDS)
 NO_OCTAVE, NO_HASH = tl.constexpr(int(bands.NO_OCTAVE)), tl.constexpr(int(bands.NO_HASH))
-FIRST, SECOND = tl.constexpr(int(hashes.FIRST)), tl.constexpr(int(hashes.SECOND))
 RESIDUES, REST_ROW = tl.constexpr(bands.RESIDUES), tl.constexpr(bands.RESIDUES + 1)
 # the upper 24 bits of a hash above an octave
 UPPER = tl.constexpr(0xFFFFFF00)
@@ -105,28 +104,6 @@ def least_octave(octave, own_octave):
 
 
 @triton.jit
-def sequence_maximum(
-    peak, row, sequence, length, maxima, block_row, block_sequence, blocks, units, BLOCKS: tl.constexpr
-):
-    """A sequence's maximum and the row of the first block that reaches it; peak, row: of one of its blocks.
-
-    maxima: pointer to the unit's maximum of the first block.
-    """
-    # of one block there is nothing to look for
-    others = tl.where(length > BLOCK_TOKENS, blocks, 0)
-    for first_block in range(0, others, BLOCKS):
-        block = first_block + tl.arange(0, BLOCKS)
-        own = (block < blocks) & (tl.load(block_sequence + block, block < blocks, other=-1) == sequence)
-        theirs = tl.load(maxima + block.to(tl.int64) * units, own, other=float("-inf"))
-        best = tl.max(theirs, axis=0)
-        begins = tl.load(block_row + block, own, other=0)
-        begins = tl.min(tl.where(own & (theirs == best), begins, 0x7FFFFFFFFFFFFFFF), axis=0)
-        row = tl.where(best > peak, begins, tl.where(best == peak, tl.minimum(begins, row), row))
-        peak = tl.maximum(best, peak)
-    return peak, row
-
-
-@triton.jit
 def set_bars(bars, unit, units, held, hash, octave, samples):
     """What `find_hits` asks from now on; see Bands.bars."""
     least = least_octave(octave, 0)
@@ -186,8 +163,8 @@ def sample(
                 own_start, own_length = tl.load(start + own), tl.load(length + own)
                 row = tl.load(block_row + number)
                 peak = tl.load(maxima + number.to(tl.int64) * units)
-                highest, first_row = sequence_maximum(
-                    peak, row, own, own_length, maxima, block_row, block_sequence, blocks, units, BLOCKS
+                highest, first_row = sequence_peak(
+                    peak, row, own, own_length, maxima, block_row, block_sequence, blocks, units, 1, BLOCKS
                 )
                 if (peak == highest) & (row == first_row):
                     own_document, own_ordinal = tl.load(document + own), tl.load(ordinal + own)

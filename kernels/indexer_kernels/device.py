@@ -157,7 +157,7 @@ class DeviceTopK(DevicePlaces):
     Where not all places are taken, threshold is -/+infinity and threshold_document the smallest integer.
     """
 
-    OTHERS = ("threshold", "worst", "filled")
+    OTHERS = ("threshold", "worst", "filled", "passage")
 
     @classmethod
     def of(cls, host: TopK | Bands, device: torch.device, windows: Windows = "device") -> Self:

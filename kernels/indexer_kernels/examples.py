@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer_kernels.blocks import sequence_rows
+from indexer_kernels.hashes import passage_hashes
 from indexer_kernels.sequences import Sequences
 
 # what an example has beside its unit and the tokens of its window
 PLACE_FIELDS = ("value", "up", "document", "sequence", "position", "window_start", "window_length")
 # nearly all of a state's memory, and seldom written
 WINDOW_FIELDS = ("token_ids", "activations")
+# of the passage that an example shows: tokens up to and with the peak
+PASSAGE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ class ExampleRows:
         """Tokens of the longest window."""
         return int(self.window_length.max(initial=0))
 
+    @cached_property
+    def passage(self) -> NDArray[np.uint64]:
+        """uint64 [rows], hash of each row's passage: the last eight tokens of its window up to the peak."""
+        return passages_of(self.token_ids, self.offset, self.position - self.window_start)
+
     def put_windows(
         self,
         rows: NDArray[np.int64],
@@ -116,3 +125,17 @@ class ExampleRows:
         row, column = np.nonzero(inside)
         for values, into in targets:
             into[at[row], column] = values[source[inside]]
+
+
+def passages_of(
+    token_ids: NDArray[np.int32], offset: NDArray[np.int64], peak: NDArray[np.int32]
+) -> NDArray[np.uint64]:
+    """uint64 [windows], the hash of what each window shows up to its peak, at most eight tokens.
+
+    token_ids: int32 [tokens], of all windows. offset: int64 [windows], where each begins; peak: int32
+    [windows], where in it the peak is.
+    """
+    ahead = np.arange(PASSAGE_TOKENS - 1, -1, -1)
+    # of a window with fewer the first ones are not looked at
+    token = (offset + peak)[:, None] - np.minimum(ahead, peak[:, None])
+    return passage_hashes(token_ids[token], np.minimum(peak + 1, PASSAGE_TOKENS))

@@ -20,14 +20,15 @@ class Keep:
     """What is kept of every unit.
 
     top, bottom: examples at either end; 0: none. window: tokens before and after a peak. by: what competes
-    for the ends. samples: examples of each band; 0: none. panel: windows of the panel; 0: none. seed: of the
-    hashes that these are chosen by.
+    for the ends. distinct: whether no two examples of an end show the same passage. samples: examples of each
+    band; 0: none. panel: windows of the panel; 0: none. seed: of the hashes that these are chosen by.
     """
 
     top: int = 20
     bottom: int = 20
     window: tuple[int, int] = (48, 15)
     by: str = "sequence"
+    distinct: bool = False
     samples: int = 0
     seed: int = 0
     panel: int = 0
@@ -40,7 +41,7 @@ class Keep:
     def ends(self, units: int) -> tuple[TopK, TopK]:
         """Top-k and bottom-k of no tokens; of no places where none are kept."""
         top, bottom = (
-            TopK.empty(units, k, largest=largest, by=self.by, window=self.window)
+            TopK.empty(units, k, largest=largest, by=self.by, distinct=self.distinct, window=self.window)
             for k, largest in ((self.top, True), (self.bottom, False))
         )
         return top, bottom

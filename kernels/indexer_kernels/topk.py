@@ -4,6 +4,13 @@ A competitor is a sequence (with its extreme value, at the first position that r
 document. Competitors are ranked by a total order - value, then document, sequence and position ascending;
 -0.0 is 0.0 - so the k winners do not depend on the order in which they come, nor on how they are grouped: a
 state is merged by letting its examples compete again. Non-finite values do not compete.
+
+Where places are distinct, only the best of the examples that show the same passage competes (see
+ExampleRows.passage). The k winners still do not depend on the order: whoever is not held misses the worst
+place, and places only get better, so a passage that was dropped returns with a better example or not at all.
+With documents as competitors there is no such state. Let document D show passage A at 5 and B at 4, and
+document E show A at 6. Where D is met first it holds 5, E puts that aside, and nothing of D is left. Where E
+is met first, D's 5 leaves no trace, and its 4, met last, takes a place.
 """
 
 from __future__ import annotations
@@ -36,10 +43,12 @@ class TopK(Places):
     """Up to k examples per unit, in no order; `ranked` sorts them.
 
     largest: whether the largest values win (top-k) or the smallest (bottom-k).
-    by: what competes: "sequence", "token" or "document".
+    by: what competes: "sequence", "token" or "document". distinct: whether each passage has one place at
+        most; not with "document".
     threshold: float32 [units], value of the worst place once all are filled, -/+infinity before.
     worst: int32 [units], which place that is.
     filled: int32 [units], places taken; places beyond are undefined.
+    passage: uint64 [units, k], hash of what each place shows; [units, 0] where places are not distinct.
     """
 
     largest: bool
@@ -47,26 +56,38 @@ class TopK(Places):
     threshold: NDArray[np.float32]
     worst: NDArray[np.int32]
     filled: NDArray[np.int32]
+    distinct: bool
+    passage: NDArray[np.uint64]
 
     @classmethod
     def empty(
-        cls, units: int, k: int, *, largest: bool, by: str = "sequence", window: tuple[int, int] = (48, 15)
-    ) -> TopK:
+        cls, units: int, k: int, *, largest: bool, by: str = "sequence", distinct: bool = False,
+        window: tuple[int, int] = (48, 15),
+    ) -> TopK:  # fmt: skip
         """No examples yet. Raises KernelInputError for negative sizes and unknown competitors."""
         if by not in COMPETITORS:
             raise KernelInputError(f"competitor {by!r} is unknown; choose one of: {', '.join(COMPETITORS)}")
+        if distinct and by == "document":
+            raise KernelInputError("distinct examples are by sequence or token; see topk.py for the reason")
         return cls(
             largest=largest,
             by=by,
             threshold=np.full(units, -np.inf if largest else np.inf, np.float32),
             worst=np.zeros(units, np.int32),
             filled=np.zeros(units, np.int32),
+            distinct=distinct,
+            passage=np.zeros((units, k if distinct else 0), np.uint64),
             **no_places(units, k, window),
         )
 
     @property
     def k(self) -> int:
         return self.value.shape[1]
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What those have in common that share one place."""
+        return ("passage",) if self.distinct else IDENTITY[self.by]
 
     @property
     def taken(self) -> NDArray[np.bool_]:
@@ -110,12 +131,13 @@ class TopK(Places):
         """A copy of some units, with places in rank order, best first; undefined places come last."""
         taken = self.taken[units]
         keys = self._keys({name: getattr(self, name)[units] for name in PLACE_FIELDS})
-        order = np.lexsort((*reversed(keys), ~taken))
+        order, passage = np.lexsort((*reversed(keys), ~taken)), self.passage[units]
         return replace(
             self,
             threshold=self.threshold[units].copy(),
             worst=np.full(len(taken), self.k - 1, np.int32),
             filled=self.filled[units].copy(),
+            passage=np.take_along_axis(passage, order, axis=1) if self.distinct else passage.copy(),
             **self.reordered(units, order),
             _native=None,
         )
@@ -124,7 +146,8 @@ class TopK(Places):
         from indexer_kernels import _cpp
 
         by = COMPETITORS.index(self.by)
-        return _cpp.TopK(places, self.largest, by, self.threshold, self.worst, self.filled)
+        arrays = self.threshold, self.worst, self.filled, self.passage
+        return _cpp.TopK(places, self.largest, by, self.distinct, *arrays)
 
     def _insert(self, rows: ExampleRows, chosen: NDArray[np.int64]) -> None:
         """Give rows of different units the places they win; chosen: int64, numbers of rows."""
@@ -132,8 +155,8 @@ class TopK(Places):
         example = {name: getattr(rows, name)[chosen] for name in PLACE_FIELDS}
         filled = self.filled[unit]
         same = np.arange(self.k) < filled[:, None]  # [chosen, k]
-        for name in IDENTITY[self.by]:
-            same &= getattr(self, name)[unit] == example[name][:, None]
+        for name in self.identity:
+            same &= getattr(self, name)[unit] == getattr(rows, name)[chosen][:, None]
         held = same.any(axis=1)
         # the place to win: that of the same competitor, or the first that is free, or the worst
         full = filled == self.k
@@ -150,7 +173,8 @@ class TopK(Places):
         place = np.arange(len(rows)) - np.searchsorted(rows.unit, rows.unit)
         free = (self.filled[rows.unit] == 0) & (place < self.k)
         if free.any():
-            keys = np.stack([rows.unit, *(getattr(rows, name) for name in IDENTITY[self.by])])
+            names = ("unit", *self.identity)
+            keys = np.stack([getattr(rows, name).astype(np.uint64) for name in names])
             keys = keys[:, np.lexsort(keys)]
             if (keys[:, 1:] == keys[:, :-1]).all(axis=0).any():
                 free[:] = False
@@ -161,6 +185,8 @@ class TopK(Places):
         """Write rows, and find the worst places of units that are full; arguments as in `write`."""
         unit = rows.unit[chosen]
         self.write(rows, chosen, place)
+        if self.distinct:
+            self.passage[unit, place] = rows.passage[chosen]
         np.maximum.at(self.filled, unit, (place + 1).astype(np.int32))
         self._find_worst(np.unique(unit[self.filled[unit] == self.k]))
 

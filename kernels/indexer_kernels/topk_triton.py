@@ -16,11 +16,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from indexer_kernels import hashes
 from indexer_kernels.blocks import BLOCK_TOKENS as HOST_BLOCK_TOKENS
+from indexer_kernels.examples import PASSAGE_TOKENS as HOST_PASSAGE_TOKENS
 from indexer_kernels.plan import Plan
 
 BLOCK_TOKENS = tl.constexpr(HOST_BLOCK_TOKENS)
+PASSAGE_TOKENS = tl.constexpr(HOST_PASSAGE_TOKENS)
+FIRST, SECOND = tl.constexpr(int(hashes.FIRST)), tl.constexpr(int(hashes.SECOND))
+GOLDEN = tl.constexpr(int(hashes.GOLDEN))
 LOWEST = tl.constexpr(-(2**63))
+# of a thread where places are distinct: left to itself the compiler takes 64 to 80, and spills
+DISTINCT_REGISTERS = 128
 COMPETITORS = {"document": 1, "sequence": 2, "token": 3}
 
 
@@ -39,6 +46,47 @@ def worst_of(held, key, document, sequence, position):
     last &= document == tl.max(tl.where(last, document, LOWEST), axis=0)
     last &= sequence == tl.max(tl.where(last, sequence, LOWEST), axis=0)
     return last & (position == tl.max(tl.where(last, position, -1), axis=0))
+
+
+@triton.jit
+def sequence_peak(
+    peak, row, sequence, length, extremes, block_row, block_sequence, blocks, units,
+    SIGN: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """A sequence's peak, times SIGN, and the row of the first block that reaches it.
+
+    peak, row: of one of its blocks. extremes: pointer to the unit's extreme of the first block.
+    """
+    # of one block there is nothing to look for
+    others = tl.where(length > BLOCK_TOKENS, blocks, 0)
+    for first_block in range(0, others, BLOCKS):
+        block = first_block + tl.arange(0, BLOCKS)
+        own = (block < blocks) & (tl.load(block_sequence + block, block < blocks, other=-1) == sequence)
+        theirs = tl.load(extremes + block.to(tl.int64) * units, own, other=float("-inf") * SIGN)
+        if SIGN < 0:
+            theirs = -theirs
+        best = tl.max(theirs, axis=0)
+        begins = tl.load(block_row + block, own, other=0)
+        begins = tl.min(tl.where(own & (theirs == best), begins, 0x7FFFFFFFFFFFFFFF), axis=0)
+        row = tl.where(best > peak, begins, tl.where(best == peak, tl.minimum(begins, row), row))
+        peak = tl.maximum(best, peak)
+    return peak, row
+
+
+@triton.jit
+def passage_hash(token_ids, position, before):
+    """uint64, the hash of the last tokens of a peak's window up to the peak; see hashes.py.
+
+    token_ids: pointer to the sequence's first token.
+    """
+    first = tl.maximum(position - tl.minimum(before, PASSAGE_TOKENS - 1), 0)
+    hash = tl.full([], 0, tl.uint64)
+    for place in range(first, position + 1):
+        hash += (tl.load(token_ids + place).to(tl.uint64) + 1) * GOLDEN
+        hash = (hash ^ (hash >> 30)) * FIRST
+        hash = (hash ^ (hash >> 27)) * SECOND
+        hash = hash ^ (hash >> 31)
+    return hash
 
 
 @triton.jit
@@ -69,15 +117,16 @@ def copy_window(
 def compete(
     values, stride, up, up_stride, units, counted, token_ids, block_row, block_span, block_sequence, blocks,
     start, length, document, ordinal, extremes, hits, splits,
-    threshold, threshold_document, worst, filled,
+    threshold, threshold_document, worst, filled, place_passage,
     place_value, place_up, place_document, place_sequence, place_position,
     window_start, window_length, window_tokens, window_values, k, before, after,
-    GATED: tl.constexpr, SIGN: tl.constexpr, IDENTITY: tl.constexpr, PLACES: tl.constexpr,
-    WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
+    GATED: tl.constexpr, SIGN: tl.constexpr, IDENTITY: tl.constexpr, DISTINCT: tl.constexpr,
+    PLACES: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Let a unit's blocks compete for its k places. SIGN: 1 for the largest values, -1 for the smallest.
 
     IDENTITY: who holds at most one place: 1 a document, 2 a sequence, 3 a token.
+    DISTINCT: a passage does, instead.
     """
     unit = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
@@ -117,6 +166,15 @@ def compete(
                 )
                 inside &= (value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
                 tokens_left = tl.sum(inside.to(tl.int32), axis=0)
+                if DISTINCT and IDENTITY == 2:
+                    # what is not the peak of its whole sequence would show another passage
+                    reached = SIGN * tl.load(extremes + number.to(tl.int64) * units + unit)
+                    highest, peak_row = sequence_peak(
+                        reached, first_row, sequence, own_length, extremes + unit,
+                        block_row, block_sequence, blocks, units, SIGN, BLOCKS,
+                    )  # fmt: skip
+                    is_peak = (reached == highest) & (first_row == peak_row)
+                    tokens_left = tl.where(is_peak, tokens_left, 0)
                 while tokens_left > 0:
                     best = tl.max(tl.where(inside, SIGN * value, float("-inf")), axis=0)
                     peak_token = tl.min(
@@ -124,11 +182,15 @@ def compete(
                     )
                     inside &= token != peak_token
                     position = first_row + peak_token - own_start
-                    same = held & (held_document == own_document)
-                    if IDENTITY > 1:
-                        same &= held_sequence == own_ordinal
-                    if IDENTITY > 2:
-                        same &= held_position == position
+                    if DISTINCT:
+                        own_passage = passage_hash(token_ids + own_start, position, before)
+                        same = held & (tl.load(place_passage + at, held, other=0) == own_passage)
+                    else:
+                        same = held & (held_document == own_document)
+                        if IDENTITY > 1:
+                            same &= held_sequence == own_ordinal
+                        if IDENTITY > 2:
+                            same &= held_position == position
                     is_same = tl.max(same.to(tl.int32), axis=0)
                     if is_same == 0:
                         if taken == k:
@@ -147,6 +209,8 @@ def compete(
                         held_document = tl.where(wins, own_document, held_document)
                         held_sequence = tl.where(wins, own_ordinal, held_sequence)
                         held_position = tl.where(wins, position.to(tl.int32), held_position)
+                        if DISTINCT:
+                            tl.store(place_passage + at, own_passage, wins)
                         first, size = copy_window(
                             values + unit, stride, up + unit, up_stride, token_ids,
                             own_start, own_length, position, before, after, unit * k + won,
@@ -182,7 +246,7 @@ def launch(
     places: DeviceTopK.tensors(). window: tokens before and after the peak.
     """
     units = values.shape[1]
-    k = places[4].shape[1]
+    k, distinct = places[5].shape[1], places[4].shape[1] > 0
     factor = values if up is None else up
     compete[(units,)](
         values, values.stride(0), factor, factor.stride(0), units, plan.counted, plan.token_ids,
@@ -190,7 +254,7 @@ def launch(
         plan.start, plan.length, plan.document, plan.ordinal, extremes, hits, hits.shape[0],
         *places, k, *window,
         GATED=up is not None, SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by],
-        PLACES=triton.next_power_of_2(k), WINDOW=triton.next_power_of_2(sum(window) + 1),
-        SPLITS=triton.next_power_of_2(hits.shape[0]),
-        BLOCKS=64, num_warps=1, enable_fp_fusion=False,
+        DISTINCT=distinct, PLACES=triton.next_power_of_2(k),
+        WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]),
+        BLOCKS=64, num_warps=1, maxnreg=DISTINCT_REGISTERS if distinct else None, enable_fp_fusion=False,
     )  # fmt: skip

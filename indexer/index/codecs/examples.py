@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from indexer_kernels import Bands
 from indexer_kernels.bands import bands_of, lower_ends, octaves_of
-from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
+from indexer_kernels.examples import PLACE_FIELDS, ExampleRows, passages_of
 from indexer_kernels.hashes import scrambled, sequence_keys, unit_keys
 from indexer_kernels.places import Places
 from indexer_kernels.topk import TIES, ranks_before
@@ -166,6 +166,8 @@ class Examples(Codec):
             fields["window_length"] = length
             fields["offset"] = np.cumsum(length, dtype=np.int64) - length
             tokens = {"token_ids": ids.flatten().to_numpy(), "activations": activations.flatten().to_numpy()}
+            peak = fields["position"] - fields["window_start"]
+            rows.must_be(path, bool(((peak >= 0) & (peak < length)).all()))
             rank, band = table["rank"].to_numpy(), table["band"].fill_null(0).to_numpy()
             for kind, state in STATES.items():
                 chosen = pc.equal(table["kind"], kind).to_numpy()
@@ -322,8 +324,12 @@ def _check_windows(laws: LayerLaws, table: pa.Table, columns: dict[str, np.ndarr
     laws.require(same, "windows of unequal length", unit)
     inside = columns["position"] - columns["window_start"]
     laws.require((inside >= 0) & (inside < length), "a window does not hold its peak", unit)
-    peak = np.cumsum(length) - length + inside
+    offset = np.cumsum(length) - length
+    peak = offset + inside
     at_peak = ids.flatten().to_numpy()[peak]
+    if laws.rows.keep.distinct:
+        passage = passages_of(ids.flatten().to_numpy(), offset, inside)
+        _check_distinct(laws, columns, passage)
     laws.require(at_peak == columns["token_id"], "a window has another token at its peak", unit)
     value = activations.flatten().to_numpy()[peak]
     laws.require(value == columns["value"], "a window has another value at its peak", unit)
@@ -331,3 +337,12 @@ def _check_windows(laws: LayerLaws, table: pa.Table, columns: dict[str, np.ndarr
     laws.require(spelled.to_numpy(zero_copy_only=False), "a token is not that of its id", unit)
     texts = pc.equal(laws.vocabulary.texts(ids.values, ids.offsets), table["text"].combine_chunks())
     laws.require(texts.to_numpy(zero_copy_only=False), "a text is not that of its token ids", unit)
+
+
+def _check_distinct(laws: LayerLaws, columns: dict[str, np.ndarray], passage: np.ndarray) -> None:
+    """No two of a unit's strongest, or lowest, examples show the same passage; passage: their hashes."""
+    ends = columns["kind"] != _SAMPLE
+    keys = np.stack([passage, columns["unit"].astype(np.uint64), columns["kind"].astype(np.uint64)])[:, ends]
+    order = np.lexsort(keys)
+    other = (keys[:, order[1:]] != keys[:, order[:-1]]).any(axis=0)
+    laws.require(other, "two of its examples show the same passage", columns["unit"][ends][order[1:]])
