@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
+from itertools import count
 from logging import CRITICAL
 from pathlib import Path
 from types import FrameType
@@ -97,12 +98,11 @@ def _judged(name: str, folder: Path) -> Verdict:
         described = index.manifest.model
         part = described.get("part") or ""
         try:
-            truth = Truth(
-                folder / "model", described, [layer["place"] for layer in described["layers"]], documents
-            )
+            places = {_key(layer): _place(layer["place"], layer.get("call")) for layer in described["layers"]}
+            truth = Truth(folder / "model", described, list(places.values()), documents)
         except Exception as error:
             return Verdict(name, "WRONG", f"a sequence alone does not run: {_reason(error)}")
-        wrong = _wrong(index, {_key(layer): layer["place"] for layer in described["layers"]}, truth)
+        wrong = _wrong(index, places, truth)
     verdict = "WRONG" if wrong else "PARTIAL" if truth.missed else "RIGHT"
     note = wrong or f"left out: {truth.missed}" if truth.missed else wrong or (part and f"its part {part}")
     paths = "+".join(sorted({layer["path"] for layer in described["layers"]}))
@@ -113,7 +113,7 @@ def _judged(name: str, folder: Path) -> Verdict:
 class Truth:
     """What the model's linear layers were given, by plain pre-hooks, each sequence run alone.
 
-    rows: by path, [counted tokens, units], float32. at: by (document, sequence) and path, [tokens, units].
+    rows: by place, [counted tokens, units], float32. at: by (document, sequence) and place, [tokens, units].
     missed: linear layers that read and write what the indexed ones do, ran, and are not among them.
     """
 
@@ -121,20 +121,26 @@ class Truth:
         self, folder: Path, described: dict[str, Any], indexed: list[str], documents: list[str]
     ) -> None:
         model = _plain(folder, described["architecture"])
-        shapes = {_shape(model.get_submodule(path)) for path in indexed}
+        paths = {place.partition(",")[0] for place in indexed}
+        shapes = {_shape(model.get_submodule(path)) for path in paths}
         watched = {
             path: module
             for path, module in model.named_modules()
-            if path in indexed or (isinstance(module, nn.Linear | Conv1D) and _shape(module) in shapes)
+            if path in paths or (isinstance(module, nn.Linear | Conv1D) and _shape(module) in shapes)
         }
         self.at = dict(_alone(model.get_submodule(described.get("part") or ""), watched, documents))
         ran = set.union(*(set(values) for values in self.at.values()))
         # the first and the last token are special
         self.rows = {
-            path: np.concatenate([values[path][1:-1] for values in self.at.values()]) for path in indexed
+            place: np.concatenate([values[place][1:-1] for values in self.at.values()]) for place in indexed
         }
         kinds = {re.sub(r"\b\d+\b", "*", path) for path in sorted(ran - set(indexed))}
         self.missed = ", ".join(sorted(kinds))
+
+
+def _place(path: str, call: int | None) -> str:
+    """A module's path, and which of its calls in a forward pass if it is not the first."""
+    return f"{path}, call {call}" if call else path
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -194,18 +200,22 @@ def _alone(
     A decoder that has an encoder reads them behind a start token, whose row is left out.
     """
     given: dict[str, NDArray[np.float32]] = {}
+    two_stacks = getattr(model.config, "is_encoder_decoder", False)
+    decoder = set(model.get_decoder().modules()) if two_stacks else set()  # type: ignore[operator]
+    if two_stacks:
+        decoder -= set(model.get_encoder().modules())  # type: ignore[operator]
 
     def keeps(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x: Tensor = (args or tuple(kwargs.values()))[0]
-            given[path] = x.detach().float().reshape(-1, x.shape[-1]).numpy()
+            place = next(place for call in count() if (place := _place(path, call)) not in given)
+            rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
+            given[place] = rows[int(module in decoder) :]
 
         return hook
 
     for path, module in watched.items():
         module.register_forward_pre_hook(keeps(path), with_kwargs=True)
-    two_stacks = getattr(model.config, "is_encoder_decoder", False)
-    decoder = set(model.get_decoder().modules()) if two_stacks else set()  # type: ignore[operator]
     no_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     for document, text in enumerate(documents):
         ids = [int(word[1:]) + 4 for word in text.split()]
@@ -216,8 +226,7 @@ def _alone(
                 read = {"decoder_input_ids": torch.tensor([[BOS, *tokens]])} if decoder else {}
                 model(input_ids=torch.tensor([tokens]), **read, **no_cache)
             # some fill a sequence up at its end
-            rows = {path: x[int(watched[path] in decoder) :] for path, x in given.items()}
-            yield (document, sequence), {path: x[: len(tokens)] for path, x in rows.items()}
+            yield (document, sequence), {place: x[: len(tokens)] for place, x in given.items()}
 
 
 def _documents() -> list[str]:

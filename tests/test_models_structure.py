@@ -300,20 +300,12 @@ def test_layers_may_differ_in_path() -> None:
     ("mlp", "complaint"),
     [
         (Softened, r"no linear layer is fed f\(gate\).*there is mix \(16 -> 16\), mlp.up \(16 -> 24\)"),
-        (Two, r"more than one linear layer.*mlp\.left\.down, mlp\.right\.down"),
     ],
 )
 def test_what_is_not_recognised_is_an_error(mlp: type[nn.Module], complaint: str) -> None:
     with pytest.raises(IndexerError, match=complaint) as caught:
         mlps(adapt(body(mlp())))
     assert "\n" not in str(caught.value)
-
-
-def test_a_block_that_runs_more_than_once_is_an_error() -> None:
-    model = body(Packed())
-    model.blocks.append(model.blocks[0])
-    with pytest.raises(IndexerError, match="no list of blocks runs each of them once"):
-        mlps(adapt(model))
 
 
 def test_a_model_without_blocks_is_an_error() -> None:

@@ -88,12 +88,14 @@ class Workspace:
 
     onednn: whether linear layers go through oneDNN. compiled: whether torch.compile makes graphs of blocks.
     groups: the batch's sequences in order, cut into parts whose values stay in cache.
+    batch: how many there have been, so that a probe can tell one forward pass from the next.
     """
 
     model: nn.Module
     onednn: bool = False
     compiled: bool = False
     groups: Sequence[Group] = ()
+    batch: int = 0
     scratch: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
     _sequences: Sequences | None = None
     _decoder: Workspace | None = None
@@ -108,6 +110,7 @@ class Workspace:
     def begin(self, sequences: Sequences, chunk_tokens: int = 0, width: int = 1) -> None:
         """Go on to a batch. chunk_tokens: rows of a group, about; 0 for all of them. width: of the batch."""
         self._sequences, self.groups = sequences, groups_of(sequences, chunk_tokens)
+        self.batch += 1
         if self._decoder is not None:
             self._decoder.begin(behind_start(sequences, width), chunk_tokens)
 

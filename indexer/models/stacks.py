@@ -23,9 +23,12 @@ def stacks_of(model: nn.Module) -> dict[str, str]:
     """The paths of a model's encoder and decoder, by these names; empty for a model with one stack."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return {}
-    parts = [model.get_encoder(), model.get_decoder()]  # type: ignore[operator]
+    encoder, decoder = model.get_encoder(), model.get_decoder()  # type: ignore[operator]
+    # of a model for more than text the decoder is a language model, which may have both
+    while encoder is not decoder and encoder in decoder.modules():
+        decoder = decoder.get_decoder()
     paths = {id(module): path for path, module in model.named_modules()}
-    found = [paths.get(id(part), "") for part in parts]
+    found = [paths.get(id(part), "") for part in (encoder, decoder)]
     return dict(zip(STACKS, found, strict=True)) if all(found) else {}
 
 

@@ -61,11 +61,17 @@ def traced(blocks: dict[str, nn.Module], finished: Callable[[str, BlockTrace], N
                 handles.append(module.register_forward_hook(partial(trace.record, path), with_kwargs=True))
         finish = partial(_finish, trace, name, finished)
         handles.append(block.register_forward_hook(finish, with_kwargs=True))
+        # a module that blocks share has been called by others before
+        handles.append(block.register_forward_pre_hook(partial(_begin, trace)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _begin(trace: BlockTrace, *call: Any) -> None:
+    trace.calls.clear()
 
 
 def _finish(trace: BlockTrace, name: str, finished: Callable[[str, BlockTrace], None], *call: Any) -> None:

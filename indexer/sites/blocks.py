@@ -25,8 +25,12 @@ def block_lists(loaded: LoadedModel) -> dict[str, nn.ModuleList]:
 
 
 def blocks_of(lists: Mapping[str, nn.ModuleList]) -> dict[str, nn.Module]:
-    """Every block of some lists, by its path."""
-    return {f"{name}.{i}": block for name, blocks in lists.items() for i, block in enumerate(blocks)}
+    """Every block of some lists, by its path; one that is there several times by the first."""
+    paths: dict[nn.Module, str] = {}
+    for name, blocks in lists.items():
+        for number, block in enumerate(blocks):
+            paths.setdefault(block, f"{name}.{number}")
+    return {path: block for block, path in paths.items()}
 
 
 def ran_once(lists: Mapping[str, nn.ModuleList], runs: Mapping[str, int]) -> dict[str, nn.ModuleList]:
@@ -35,9 +39,29 @@ def ran_once(lists: Mapping[str, nn.ModuleList], runs: Mapping[str, int]) -> dic
     runs: how often each block ran, by its path. The first is the body of the model; others may hold adapters,
     say, or auxiliary layers.
     """
-    ran = [name for name in lists if all(runs[path] == 1 for path in blocks_of({name: lists[name]}))]
-    weights = {name: sum(weight.numel() for weight in lists[name].parameters()) for name in ran}
-    return {name: lists[name] for name in sorted(ran, key=lambda name: -weights[name])}
+    return _heaviest_first(
+        {
+            name: blocks
+            for name, blocks in lists.items()
+            if all(runs[path] == 1 for path in blocks_of({name: blocks}))
+        }
+    )
+
+
+def ran(lists: Mapping[str, nn.ModuleList], runs: Mapping[str, int]) -> dict[str, nn.ModuleList]:
+    """The lists of which some block ran, as often as it may be, the one with most weights first."""
+    return _heaviest_first(
+        {
+            name: blocks
+            for name, blocks in lists.items()
+            if any(runs[path] for path in blocks_of({name: blocks}))
+        }
+    )
+
+
+def _heaviest_first(lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+    weights = {name: sum(weight.numel() for weight in blocks.parameters()) for name, blocks in lists.items()}
+    return dict(sorted(lists.items(), key=lambda item: -weights[item[0]]))
 
 
 def listed(lists: Mapping[str, nn.ModuleList]) -> str:

@@ -20,6 +20,7 @@ class Hook:
     """Reads the first tensor that a module is given, or that it returns; see models.probe.Probe.
 
     facts: what the site knows of it, as JSON values. reason: why it is read so, where it could be otherwise.
+    call: which of the module's calls in a forward pass it reads, from 0; None where there is but one.
     """
 
     key: Key
@@ -30,6 +31,7 @@ class Hook:
     returned: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    call: int | None = None
 
     @property
     def experts(self) -> Experts | None:
@@ -50,13 +52,19 @@ class Hook:
     def provenance(self) -> dict[str, Any]:
         """For the manifest and `info`."""
         path = "fused" if self.fused else "hook"
-        return {"place": self.place, "path": path, **self.facts, "reason": self.reason}
+        call = {} if self.call is None else {"call": self.call}
+        return {"place": self.place, "path": path, **call, **self.facts, "reason": self.reason}
 
     @contextmanager
     def attach(self, take: Take, workspace: Workspace, last: bool) -> Iterator[None]:
         """Hand over every batch at once."""
+        batch, calls = workspace.batch, 0
 
         def read(tensors: Any) -> None:
+            nonlocal batch, calls
+            batch, calls = workspace.batch, calls + 1 if batch == workspace.batch else 1
+            if self.call not in (None, calls - 1):
+                return
             # some modules are told more, as by what a quantised layer's input is scaled
             x = next(value for value in tensors if isinstance(value, Tensor))
             # the very matrix of the model: a view, unless a model hands on something transposed

@@ -49,7 +49,7 @@ def is_activation(module: nn.Module, x: Tensor) -> bool:
     )
     if not torch.equal(y[..., 1:], changed[..., 1:]):
         return False
-    return not (_is_near(twice - zero, 2 * (y - zero)) and _is_near(y + mirrored, 2 * zero))
+    return not (_is_near(twice - zero, 2 * (y - zero)) and _is_near(y - zero, zero - mirrored))
 
 
 def _is_near(a: Tensor, b: Tensor) -> bool:

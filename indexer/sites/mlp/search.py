@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from indexer_kernels import Keep
@@ -20,11 +20,12 @@ from indexer.models.loading import LoadedModel
 from indexer.models.trace import BlockTrace, traced
 from indexer.names import MLP, Key
 from indexer.sites.asked import Asked
-from indexer.sites.blocks import block_lists, blocks_of, listed, ran_once
+from indexer.sites.blocks import block_lists, blocks_of, listed, ran, ran_once
 from indexer.sites.hook import Hook
 from indexer.sites.linear import is_linear
 from indexer.sites.mlp import recognise
 from indexer.sites.mlp.fused import FusedMlp, without_up
+from indexer.sites.mlp.mixing import Projecting, without_mlp
 from indexer.sites.mlp.plan import FusedPlan
 
 BY_HAND = "name the output projection by hand: --output-projection PATTERN, * being the layer number"
@@ -33,8 +34,11 @@ BY_HAND = "name the output projection by hand: --output-projection PATTERN, * be
 def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
     """The MLPs of a model, in the order of its blocks.
 
+    Blocks that run several times are a layer each time. Where a block has several MLPs, one is `mlp`, and the
+    others have names of their own.
     Raises IndexerError where the structure is not recognised, or --output-projection fits nothing.
-    Cost: a forward pass over 16 tokens; memory for the activations of one block.
+    Cost: a forward pass over 16 tokens, two where some blocks have no MLP; memory for the activations of one
+    block.
     """
     search = _Search(loaded, asked)
     with traced(search.blocks, search.finished):
@@ -58,31 +62,34 @@ class _Mlp:
     gated: bool
     plan: FusedPlan | str
 
-    def probe(self, layer: int, block: str, keep: Keep, facts: dict[str, Any]) -> Hook:
-        """block: its path in the model. facts: of the model, for the manifest."""
+    def probe(self, key: Key, block: str, call: int | None, keep: Keep, facts: dict[str, Any]) -> Hook:
+        """block: its path in the model. call: see Hook. facts: of the model, for the manifest."""
         facts = {"function": self.function, "gated": self.gated, **facts}
         place: dict[str, Any] = {
-            "key": Key(MLP, layer),
+            "key": key,
             "units": self.units,
             "keep": keep,
             "place": f"{block}.{self.projection}",
             "module": self.module,
+            "call": call,
         }
-        if isinstance(self.plan, str):
-            return Hook(**place, facts=without_up(facts), reason=self.plan)
-        return FusedMlp(**place, facts=facts, plan=self.plan)
+        plan = self.plan if call is None else "several layers run it"
+        if isinstance(plan, str):
+            return Hook(**place, facts=without_up(facts), reason=plan)
+        return FusedMlp(**place, facts=facts, plan=plan)
 
 
 @dataclass
 class _Finding:
-    """What the trace of one block gave: an MLP or a complaint, and how often the block ran.
+    """What the trace of one block gave: MLPs or a complaint, and how often the block ran.
 
-    experts: the path of its routed experts, empty where it has none. only_experts: whether it has no MLP
-    beside them.
+    projecting: where there is no MLP, what the block's only projection was given. experts: the path of its
+    routed experts, empty where it has none. only_experts: whether it has no MLP beside them.
     """
 
-    mlp: _Mlp | None = None
+    mlps: list[_Mlp] = field(default_factory=list)
     complaint: str = ""
+    projecting: Projecting | None = None
     experts: str = ""
     only_experts: bool = False
     runs: int = 0
@@ -107,11 +114,14 @@ class _Search:
         users = Counter(id(module) for block in self.blocks.values() for module in set(block.modules()))
         self.shared = {module for module, count in users.items() if count > 1}
         self.findings = {path: _Finding() for path in self.blocks}
+        # paths of blocks, each as often as it ran
+        self.order: list[str] = []
 
     def finished(self, path: str, trace: BlockTrace) -> None:
         finding = self.findings[path]
         finding.runs += 1
-        # a block that runs again is refused, whatever it holds
+        self.order.append(path)
+        # again it is the same block
         if finding.runs > 1:
             return
         only = None
@@ -120,10 +130,7 @@ class _Search:
         found = recognise.matches(trace, self.loaded.rows, only)
         finding.experts = _experts(trace.block)
         if only is not None and not found:
-            finding.mlp, finding.complaint = _unmatched(trace, self.loaded.rows, only)
-        elif len(found) > 1:
-            paths = ", ".join(match.projection for match in found)
-            finding.complaint = f"more than one linear layer projects an MLP's activations ({paths})"
+            finding.mlps, finding.complaint = _unmatched(trace, self.loaded.rows, only)
         elif not found and _is_nan(trace):
             finding.complaint = (
                 "all it returns is NaN; its weights, or those before it, are damaged, or overflow in this "
@@ -138,43 +145,88 @@ class _Search:
             finding.complaint = (
                 f"no linear layer is fed f(gate) or f(gate) * up; there is {_linear_layers(trace)}"
             )
+            projections = _projections(trace)
+            if len(projections) == 1:
+                finding.projecting = Projecting.of(trace, projections[0])
         else:
-            finding.mlp = _mlp(trace, found[0], self.shared)
+            finding.mlps = [_mlp(trace, match, self.shared) for match in found]
 
     def result(self) -> list[Hook]:
         """The probes of all layers, or IndexerError."""
-        if self.by_hand is not None:
-            places = [(number, block) for number, (block, _) in sorted(self.by_hand.items())]
-        else:
-            ran = ran_once(self.lists, {path: finding.runs for path, finding in self.findings.items()})
-            if not ran:
-                raise self._error(
-                    f"no list of blocks runs each of them once per forward pass (lists: {listed(self.lists)})"
-                )
-            body = next(iter(ran))
-            holding = {name: ran[name] for name in ran if name == body or self._holds(name, len(ran[name]))}
-            if len(holding) > 1:
-                raise self._error(
-                    f"MLPs lie in more than one list of blocks ({listed(holding)}), of which one is indexed"
-                )
-            places = list(enumerate(blocks_of({body: ran[body]})))
+        layers = self._layers()
         # routed experts are no MLP, for not every token passes them; a shared one beside them is
-        found = [(number, path) for number, path in places if not self.findings[path].only_experts]
-        return [self._probe(number, path) for number, path in found or places]
+        found = [(number, path) for number, path in layers if not self.findings[path].only_experts]
+        candidates = {path: self.findings[path].projecting for _, path in found}
+        blocks = {path: projecting for path, projecting in candidates.items() if projecting is not None}
+        if blocks and any(self.findings[path].mlps for _, path in found):
+            without = without_mlp(self.loaded, blocks)
+            found = [(number, path) for number, path in found if path not in without]
+        return self._probes(found or layers)
 
-    def _holds(self, name: str, blocks: int) -> bool:
-        found = (self.findings[f"{name}.{i}"] for i in range(blocks))
-        return any(finding.mlp is not None or finding.experts for finding in found)
+    def _layers(self) -> list[tuple[int, str]]:
+        """Numbers of the layers and paths of their blocks, in the order in which they run."""
+        if self.by_hand is not None:
+            numbers = {block: number for number, (block, _) in self.by_hand.items()}
+        else:
+            numbers = {path: number for number, path in enumerate(blocks_of(self._body()))}
+        order = [path for path in self.order if path in numbers]
+        not_run = [path for path in numbers if path not in order] if self.by_hand is not None else []
+        if not_run:
+            raise self._error(f"{not_run[0]} does not run; a layer has to")
+        if len(set(order)) < len(order):
+            return list(enumerate(order))
+        return [(numbers[path], path) for path in order]
 
-    def _probe(self, number: int, path: str) -> Hook:
-        finding = self.findings[path]
-        if finding.runs != 1:
-            raise self._error(f"{path} runs {finding.runs} times per forward pass; a layer has to run once")
-        if finding.mlp is None:
-            block = type(self.blocks[path]).__name__
-            raise self._error(f"no MLP recognised in {path} ({block}): {finding.complaint}")
+    def _body(self) -> dict[str, nn.ModuleList]:
+        """The list of blocks that has the MLPs; several only where the blocks of each run again and again."""
+        runs = {path: finding.runs for path, finding in self.findings.items()}
+        lists = ran_once(self.lists, runs) or ran(self.lists, runs)
+        if not lists:
+            raise self._error(f"no list of blocks runs (lists: {listed(self.lists)})")
+        body = next(iter(lists))
+        holding = {name: lists[name] for name in lists if name == body or self._holds(name, lists[name])}
+        often = all(any(runs[path] > 1 for path in blocks_of({name: holding[name]})) for name in holding)
+        if len(holding) > 1 and not often:
+            raise self._error(
+                f"MLPs lie in more than one list of blocks ({listed(holding)}), of which one is indexed"
+            )
+        return holding
+
+    def _holds(self, name: str, blocks: nn.ModuleList) -> bool:
+        found = (self.findings[path] for path in blocks_of({name: blocks}))
+        return any(finding.mlps or finding.experts for finding in found)
+
+    def _probes(self, layers: list[tuple[int, str]]) -> list[Hook]:
+        """layers: see _layers."""
         experts = not self.asked.experts and any(finding.experts for finding in self.findings.values())
-        return finding.mlp.probe(number, path, self.asked.keep, {"experts": "not indexed"} if experts else {})
+        facts = {"experts": "not indexed"} if experts else {}
+        found = []
+        for number, path in layers:
+            finding = self.findings[path]
+            if not finding.mlps:
+                block = type(self.blocks[path]).__name__
+                raise self._error(f"no MLP recognised in {path} ({block}): {finding.complaint}")
+            found += [(Key(self._site(finding, mlp), number), path, mlp) for mlp in finding.mlps]
+        uses = Counter(id(mlp.module) for _, _, mlp in found)
+        calls: Counter[int] = Counter()
+        probes = []
+        for key, path, mlp in found:
+            used = id(mlp.module)
+            call = calls[used] if uses[used] > 1 else None
+            calls[used] += 1
+            probes.append(mlp.probe(key, path, call, self.asked.keep, facts))
+        return probes
+
+    def _site(self, finding: _Finding, mlp: _Mlp) -> str:
+        """The name of an MLP's site: `mlp` for one alone, and for that of several that most blocks have.
+
+        Of those that as many blocks have, it is the widest, and then the one whose path is the shortest.
+        """
+        blocks = Counter(other.projection for finding in self.findings.values() for other in finding.mlps)
+        first = max(
+            finding.mlps, key=lambda other: (blocks[other.projection], other.units, -len(other.projection))
+        )
+        return MLP if mlp is first else f"{MLP}.{mlp.projection.replace('.', '_')}"
 
     def _error(self, what: str) -> IndexerError:
         way_out = "" if self.by_hand is not None else f". To index it all the same, {BY_HAND}"
@@ -186,7 +238,7 @@ def _mlp(trace: BlockTrace, match: recognise.Match, shared: set[int]) -> _Mlp:
     return _Mlp(match.projection, module, match.units, match.function, match.gated, plan)
 
 
-def _unmatched(trace: BlockTrace, tokens: tuple[int, int], path: str) -> tuple[_Mlp | None, str]:
+def _unmatched(trace: BlockTrace, tokens: tuple[int, int], path: str) -> tuple[list[_Mlp], str]:
     """A projection named by hand, with an unrecognised activation: read by hook, if it sees every token.
 
     tokens: see recognise.matches.
@@ -195,18 +247,18 @@ def _unmatched(trace: BlockTrace, tokens: tuple[int, int], path: str) -> tuple[_
     if call is None or len(call.inputs) != 1:
         times = len(trace.calls.get(path, []))
         return (
-            None,
+            [],
             f"{path} runs {times} times per forward pass, or not with one tensor alone; it has to run once",
         )
     (*rows, units), module = call.inputs[0].shape, trace.modules[path]
     if not recognise.is_by_token(call.inputs[0], tokens):
         return (
-            None,
+            [],
             f"{path} was given rows of shape {rows} for {tokens[0]} sequences of {tokens[1]} "
             "tokens; only what every token passes, in order, can be indexed",
         )
     reason = "named by hand; what feeds it was not recognised"
-    return _Mlp(path, module, units, None, False, reason), ""
+    return [_Mlp(path, module, units, None, False, reason)], ""
 
 
 def _fitting(loaded: LoadedModel, pattern: str) -> dict[int, tuple[str, str]]:
@@ -248,7 +300,7 @@ def _experts(block: nn.Module) -> str:
     return ""
 
 
-def _projections(trace: BlockTrace, experts: str) -> list[str]:
+def _projections(trace: BlockTrace, experts: str = "") -> list[str]:
     """Linear layers beside a block's experts that may project something back: attention has one, an MLP too.
 
     They return what is as wide as the block's output, and none of the others is given what they are.
@@ -260,7 +312,7 @@ def _projections(trace: BlockTrace, experts: str) -> list[str]:
     return [
         path
         for path, call in given.items()
-        if not path.startswith(f"{experts}.")
+        if not (experts and path.startswith(f"{experts}."))
         and call.output is not None
         and call.output.shape[-1] == wide
         and not any(
