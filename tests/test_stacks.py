@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,10 +254,6 @@ def test_a_projection_named_by_hand_is_that_of_both_stacks() -> None:
 @pytest.mark.parametrize(
     ("sites", "said"),
     [
-        (
-            ("decoder.attn",),
-            "output projection is not recognised.*index the encoder alone: --sites encoder.attn$",
-        ),
         (("encoder.height",), '^--sites: no site "encoder.height"; there is: mlp, .* as encoder.mlp$'),
         (("pooler.mlp",), '^--sites: no site "pooler.mlp"'),
     ],
@@ -284,3 +281,20 @@ def test_the_residual_stream_of_both_stacks() -> None:
         "encoder.resid.0", "encoder.resid.1", "encoder.resid.2", "decoder.resid.0", "decoder.resid.1",
     ]  # fmt: skip
     assert {probe.units for probe in found} == {HIDDEN}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_attention_of_a_decoder_is_that_to_itself(name: str) -> None:
+    loaded, batch = adapt(tiny(name)), tiny_batch(9, 9)
+    probes = find(loaded, ("attn", "heads"))
+    facts = {(probe.key.site, probe.key.layer): probe.provenance.get("cross_attention") for probe in probes}
+    assert len(facts) == len(probes) == 2 * (2 * LAYERS - 1)
+    assert {site for (site, _), told in facts.items() if told} == {"decoder.attn", "decoder.heads"}
+    given: dict[str, torch.Tensor] = {}
+    key = Key("decoder.attn", 1)
+    for path, module in loaded.model.decoder.named_modules():
+        if re.fullmatch(r"(layers|block)\.1\.(self_attn.out_proj|layer\.0\.SelfAttention\.o)", path):
+            module.register_forward_pre_hook(lambda _, args: given.update(x=args[0].clone()))
+    keeper = run(loaded, probes, batch)
+    for number in range(2):
+        assert torch.equal(keeper.sequence(key, number), given["x"][number, 1:])

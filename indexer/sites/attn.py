@@ -73,17 +73,20 @@ def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
 
 
 class _Numbered(TorchFunctionMode):
-    """While it is entered, the product of every head is multiplied by the head's number.
+    """While it is entered, and within a block, the product of every head is multiplied by the head's number.
 
-    heads: of the last product, [heads] float32 numbers; None before the first.
+    heads: of the last product, [heads] float32 numbers; None before the first. inside: whether a block runs.
     """
 
     heads: Tensor | None = None
+    inside: bool = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if not self.inside:
+            return output
         if func is functional.scaled_dot_product_attention:
             return self._multiplied(output)
         # weights of keys: those of several heads; a router's, say, have fewer dimensions
@@ -117,10 +120,11 @@ class _Block:
         """In the second pass: projections are found, and go on with what they were given in the first."""
 
         def begins(module: nn.Module, args: Any) -> None:
-            numbered.heads = None
+            numbered.heads, numbered.inside = None, True
 
         def ends(module: nn.Module, args: Any, output: Any) -> None:
             self.products |= numbered.heads is not None
+            numbered.inside = False
 
         with ExitStack() as stack:
             stack.enter_context(self.module.register_forward_pre_hook(begins))
@@ -149,18 +153,30 @@ class _Block:
 
     def probe(self, key: Key, path: str, asked: Asked, model: str) -> Hook:
         """path: of the block. model: as messages name it. Raises IndexerError where it cannot be told."""
-        if len(self.projections) != 1:
-            found = ", ".join(self.projections)
+        own = {path: heads for path, heads in self.projections.items() if not self._crosses(path)}
+        if len(own) != 1:
+            found = ", ".join(own)
             what = f"more than one linear layer is ({found})" if found else "no linear layer is"
             raise IndexerError(
                 f"{model}: {path} ({type(self.module).__name__}) has attention whose output projection is "
                 f"not recognised: it would be given the products of heads side by side, and {what}; {_LEAVE}"
             )
-        ((within, heads),) = self.projections.items()
+        ((within, heads),) = own.items()
+        crossing = {"cross_attention": "not indexed"} if len(own) < len(self.projections) else {}
         return Hook(
             key=key, units=self.inputs[0][within].shape[-1], keep=asked.keep, place=f"{path}.{within}",
-            module=self.module.get_submodule(within), facts={"heads": heads},
+            module=self.module.get_submodule(within), facts={"heads": heads, **crossing},
         )  # fmt: skip
+
+    def _crosses(self, projection: str) -> bool:
+        """Whether it is that of an attention to another stack: one that is given rows of that stack, too."""
+        attention = projection.rpartition(".")[0]
+        rows = {
+            x.shape[:-1].numel()
+            for path, x in self.inputs[0].items()
+            if attention and path.startswith(f"{attention}.")
+        }
+        return len(rows) > 1
 
 
 def _linear_inputs(trace: BlockTrace) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class _Norms(Hook):
         return cls(
             key=Key(HEADS, channels.key.layer), units=channels.facts["heads"], keep=channels.keep,
             place=channels.place, module=channels.module,
+            facts={name: fact for name, fact in channels.facts.items() if name != "heads"},
         )  # fmt: skip
 
     @cached_property
