@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModel
 
 import indexer
+from benchmarks.plain_experts import is_stack, neurons
 from indexer import commands
 from indexer.display.pages import loads
 from indexer.errors import IndexerError
@@ -80,7 +81,7 @@ def plain(model: nn.Module, texts: list[str], dtype: torch.dtype = torch.float32
     """The model of transformers, each sequence by itself, and each token's experts one by one."""
     sequences, now = [], {}
     for path, module in model.named_modules():
-        if hasattr(module, "_apply_gate") and hasattr(module, "down_proj"):
+        if is_stack(module):
             layer = int(re.search(r"\d+", path).group())  # type: ignore[union-attr]
             module.register_forward_pre_hook(keeping(now, layer), with_kwargs=True)
     for number, file in enumerate(texts):
@@ -96,18 +97,7 @@ def plain(model: nn.Module, texts: list[str], dtype: torch.dtype = torch.float32
 
 def keeping(now: dict[int, NDArray[np.float32]], layer: int) -> Any:
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, index, _ = (*args, *kwargs.values())
-        name = "gate_up_proj" if module.has_gate else "up_proj"
-        weights, width = getattr(module, name), module.down_proj.shape[1 if module.is_transposed else 2]
-        made = np.full((len(hidden), len(weights), width), np.nan, np.float32)
-        for token, experts in enumerate(index.tolist()):
-            for expert in experts:
-                weight = weights[expert] if module.is_transposed else weights[expert].T
-                row = hidden[token : token + 1] @ weight
-                row = row + getattr(module, f"{name}_bias")[expert] if module.has_bias else row
-                row = module._apply_gate(row) if module.has_gate else module.act_fn(row)
-                made[token, expert] = row[0].float().numpy()
-        now[layer] = made
+        now[layer] = neurons(module, (*args, *kwargs.values()))
 
     return hook
 
