@@ -14,7 +14,7 @@ def is_stack(module: Any) -> bool:
 
 
 def neurons(module: Any, given: tuple[Any, ...]) -> NDArray[np.float32]:
-    """float32 [tokens, experts, neurons] of what a stack is given; NaN where a token passes no such expert."""
+    """float32 [tokens, experts, neurons] of what a stack is given; NaN where a token does not pass one."""
     hidden, index, _ = given
     gated = getattr(module, "has_gate", True)
     name = "gate_up_proj" if gated else "up_proj"
