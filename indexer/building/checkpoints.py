@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from indexer_kernels.panel import Panel
 
 from indexer.building import report
 from indexer.building.folder import Checkpoint, WorkFolder
@@ -36,13 +37,13 @@ def save(
     folder: WorkFolder,
     *,
     finished: bool = False,
-    added: Mapping[Key, Mapping[str, Any]] | None = None,
+    panels: Mapping[Key, Panel] | None = None,
     written: Callable[[float], None] = lambda share: None,
 ) -> float:
     """Make a checkpoint of all batches that were run; returns the seconds that it took.
 
     To be called between batches. finished: whether there are no more; what was gathered is given up for the
-    index then, probe by probe. added: further states of probes by their names, which there are at the end
+    index then, probe by probe. panels: those of all probes, where one is kept, which there are at the end
     alone. written: told the share that is.
     Raises IndexerError where the disk fails; the last checkpoint then holds.
     """
@@ -62,7 +63,8 @@ def save(
             for probe in plan.probes:
                 written(writer.layers_written / (len(plan.probes) + 1))
                 record = gathered.states.record(probe.key, last=finished)
-                record = replace(record, states={**record.states, **(added or {}).get(probe.key, {})})
+                if panels:
+                    record = replace(record, states={**record.states, "panel": panels[probe.key]})
                 writer.add_layer(record)
             documents = gathered.documents.table(plan.corpus, writer.documents)
             if finished:

@@ -257,7 +257,6 @@ def unit(
             return
         record = opened.record(unit, k=k)
         numbers, bins = _rows(record.statistics)[0], _rows(record.histogram)
-        numbers |= {} if record.head is None else _rows(record.head)[0]
         examples = {name: _rows(getattr(record, name)) for name in ("top", "samples", "bottom")}
         if form is Format.JSON:
             print(json_text(numbers | {"histogram": bins} | examples))
@@ -337,6 +336,30 @@ def verify(index: INDEX, full: DEEP = False, form: FORMAT = Format.TABLE) -> Non
     """Check an index: its manifest's own digest, files, sizes, SHA-256, schemas, and that none is foreign."""
     with _open(index) as opened:
         _print_facts(opened.verify(full=full), form)
+
+
+@app.command(
+    epilog=_examples(
+        "serve my.index", "serve my.index --model ./model", "serve my.index --port 8123 --no-browser"
+    )
+)
+def serve(
+    index: INDEX,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model of the index, to run texts of your own through it."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Of this machine; 0 for a free one.")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the pages in the browser.")
+    ] = True,
+) -> None:
+    """Look at an index in a browser: a page for every unit; with --model, texts that you edit and watch."""
+    from indexer.web.serve import run
+
+    run(index, model, port, browser)
 
 
 @app.command(epilog=_examples("demo", "demo --max-tokens 1000000 --output /tmp/minilm.index"))

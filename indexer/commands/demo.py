@@ -175,6 +175,7 @@ def _show(index: Index, output: Path, out: Console) -> None:
     _print_question(f"Which neurons fire on the token {one_line(token)}?", question, out)
     print_table(index.sql(question), out.file, tell)
     tell(f"Look further: neuron-indexer unit {output} {name}")
+    tell(f"In a browser: neuron-indexer serve {output} --model {index.manifest.model['name']}")
 
 
 def _print_question(title: str, query: str, out: Console) -> None:

@@ -63,9 +63,7 @@ class PartedStatistics(Statistics):
 
 
 def _view(state: Any, units: slice) -> Any:
-    """Some units of a state, whose arrays are views of its own; None for one that is not kept."""
-    if state is None:
-        return None
+    """Some units of a state, whose arrays are views of its own."""
     view = copy.copy(state)
     for name, array in vars(state).items():
         if isinstance(array, np.ndarray):

@@ -1,0 +1,1 @@
+"""An index in a browser: a page for every unit, and text that is edited while its units are watched."""

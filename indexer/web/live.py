@@ -1,0 +1,153 @@
+"""A text of the reader's own, run by the model of an index: what every unit does at every token."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from indexer_kernels import Sequences
+from numpy.typing import NDArray
+
+from indexer.display.text import spell
+from indexer.errors import IndexerError
+from indexer.index.read import Index
+from indexer.models import Runner, Values, load
+from indexer.models.runner import Part
+from indexer.names import Key, Unit, parse_unit
+from indexer.sites import Asked, find
+from indexer.tokens.encode import Encoder
+from indexer.web.rarity import Rarity, rarest
+
+MOST_CHARACTERS = 20_000
+UNITS_OF_A_TOKEN = 12
+Shares = dict[Key, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that was run. values: float32 [tokens, units], of each layer of the index."""
+
+    token_ids: NDArray[np.int32]
+    counted: NDArray[np.bool_]
+    pieces: tuple[str, ...]
+    cut: bool
+    values: dict[Key, NDArray[np.float32]]
+
+
+class Live:
+    """The model of an index, ready to run texts as its build ran them; one at a time.
+
+    Raises IndexerError where the model is not that of the index, or cannot be loaded.
+    """
+
+    def __init__(self, index: Index, model: str) -> None:
+        """model: a folder, or a name on the hub."""
+        manifest = index.manifest
+        options: dict[str, Any] = manifest.configuration
+        self.loaded = load(
+            model,
+            dtype=str(manifest.model.get("dtype", "auto")),
+            device="cpu",
+            revision=options.get("revision"),
+            attention=str(options.get("attention", "auto")),
+        )
+        wanted, found = manifest.model.get("digest"), self.loaded.provenance.get("digest")
+        if wanted != found:
+            raise IndexerError(
+                f"model {model}: its weights are not those that the index was made of (SHA-256 "
+                f"{str(found)[:12]}, the index has {str(wanted)[:12]}); give the same model with --model"
+            )
+        keys = {entry.key: entry for entry in manifest.layers}
+        asked = Asked(hooks=True, output_projection=options.get("output_projection"))
+        probes = [
+            probe
+            for probe in find(self.loaded, [site.site for site in manifest.sites], asked)
+            if probe.key in keys
+        ]
+        self.context = int(options.get("context", 256))
+        self.encoder = Encoder(self.loaded.tokenizer, not options.get("no_special_tokens", False))
+        self.rarity = Rarity(index)
+        self._count_special = bool(options.get("count_special_tokens", False))
+        self._index = index
+        self._runner = Runner(self.loaded, probes, self._take)
+        self._values: dict[Key, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+
+    def run(self, text: str) -> Text:
+        """Run a text, as a sequence of its own; what is longer than the context of the index is cut off."""
+        if len(text) > MOST_CHARACTERS:
+            raise IndexerError(
+                f"text of {len(text):,} characters: at most {MOST_CHARACTERS:,} are run at once"
+            )
+        body, _ = self.encoder.token_ids([text])
+        room = self.context - self.encoder.wrapping
+        ids = np.concatenate([self.encoder.prefix, body[:room], self.encoder.suffix]).astype(np.int32)
+        special = self.encoder.is_special(ids)
+        special[: len(self.encoder.prefix)] = True
+        special[len(ids) - len(self.encoder.suffix) :] = True
+        counted = np.ones(len(ids), bool) if self._count_special else ~special
+        values: dict[Key, NDArray[np.float32]] = {}
+        if len(ids):
+            rows = Sequences.from_offsets(
+                np.array([0, len(ids)]), np.zeros(1, np.int64), np.zeros(1, np.int64), ids
+            )
+            with self._lock:
+                self._values = {}
+                self._runner.run(Part(ids[None].astype(np.int64), np.array([len(ids)]), rows))
+                values = self._values
+        before, after = len(self.encoder.prefix), len(ids) - len(self.encoder.suffix)
+        vocabulary = self._index.vocabulary
+        tokens = vocabulary.token_strings(ids).to_pylist()
+        within = spell(tokens[before:after], vocabulary.text(ids[before:after]))
+        pieces = (*tokens[:before], *within, *tokens[after:])
+        return Text(ids, counted, pieces, len(body) > room, values)
+
+    def answer(self, text: str, pinned: list[str]) -> dict[str, Any]:
+        """A text's tokens, each with the units whose activation is rarest there, and what pinned units do."""
+        ran = self.run(text)
+        shares = {key: self.rarity.above(key, found) for key, found in ran.values.items()}
+        tokens = [
+            {
+                "piece": piece,
+                "id": int(ran.token_ids[place]),
+                "counted": bool(ran.counted[place]),
+                "units": self._rarest(ran, shares, place) if ran.counted[place] else [],
+            }
+            for place, piece in enumerate(ran.pieces)
+        ]
+        pins = [self._pinned(ran, shares, parse_unit(name)) for name in pinned[:50]]
+        return {"tokens": tokens, "pinned": pins, "cut": ran.cut, "context": self.context}
+
+    def _rarest(self, ran: Text, shares: Shares, place: int) -> list[dict[str, Any]]:
+        found = rarest(shares, ran.values, place, UNITS_OF_A_TOKEN)
+        return [
+            {
+                "name": f"{key}.{unit}",
+                "value": _plain(ran.values[key][place, unit : unit + 1])[0],
+                "share": float(shares[key][place, unit]),
+            }
+            for key, unit in found
+        ]
+
+    def _pinned(self, ran: Text, shares: Shares, unit: Unit) -> dict[str, Any]:
+        entry = self._index.manifest.layer(unit.key)
+        if entry is None or not 0 <= unit.unit < entry.units:
+            raise IndexerError(f'unit "{unit}": the index has no such unit')
+        if unit.key not in ran.values:
+            return {"name": str(unit), "values": [], "shares": [], "minimum": None, "maximum": None}
+        values, found = ran.values[unit.key][:, unit.unit], shares[unit.key][:, unit.unit]
+        row = self._index.unit(unit)
+        ends = {name: row[name][0].as_py() for name in ("minimum", "maximum")}
+        return {"name": str(unit), "values": _plain(values), "shares": _plain(found), **ends}
+
+    def _take(self, key: Key, values: Values) -> None:
+        # a decoder has a row before the sequence, that of its start token
+        begin, length = int(values.sequences.start[0]), int(values.sequences.length[0])
+        self._values[key] = values.made()[begin : begin + length].float().numpy().copy()
+
+
+def _plain(values: NDArray[np.float32]) -> list[float | None]:
+    """As JSON has them, with the fewest digits that tell a float32; None for what is not finite."""
+    return [float(str(value)) if np.isfinite(value) else None for value in values]

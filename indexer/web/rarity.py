@@ -1,0 +1,88 @@
+"""How rare an activation is for its own unit: the share of all tokens on which the unit was higher."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+from indexer_kernels.histogram import BINS, bins_between, bins_of
+from numpy.typing import NDArray
+
+from indexer.index.codecs import HISTOGRAMS
+from indexer.index.files import GroupedFile
+from indexer.index.read import Index
+from indexer.names import Key
+
+
+class Rarity:
+    """The tails of all histograms of an index, read layer by layer when they are first asked for.
+
+    Memory: 1.6 kB for each unit that was asked for.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._tails: dict[Key, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+
+    def above(self, key: Key, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of each value the share of the corpus' tokens whose bin is higher; float32 of the same shape.
+
+        values: [tokens, units of the layer]. A value that is not finite has the share NaN.
+        """
+        tails = self.tails(key)
+        bins = bins_of(np.where(np.isfinite(values), values, 0))
+        found = tails[np.arange(values.shape[1]), bins]
+        return np.where(np.isfinite(values), found, np.float32(np.nan))
+
+    def tails(self, key: Key) -> NDArray[np.float32]:
+        """float32 [units, bins]: the share of tokens in the bins above each."""
+        with self._lock:
+            if key not in self._tails:
+                self._tails[key] = self._read(key)
+            return self._tails[key]
+
+    def _read(self, key: Key) -> NDArray[np.float32]:
+        entry = self._index.manifest.layer(key)
+        assert entry is not None
+        counts = np.zeros((entry.units, BINS), np.int64)
+        file = GroupedFile(self._index.path / HISTOGRAMS.file(key), HISTOGRAMS.columns)
+        try:
+            for group in range(file.metadata.num_row_groups):
+                table = file.group(group)
+                columns = {name: table[name].to_numpy() for name in ("unit", "lower", "upper", "count")}
+                number = bins_between(columns["lower"], columns["upper"])
+                counts[columns["unit"], number] = columns["count"]
+        finally:
+            file.close()
+        above = counts[:, ::-1].cumsum(axis=1)[:, ::-1] - counts
+        total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        return (above / total).astype(np.float32)
+
+
+def rarest(
+    shares: Mapping[Key, NDArray[np.float32]],
+    values: Mapping[Key, NDArray[np.float32]],
+    token: int,
+    most: int,
+) -> list[tuple[Key, int]]:
+    """The units for which what they do at a token is rarest, the rarest first; of equals the higher value.
+
+    Only positive values take part: what is low is usual for most units.
+    """
+    keys = list(shares)
+    share = np.concatenate([shares[key][token] for key in keys])
+    value = np.concatenate([values[key][token] for key in keys])
+    first = np.cumsum([0, *(shares[key].shape[1] for key in keys)])
+    share = np.where((value > 0) & np.isfinite(share), share, np.float32(np.inf))
+    most = min(most, len(share))
+    bar = np.partition(share, most - 1)[most - 1]
+    candidates = np.flatnonzero(share <= bar)
+    order = candidates[np.lexsort((-value[candidates], share[candidates]))][:most]
+    place = np.searchsorted(first, order, "right") - 1
+    return [
+        (keys[where], int(number - first[where]))
+        for where, number in zip(place.tolist(), order.tolist(), strict=True)
+        if np.isfinite(share[number])
+    ]

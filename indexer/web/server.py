@@ -1,0 +1,152 @@
+"""The pages and what they ask, over HTTP on this machine.
+
+Whoever opens a page of another site in the same browser must not reach the index: requests have to name this
+machine as their host, and come from a page of ours where they say where they come from. What runs code - the
+model over a text - also needs the token that the address had when the program printed it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Any
+
+from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+
+from indexer.display.data import json_text
+from indexer.errors import IndexerError
+from indexer.web.answers import Answers
+
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+TOKEN = "X-Token"
+# nothing of other hosts, nothing inline, nothing made of text
+POLICY = "; ".join(
+    (
+        "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:",
+        "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)  # fmt: skip
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_MOST_BODY = 200_000
+
+
+def new_token() -> str:
+    """A word that cannot be guessed."""
+    return secrets.token_urlsafe(24)
+
+
+def application(answers: Answers, token: str, live: Any = None) -> FastAPI:
+    """The pages of an index. live: see web.live.Live; None where no text can be run."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.middleware("http")
+    async def guarded(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+        refused = _refusal(request)
+        response = PlainTextResponse(refused, 403) if refused else await proceed(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.exception_handler(IndexerError)
+    async def mistaken(request: Request, error: IndexerError) -> Response:
+        return _json({"error": str(error)}, 400)
+
+    @app.get("/api/about")
+    def about() -> Response:
+        return _json(answers.about() | {"live": live is not None})
+
+    @app.get("/api/unit/{name:path}")
+    def unit(name: str) -> Response:
+        return _json(answers.unit(name))
+
+    @app.get("/api/layers")
+    def layers() -> Response:
+        return _json(answers.layers())
+
+    @app.get("/api/units")
+    def units(
+        sort: str = "maximum",
+        descending: bool = True,
+        where: list[str] = Query([]),  # noqa: B008 - how FastAPI is told
+        site: str | None = None,
+        offset: int = 0,
+        limit: int = 50,
+    ) -> Response:
+        conditions = [_condition(text) for text in where]
+        return _json(answers.units(sort, descending, conditions, site, offset, limit))
+
+    @app.get("/api/briefly")
+    def briefly(unit: list[str] = Query([])) -> Response:  # noqa: B008
+        return _json(answers.briefly(unit))
+
+    @app.get("/api/search")
+    def search(token: str | None = None, text: str | None = None) -> Response:
+        if (token is None) == (text is None):
+            raise IndexerError("search: give either a token or a text")
+        return _json(answers.with_token(token) if token is not None else answers.with_text(str(text)))
+
+    @app.get("/api/document/{number}")
+    def document(number: int) -> Response:
+        return _json(answers.document(number))
+
+    @app.post("/api/text")
+    def text(request: Request, asked: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        if not secrets.compare_digest(request.headers.get(TOKEN, ""), token):
+            return _json({"error": "the address lacks its token; open the one that the program printed"}, 403)
+        if live is None:
+            raise IndexerError("no model is loaded: start the server with --model")
+        given, pinned = asked.get("text"), asked.get("pinned", [])
+        if (
+            not isinstance(given, str)
+            or not isinstance(pinned, list)
+            or not all(isinstance(n, str) for n in pinned)
+        ):
+            raise IndexerError('text: give {"text": "...", "pinned": ["mlp.5.1733"]}')
+        return _json(live.answer(given, pinned))
+
+    app.mount("/", StaticFiles(directory=str(files("indexer.web") / "static"), html=True))
+    return app
+
+
+def _refusal(request: Request) -> str:
+    """Why a request is not answered, empty where it is."""
+    host = request.headers.get("host", "")
+    name, port = _split(host)
+    if name not in LOCAL or port != str(request.scope["server"][1]):
+        return f"host {host[:80]!r}: only this machine is answered"
+    origin = request.headers.get("origin")
+    if origin is not None and origin != f"http://{host}":
+        return "a page of another site asked"
+    if int(request.headers.get("content-length") or 0) > _MOST_BODY:
+        return "too long"
+    return ""
+
+
+def _split(host: str) -> tuple[str, str]:
+    name, colon, port = host.rpartition(":")
+    return (name, port) if colon and port.isdigit() else (host, "80")
+
+
+def _condition(text: str) -> tuple[str, str, float]:
+    """A column, a comparison and a number, as `active>=0.5`."""
+    for comparison in (">=", "<="):
+        column, found, bound = text.partition(comparison)
+        if found:
+            try:
+                return column.strip(), comparison, float(bound)
+            except ValueError:
+                break
+    raise IndexerError(f'condition "{text}": write it as maximum>=2.5 or active<=100')
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(json_text(value), status, media_type="application/json")

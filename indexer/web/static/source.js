@@ -1,0 +1,33 @@
+// Where the answers come from: the server that these pages are from.
+
+let token = sessionStorage.getItem("token") ?? "";
+
+// The token comes with the address that the program printed, and does not stay in it.
+export function takeToken() {
+  const address = new URL(location.href);
+  const given = address.searchParams.get("token");
+  if (given) {
+    token = given;
+    sessionStorage.setItem("token", given);
+    address.searchParams.delete("token");
+    history.replaceState(null, "", address);
+  }
+}
+
+async function answered(response) {
+  const answer = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+  if (!response.ok) throw new Error(answer.error ?? `the server answered ${response.status}`);
+  return answer;
+}
+
+export async function ask(path, parameters = {}, signal = undefined) {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters))
+    for (const one of Array.isArray(value) ? value : [value]) if (one !== undefined && one !== "") query.append(name, one);
+  return answered(await fetch(`api/${path}${query.size ? `?${query}` : ""}`, { signal }));
+}
+
+export async function run(text, pinned, signal) {
+  const headers = { "Content-Type": "application/json", "X-Token": token };
+  return answered(await fetch("api/text", { method: "POST", headers, body: JSON.stringify({ text, pinned }), signal }));
+}

@@ -1,0 +1,190 @@
+// The page of one unit.
+
+import { h, number, share, visible } from "./dom.js";
+import { histogram } from "./histogram.js";
+import { ask, run } from "./source.js";
+import { binOf, factsOf, legend, scaleOf, tailOf, tokenLine } from "./tokens.js";
+
+const KINDS = { top: "Strongest", samples: "Samples", bottom: "Lowest" };
+
+export async function unitPage(main, { name, state, go, about, signal }) {
+  const unit = await ask(`unit/${encodeURIComponent(name)}`, {}, signal);
+  document.title = `${unit.name} - neuron index`;
+  const { numbers, bins } = unit;
+  const scale = scaleOf(numbers.minimum, numbers.maximum);
+  const tail = tailOf(bins);
+  const picture = histogram(bins, { onBin: (place) => go({ band: bandOf(bins[place]), side: "samples" }) });
+  const mark = (value) => picture.mark(binOf(bins, value));
+  const aligned = state.wrap !== "1";
+  const side = KINDS[state.side] ? state.side : "";
+  const view = { unit, scale, tail, mark, aligned, width: Number(state.width) || 0 };
+
+  main.replaceChildren(
+    h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours)),
+    statistics(numbers),
+    h("section", { ariaLabel: "Histogram" }, picture),
+    controls(state, go, unit),
+    legend(scale),
+    ...Object.entries(KINDS)
+      .filter(([kind]) => (!side || side === kind) && unit[kind].length)
+      .map(([kind, title]) => section(title, ofBand(unit[kind], kind, state.band), view, state, go)),
+    peaks(unit),
+    about.live ? tryText(unit, view, signal) : h("p", { className: "quiet" }, "Start the server with --model to try a text of your own on this unit."),
+  );
+}
+
+function neighbours({ before, after, below, above }) {
+  const link = (to, sign, said) => (to ? h("a", { href: `#/u/${to}`, title: said, rel: said }, `${sign} ${to}`) : null);
+  return h("nav", { className: "neighbours", ariaLabel: "Neighbours" }, link(before, "←", "previous unit"), link(after, "→", "next unit"), link(below, "↓", "layer below"), link(above, "↑", "layer above"));
+}
+
+function statistics(numbers) {
+  const of = (count) => (numbers.count ? `${number(count)} (${share(count / numbers.count)})` : number(count));
+  const facts = {
+    tokens: [number(numbers.count), "counted tokens of the corpus"],
+    positive: [of(numbers.positive), "tokens with a value above zero"],
+    active: [of(numbers.active), "tokens with a value of at least 2^-10"],
+    minimum: [number(numbers.minimum), "the lowest value"],
+    mean: [number(numbers.mean), "the mean over all tokens"],
+    maximum: [number(numbers.maximum), "the highest value"],
+    deviation: [number(numbers.variance === null ? null : Math.sqrt(Math.max(numbers.variance, 0))), "the root of the variance over all tokens"],
+    skewness: [number(numbers.skewness), "third standardised moment; 0 for a symmetric distribution"],
+    kurtosis: [number(numbers.kurtosis), "fourth standardised moment; 3 for a normal distribution"],
+    ...Object.fromEntries(["p01", "p50", "p99", "p999", "p9999"].map((name) => [name, [number(numbers[name]), "a quantile, known to one bin"]])),
+  };
+  if (numbers.nan) facts.nan = [number(numbers.nan), "tokens without a number"];
+  if (numbers.inf) facts.inf = [number(numbers.inf), "tokens with an infinite value"];
+  return h("dl", { className: "facts" }, Object.entries(facts).map(([name, [value, said]]) => h("div", { title: said }, h("dt", {}, name), h("dd", {}, value))));
+}
+
+function controls(state, go, unit) {
+  const choice = (label, key, options) =>
+    h("label", {}, label, " ", h("select", { onchange: (event) => go({ [key]: event.target.value || undefined }) }, options.map(([value, said]) => h("option", { value, selected: (state[key] ?? "") === value }, said))));
+  return h(
+    "div",
+    { className: "controls" },
+    choice("Examples", "side", [["", "all"], ...Object.entries(KINDS).map(([kind, title]) => [kind, title.toLowerCase()])]),
+    choice("Layout", "wrap", [["", "aligned on the peak"], ["1", "whole windows"]]),
+    choice("Context", "width", [["", `${unit.window[0]} + ${unit.window[1]}`], ["24", "24 + 8"], ["12", "12 + 4"], ["6", "6 + 2"]]),
+    state.band !== undefined ? h("button", { type: "button", onclick: () => go({ band: undefined }) }, `band ${state.band} ×`) : null,
+  );
+}
+
+// The octave that a bin lies in, as samples name it; 0 for what is in no octave.
+function bandOf([lower, upper]) {
+  return upper > 0 && lower > 0 ? 2 ** Math.floor(Math.log2(lower)) : 0;
+}
+
+function ofBand(examples, kind, band) {
+  return band === undefined || kind !== "samples" ? examples : examples.filter((example) => example.band === Number(band));
+}
+
+function section(title, examples, view) {
+  const groups = grouped(examples);
+  return h(
+    "section",
+    { className: "examples" },
+    h("h2", {}, title, " ", h("small", {}, number(examples.length))),
+    examples.length ? groups.map((group) => exampleRow(group, view)) : h("p", { className: "quiet" }, "No sample of this band is kept; its highest octaves and the rest are."),
+  );
+}
+
+// Windows with the same text up to the peak stand together: one is shown, and how many there are.
+function grouped(examples) {
+  const groups = new Map();
+  for (const example of examples) {
+    const peak = example.position - example.window_start;
+    const key = `${example.band}|${example.ids.slice(Math.max(0, peak - 7), peak + 1).join(" ")}`;
+    groups.set(key, [...(groups.get(key) ?? []), example]);
+  }
+  return [...groups.values()];
+}
+
+function exampleRow(group, view) {
+  const row = h("div", { className: "group" }, example(group[0], view));
+  if (group.length > 1) {
+    const rest = h("details", {}, h("summary", {}, `and ${group.length - 1} more with the same eight tokens`), group.slice(1).map((one) => example(one, view)));
+    row.append(rest);
+  }
+  return row;
+}
+
+function example(found, { unit, scale, tail, mark, aligned, width }) {
+  const whole = found.position - found.window_start;
+  const first = width ? Math.max(0, whole - width) : 0;
+  const last = width ? whole + 1 + width / 3 : found.pieces.length;
+  const cut = (values) => values.slice(first, last);
+  const pieces = cut(found.pieces);
+  const values = cut(found.activations);
+  const ids = cut(found.ids);
+  const document = unit.documents[found.document];
+  const told = (place) => ({
+    facts: factsOf(pieces[place], ids[place], values[place], tail, [
+      ["position", String(found.window_start + first + place)],
+      ["document", document ? document.name : String(found.document)],
+      ...(found.up !== null && first + place === whole ? [["up", number(found.up)]] : []),
+    ]),
+    mark: () => mark(values[place]),
+  });
+  const line = tokenLine(pieces, values, whole - first, scale, told, aligned);
+  line.ariaLabel = `${found.kind} ${number(found.value)}: ${found.pieces.join("")}`;
+  const label = found.band === null ? String(found.rank) : found.band ? `≥ ${number(found.band, 3)}` : "rest";
+  const from = document ? document.name : String(found.document);
+  const source = h("button", { type: "button", className: "source", title: `${from}: show the whole document`, onclick: (event) => openDocument(event.target, found) }, from.split("/").slice(-2).join("/"));
+  return h("div", { className: "example" }, h("span", { className: "rank" }, label), h("span", { className: "value" }, number(found.value)), line, source);
+}
+
+async function openDocument(button, found) {
+  const row = button.closest(".example");
+  const open = row.nextElementSibling;
+  if (open?.classList.contains("document")) {
+    open.remove();
+    return;
+  }
+  const place = h("pre", { className: "document", tabIndex: 0 }, "…");
+  row.after(place);
+  try {
+    place.textContent = (await ask(`document/${found.document}`)).text;
+    const peak = found.pieces.slice(found.position - found.window_start - 4 < 0 ? 0 : found.position - found.window_start - 4, found.position - found.window_start + 1).join("");
+    const at = place.textContent.indexOf(peak);
+    if (at >= 0) place.replaceChildren(place.textContent.slice(0, at), h("mark", {}, peak), place.textContent.slice(at + peak.length));
+    place.querySelector("mark")?.scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    place.textContent = error.message;
+  }
+}
+
+function peaks(unit) {
+  const counts = new Map();
+  for (const example of unit.top) counts.set(example.token, (counts.get(example.token) ?? 0) + 1);
+  const sorted = [...counts].sort((one, other) => other[1] - one[1]);
+  if (!sorted.length) return null;
+  return h("section", {}, h("h2", {}, "Tokens of the strongest peaks"), h("p", { className: "chips" }, sorted.map(([token, count]) => h("a", { className: "chip", href: `#/search?token=${encodeURIComponent(token)}` }, visible(token), " ", h("small", {}, `× ${count}`)))));
+}
+
+function tryText(unit, view, signal) {
+  const out = h("div", { className: "tried" });
+  let last = null;
+  const changed = async (event) => {
+    last?.abort();
+    last = new AbortController();
+    try {
+      const answer = await run(event.target.value, [unit.name], last.signal);
+      out.replaceChildren(pinnedLine(answer, answer.pinned[0], view.scale, view.tail, view.mark));
+    } catch (error) {
+      if (error.name !== "AbortError") out.replaceChildren(h("p", { className: "error" }, error.message));
+    }
+  };
+  signal?.addEventListener("abort", () => last?.abort());
+  return h("section", {}, h("h2", {}, "Try a text"), h("label", {}, "Text ", h("textarea", { rows: 3, oninput: changed, placeholder: "Type or paste a text to see what this unit does at its tokens" })), out);
+}
+
+export function pinnedLine(answer, pin, scale, tail, mark) {
+  const pieces = answer.tokens.map((token) => token.piece);
+  const peak = pin.values.reduce((best, value, place) => (answer.tokens[place].counted && (best < 0 || value > pin.values[best]) ? place : best), -1);
+  const told = (place) => ({
+    facts: factsOf(pieces[place], answer.tokens[place].id, pin.values[place], tail ?? (() => pin.shares[place])),
+    mark: () => mark?.(pin.values[place]),
+  });
+  return tokenLine(pieces, pin.values, peak, scale, told, false);
+}

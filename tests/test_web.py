@@ -1,0 +1,296 @@
+"""The answers of the pages, who gets them over HTTP, and texts that are run live."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from indexer_kernels.histogram import bins_of
+from starlette.testclient import TestClient
+from transformers import AutoModel
+
+import indexer
+from benchmarks.synthetic import Size, write_synthetic
+from indexer.errors import IndexerError
+from indexer.index.read import Index
+from indexer.names import Key
+from indexer.web.answers import NUMBERS, Answers
+from indexer.web.live import Live
+from indexer.web.rarity import Rarity, rarest
+from indexer.web.serve import run
+from indexer.web.server import POLICY, application
+from tests.tiny_models import saved
+
+TOKEN = "a-token"
+HOST = "127.0.0.1:8000"
+UNIT = "mlp.1.5"
+HOSTILE = [
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' OR 1=1 --", "%", "_", "\\",
+    "'; DROP VIEW units", "../../etc/passwd", "\x00", "\u202e", "${7*7}", "%27", "a" * 5_000,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    path = tmp_path_factory.mktemp("web") / "my.index"
+    with indexer.open_index(write_synthetic(path, Size(units=16, top=6, bottom=4))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def client(index: Index) -> TestClient:
+    return TestClient(application(Answers(index), TOKEN), base_url=f"http://{HOST}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.fixture(scope="module")
+def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    generator = np.random.default_rng(0)
+    texts = [" ".join(f"w{word}" for word in generator.integers(0, 90, length)) for length in (50, 9, 17)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    indexer.build(
+        model=model,
+        corpus=[folder / "corpus.jsonl"],
+        output=folder / "my.index",
+        context=24,
+        threads=1,
+        panel=2,
+    )
+    return folder / "my.index"
+
+
+def test_a_unit_is_what_the_api_says(index: Index) -> None:
+    found, record = Answers(index).unit(UNIT), index.record(UNIT)
+    assert found["name"] == UNIT
+    assert found["numbers"] == pytest.approx(record.statistics.to_pylist()[0], nan_ok=True)
+    assert sum(count for *_, count in found["bins"]) == sum(record.histogram["count"].to_pylist())
+    for kind in ("top", "samples", "bottom"):
+        wanted = getattr(record, kind).to_pylist()
+        assert len(found[kind]) == len(wanted) > 0
+        for ours, row in zip(found[kind], wanted, strict=True):
+            assert "".join(ours["pieces"]) == row["text"]
+            assert ours["ids"] == row["token_ids"]
+            np.testing.assert_array_equal(np.array(ours["activations"], np.float32), row["activations"])
+            assert str(row["document"]) in found["documents"]
+
+
+def test_neighbours_end_with_the_index(index: Index) -> None:
+    answers = Answers(index)
+    first, last = index.manifest.layers[0], index.manifest.layers[-1]
+    assert answers.unit(f"{first.key}.0")["neighbours"]["before"] is None
+    assert answers.unit(f"{first.key}.0")["neighbours"]["below"] is None
+    found = answers.unit(f"{last.key}.{last.units - 1}")["neighbours"]
+    assert (found["after"], found["above"]) == (None, None)
+    assert found["before"] == f"{last.key}.{last.units - 2}"
+
+
+@pytest.mark.parametrize("column", NUMBERS)
+def test_units_are_sorted_by_every_column(index: Index, column: str) -> None:
+    found = Answers(index).units(sort=column, limit=200)
+    values = [row[column] for row in found["rows"] if row[column] is not None]
+    assert values == sorted(values, reverse=True)
+    assert found["total"] == sum(entry.units for entry in index.manifest.layers)
+
+
+def test_units_are_filtered_and_paged(index: Index) -> None:
+    answers = Answers(index)
+    found = answers.units("unit", False, [("layer", ">=", 1), ("layer", "<=", 1)], offset=3, limit=5)
+    assert [(row["layer"], row["unit"]) for row in found["rows"]] == [(1, unit) for unit in range(3, 8)]
+    assert found["total"] == 16
+    for sort, where in (
+        ("maximum; DROP", []),
+        ("text", []),
+        ("unit", [("layer", "=", 1)]),
+        ("unit", [("x", ">=", 1)]),
+    ):
+        with pytest.raises(IndexerError):
+            answers.units(sort, True, where)
+
+
+def test_search_finds_what_the_examples_hold(index: Index) -> None:
+    answers, best = Answers(index), index.top(UNIT, k=1).to_pylist()[0]
+    assert UNIT in [
+        f"{row['site']}.{row['layer']}.{row['unit']}" for row in answers.with_token(best["token"], 200)
+    ]
+    assert UNIT in [
+        f"{row['site']}.{row['layer']}.{row['unit']}" for row in answers.with_text(best["text"], 200)
+    ]
+    # signs that patterns have stand for themselves
+    assert answers.with_text("%no such text_") == []
+
+
+def test_pages_and_answers_over_http(client: TestClient, index: Index) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "<main" in page.text
+    assert page.headers["Content-Security-Policy"] == POLICY
+    assert client.get("/app.js").headers["content-type"].startswith("text/javascript")
+    assert client.get(f"/api/unit/{UNIT}").json()["numbers"]["unit"] == 5
+    assert client.get("/api/about").json()["live"] is False
+    assert len(client.get("/api/layers").json()) == len(index.manifest.layers)
+    rows = client.get("/api/units", params={"where": ["layer>=1", "unit<=2"], "sort": "mean"}).json()["rows"]
+    assert {(row["layer"] >= 1, row["unit"] <= 2) for row in rows} == {(True, True)}
+    assert client.get("/api/briefly", params={"unit": [UNIT]}).json()[0]["name"] == UNIT
+    for path in (
+        "/api/unit/mlp.99.0",
+        "/api/unit/nonsense",
+        "/api/search",
+        "/api/units?where=x",
+        "/api/document/7",
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 400, path
+        assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"}, {"Host": "evil.example:8000"}, {"Host": "127.0.0.1:9"}, {"Host": ""},
+        {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:9"},
+    ],
+)  # fmt: skip
+def test_only_pages_of_this_machine_are_answered(client: TestClient, headers: dict[str, str]) -> None:
+    for path in ("/", "/api/about"):
+        assert client.get(path, headers=headers).status_code == 403
+    assert (
+        client.post("/api/text", json={"text": "a"}, headers=headers | {"X-Token": TOKEN}).status_code == 403
+    )
+
+
+def test_no_file_but_those_of_the_pages(client: TestClient) -> None:
+    for path in ("/../answers.py", "/%2e%2e/answers.py", "/..%2fanswers.py", "/static/app.js", "/server.py"):
+        assert client.get(path).status_code == 404, path
+
+
+def test_running_a_text_takes_the_token_and_a_model(client: TestClient) -> None:
+    for headers in ({}, {"X-Token": "other"}):
+        assert client.post("/api/text", json={"text": "a"}, headers=headers).status_code == 403
+    answer = client.post("/api/text", json={"text": "a"}, headers={"X-Token": TOKEN})
+    assert (answer.status_code, "--model" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_words_are_only_words(client: TestClient, text: str) -> None:
+    for parameters in ({"text": text}, {"token": text}):
+        answer = client.get("/api/search", params=parameters)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/json"
+        assert isinstance(answer.json(), list)
+    assert client.get("/api/units", params={"sort": text}).status_code == 400
+
+
+def test_shares_are_those_of_the_histogram(index: Index) -> None:
+    key = Key("mlp", 1)
+    rarity, values = Rarity(index), np.array([[-0.3, 0.0, 1e-5, 0.7], [5.0, np.nan, np.inf, 2.0]], np.float32)
+    values = np.tile(values, (1, 4))
+    found = rarity.above(key, values)
+    for unit in range(16):
+        rows = index.histogram(f"mlp.1.{unit}").to_pylist()
+        counts = np.zeros(389)
+        for row in rows:
+            middle = np.float32((max(row["lower"], -1e6) + min(row["upper"], 1e6)) / 2)
+            counts[bins_of(np.array([middle]))[0]] = row["count"]
+        for token in range(2):
+            value = values[token, unit]
+            if np.isfinite(value):
+                above = counts[bins_of(np.array([value]))[0] + 1 :].sum() / counts.sum()
+                assert found[token, unit] == pytest.approx(above, rel=1e-6)
+            else:
+                assert np.isnan(found[token, unit])
+
+
+def test_the_rarest_come_first_and_only_what_is_positive() -> None:
+    one, two = Key("mlp", 0), Key("mlp", 1)
+    shares = {one: np.array([[0.5, 0.1, np.nan]], np.float32), two: np.array([[0.1, 0.0]], np.float32)}
+    values = {one: np.array([[1, 2, np.inf]], np.float32), two: np.array([[3, -1]], np.float32)}
+    assert rarest(shares, values, 0, 2) == [(two, 0), (one, 1)]
+    assert rarest(shares, values, 0, 9) == [(two, 0), (one, 1), (one, 0)]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_text_is_run_as_the_build_ran_it(built: Path, model: Path) -> None:
+    with indexer.open_index(built) as index:
+        live = Live(index, str(model))
+        for name in ("mlp.0.3", "mlp.1.17"):
+            best = index.top(name, k=1).to_pylist()[0]
+            # the whole sequence of the example, which its document begins with
+            text = index.document(best["document"]).split()
+            words = text[best["sequence"] * 22 : (best["sequence"] + 1) * 22]
+            ran = live.run(" ".join(words))
+            layer, unit = best["layer"], best["unit"]
+            assert ran.values[Key("mlp", layer)][best["position"], unit] == pytest.approx(
+                best["value"], rel=1e-5
+            )
+            assert int(ran.token_ids[best["position"]]) == best["token_id"]
+            plain, seen = AutoModel.from_pretrained(model).eval(), []
+            plain.layers[layer].mlp.down_proj.register_forward_pre_hook(
+                lambda module, args, seen=seen: seen.append(args[0])
+            )
+            with torch.inference_mode():
+                plain(input_ids=torch.from_numpy(ran.token_ids.astype(np.int64))[None])
+            np.testing.assert_allclose(
+                ran.values[Key("mlp", layer)], seen[0][0].numpy(), rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_live_answers(built: Path, model: Path) -> None:
+    with indexer.open_index(built) as index:
+        live = Live(index, str(model))
+        client = TestClient(application(Answers(index), TOKEN, live), base_url=f"http://{HOST}")
+
+        def post(**asked: Any) -> Any:
+            return client.post("/api/text", json=asked, headers={"X-Token": TOKEN})
+
+        answer = post(text="w1 w2 w3", pinned=["mlp.0.3"]).json()
+        assert [token["counted"] for token in answer["tokens"]] == [False, True, True, True, False]
+        assert "".join(token["piece"] for token in answer["tokens"][1:4]).split() == ["w1", "w2", "w3"]
+        ran, (pin,) = live.run("w1 w2 w3"), answer["pinned"]
+        np.testing.assert_array_equal(np.array(pin["values"], np.float32), ran.values[Key("mlp", 0)][:, 3])
+        shares = live.rarity.above(Key("mlp", 0), ran.values[Key("mlp", 0)])
+        np.testing.assert_allclose(pin["shares"], shares[:, 3], rtol=1e-6)
+        first = [token["units"][0]["share"] for token in answer["tokens"] if token["counted"]]
+        every = [live.rarity.above(key, values) for key, values in ran.values.items()]
+        positive = [values > 0 for values in ran.values.values()]
+        for place, share in enumerate(first, start=1):
+            least = min(np.min(found[place][own[place]]) for found, own in zip(every, positive, strict=True))
+            assert share == pytest.approx(least, rel=1e-6)
+        assert post(text="").json()["tokens"] is not None
+        long = post(text=" ".join(["w5"] * 100)).json()
+        assert (long["cut"], len(long["tokens"])) == (True, 24)
+        for asked in (
+            {"text": 5},
+            {"text": "a", "pinned": ["mlp.9.9"]},
+            {"text": "a", "pinned": "x"},
+            {"text": "w1 " * 9_000},
+        ):
+            assert post(**asked).status_code == 400, asked
+        assert post(text="a", pinned=["mlp.0.1"] * 80).status_code == 200
+
+
+def test_another_model_is_refused(index: Index, model: Path) -> None:
+    with pytest.raises(IndexerError, match="not those that the index was made of"):
+        Live(index, str(model))
+
+
+def test_mistakes_of_the_command(index: Index, tmp_path: Path) -> None:
+    with pytest.raises(IndexerError, match="no such folder"):
+        run(tmp_path / "none", None, 0, False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(IndexerError, match=f"--port {port}: "):
+            run(index.path, None, port, False)
