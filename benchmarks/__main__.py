@@ -31,6 +31,7 @@ CASES = {
     "memory": "peak memory of a build over a corpus, and over one ten times as large",
     "panel": "what the panel costs: filling it beside the pass, its size, and a layer's matrix",
     "samples": "what fair samples cost: in the pass, in the index, in memory",
+    "experts": "a pass over routed experts against transformers' own forward, on OLMoE's shape",
     "plot": "pictures of the records in benchmarks/results",
 }
 

@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 import indexer
 from benchmarks.architectures_small import WORDS, head_class, small_config, small_model, tokenizer
+from benchmarks.plain_experts import is_stack, neurons
 from indexer.errors import IndexerError
 
 CONTEXT = 64
@@ -82,13 +83,9 @@ def _judged(name: str, folder: Path) -> Verdict:
     corpus = folder / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     try:
-        index_folder = indexer.build(
-            model=str(folder / "model"), corpus=[str(corpus)], output=str(folder / "index"), context=CONTEXT,
-            threads=1, window=(4, 1), top=3, bottom=3,
-        )  # fmt: skip
+        index_folder, without = _built(folder, corpus, any(map(is_stack, model.modules())))
     except IndexerError as error:
-        line = str(error).replace(str(folder), "").replace("\n", " | ")
-        return Verdict(name, "REFUSED", line)
+        return Verdict(name, "REFUSED", str(error))
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in place if "/indexer/" in frame.filename]
@@ -103,15 +100,42 @@ def _judged(name: str, folder: Path) -> Verdict:
         except Exception as error:
             return Verdict(name, "WRONG", f"a sequence alone does not run: {_reason(error)}")
         wrong = _wrong(index, places, truth)
-    verdict = "WRONG" if wrong else "PARTIAL" if truth.missed else "RIGHT"
-    note = wrong or f"left out: {truth.missed}" if truth.missed else wrong or (part and f"its part {part}")
+    left_out = truth.missed or without
+    verdict = "WRONG" if wrong else "PARTIAL" if left_out else "RIGHT"
+    note = wrong or f"left out: {left_out}" if left_out else wrong or (part and f"its part {part}")
     paths = "+".join(sorted({layer["path"] for layer in described["layers"]}))
     kinds = {(layer["function"] or "another") + " * up" * layer["gated"] for layer in described["layers"]}
     return Verdict(name, verdict, note, paths, ", ".join(sorted(kinds)))
 
 
+def _built(folder: Path, corpus: Path, experts: bool) -> tuple[Path, str]:
+    """An index of all neurons, and why some are left out of it where they are; nothing if not."""
+    # a model may have no MLP that every token passes, and its experts may be refused
+    choices = ["mlp,experts", "experts", "mlp"] if experts else ["mlp"]
+    said: list[str] = []
+    for sites in choices:
+        try:
+            index = indexer.build(
+                model=str(folder / "model"), corpus=[str(corpus)], output=str(folder / "index"), sites=sites,
+                context=CONTEXT, threads=1, window=(4, 1), top=3, bottom=3, panel=0,
+            )  # fmt: skip
+        except IndexerError as error:
+            said.append(_line(error, folder))
+        else:
+            only_experts = sites == "experts" and "is a mixture of experts" in said[0]
+            return Path(index), "" if only_experts or not said else said[-1]
+    # of one that has both, why its experts are refused
+    raise IndexerError(said[len(said) // 2])
+
+
+def _line(error: IndexerError, folder: Path) -> str:
+    return str(error).replace(str(folder), "").replace("\n", " | ")
+
+
 class Truth:
     """What the model's linear layers were given, by plain pre-hooks, each sequence run alone.
+
+    Of a stack of experts it is what they make of that, NaN where a token does not pass an expert.
 
     rows: by place, [counted tokens, units], float32. at: by (document, sequence) and place, [tokens, units].
     missed: linear layers that read and write what the indexed ones do, ran, and are not among them.
@@ -122,7 +146,8 @@ class Truth:
     ) -> None:
         model = _plain(folder, described["architecture"])
         paths = {place.partition(",")[0] for place in indexed}
-        shapes = {_shape(model.get_submodule(path)) for path in paths}
+        projections = [model.get_submodule(path) for path in paths]
+        shapes = {_shape(module) for module in projections if not is_stack(module)}
         watched = {
             path: module
             for path, module in model.named_modules()
@@ -153,16 +178,19 @@ def _wrong(index: indexer.Index, projections: dict[str, str], truth: Truth) -> s
         "SELECT site || '.' || layer AS key, count, maximum, minimum, mean FROM units "
         "ORDER BY site, layer, unit"
     )
-    columns = {name: np.array(units[name].to_pylist()) for name in units.column_names}
+    columns = {name: units[name].to_numpy(zero_copy_only=False) for name in units.column_names}
     for layer, path in projections.items():
         mine, rows = columns["key"] == layer, truth.rows[path]
-        least = 0.01 * np.abs(rows).max()
-        if (columns["count"][mine] != len(rows)).any():
-            return f"{layer} ({path}): {columns['count'][mine][0]} tokens counted of {len(rows)}"
-        for name, true in (("maximum", rows.max(0)), ("minimum", rows.min(0)), ("mean", rows.mean(0))):
+        least, count = 0.01 * np.nanmax(np.abs(rows)), (~np.isnan(rows)).sum(0)
+        if (columns["count"][mine] != count).any():
+            unit = int(np.argmax(columns["count"][mine] != count))
+            return f"{layer} ({path}): {columns['count'][mine][unit]} tokens counted of {count[unit]}"
+        mean = np.nansum(rows, 0) / np.maximum(count, 1)
+        extremes = {"maximum": np.fmax.reduce(rows), "minimum": np.fmin.reduce(rows)}
+        for name, true in (*extremes.items(), ("mean", mean)):
             apart = np.abs(columns[name][mine] - true) / np.maximum(np.abs(true), least)
             # so that a NaN is wrong too
-            bad = np.count_nonzero(~(apart <= TOLERANCE))
+            bad = np.count_nonzero(~(apart <= TOLERANCE) & (count > 0))
             if bad:
                 return (
                     f"{layer} ({path}): {name} off by {apart.max():.2g} in {bad} of {len(apart)} units"
@@ -173,7 +201,7 @@ def _wrong(index: indexer.Index, projections: dict[str, str], truth: Truth) -> s
     )
     for peak in peaks.to_pylist():
         path = projections[_key(peak)]
-        least = 0.01 * np.abs(truth.rows[path]).max()
+        least = 0.01 * np.nanmax(np.abs(truth.rows[path]))
         values = truth.at[peak["document"] & ((1 << 40) - 1), peak["sequence"]][path]
         true, value = float(values[peak["position"], peak["unit"]]), peak["value"]
         if not abs(true - value) <= TOLERANCE * max(abs(true), least):
@@ -207,9 +235,14 @@ def _alone(
 
     def keeps(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x: Tensor = (args or tuple(kwargs.values()))[0]
+            values = (*args, *kwargs.values())
+            if is_stack(module):
+                made = neurons(module, values)
+                rows = made.reshape(len(made), -1)
+            else:
+                x: Tensor = values[0]
+                rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
             place = next(place for call in count() if (place := _place(path, call)) not in given)
-            rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
             given[place] = rows[int(module in decoder) :]
 
         return hook

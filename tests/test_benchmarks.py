@@ -218,6 +218,15 @@ def test_samples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+def test_experts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = run(capsys, "experts", "--layers", "1")["results"]
+    assert (results["tokens"], results["units"]) == (32, 64 * 16 + 64)
+    assert results["kernel_seconds"]["median"] < results["seconds"]["a pass with statistics"]["median"]
+    monkeypatch.setattr("benchmarks.experts._counting", lambda counts: lambda module, given: None)
+    assert "tokens are counted by another expert" in refused(capsys, "experts", "--layers", "1")
+
+
+@pytest.mark.slow
 def test_panel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     results = run(capsys, "panel")["results"]
     assert results["build"]["panel_tokens"] == results["build"]["tokens"] > 200

@@ -15,7 +15,7 @@ from indexer.models import adapt, load
 from indexer.models.sample import sample_ids
 from indexer.sites import find
 from tests.test_models_crashes import VISION, made
-from tests.tiny_models import COMMON, HEADS, HIDDEN, LAYERS, UNITS, VOCABULARY, tokenizer
+from tests.tiny_models import COMMON, HEADS, HIDDEN, LAYERS, T5, UNITS, VOCABULARY, tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MARIAN: dict[str, Any] = {
@@ -87,3 +87,25 @@ def test_a_part_that_does_not_tell_its_embeddings() -> None:
     loaded = adapt(made("OwlViTConfig", text_config=TEXT, vision_config=vision, projection_dim=HIDDEN))
     assert loaded.part == "text_model"
     assert loaded.device == torch.device("cpu")
+
+
+def test_a_part_may_have_two_stacks() -> None:
+    former = {**VISION, "vocab_size": 9, "encoder_hidden_size": 16}
+    text = {**T5, "model_type": "t5"}
+    loaded = adapt(made("Blip2Config", text_config=text, vision_config=VISION, qformer_config=former))
+    assert (loaded.part, loaded.provenance["decoder_start_token_id"]) == ("language_model", 0)
+    found = {str(probe.key): probe.place for probe in find(loaded)}
+    assert found["encoder.mlp.1"] == "language_model.encoder.block.1.layer.1.DenseReluDense.wo"
+    assert found["decoder.mlp.1"] == "language_model.decoder.block.1.layer.2.DenseReluDense.wo"
+
+
+def test_a_decoder_of_something_else_than_text_is_no_model() -> None:
+    small = {"d_model": 32, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40}
+    layers = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
+    with pytest.raises(IndexerError, match=r"Whisper\w+: it has no embeddings of tokens"):
+        adapt(made("WhisperConfig", **small, **layers))

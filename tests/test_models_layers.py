@@ -100,6 +100,42 @@ def test_a_block_that_does_not_run_is_no_layer() -> None:
     assert [probe.key.layer for probe in mlps(adapt(Skipping(Packed(), Packed(), Packed()).eval()))] == [0, 2]
 
 
+class Across(Body):
+    """Its blocks are given [tokens, sequences, channels], as XLNet's are."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids.t()).transpose(0, 1)
+
+
+class Mixer(nn.Module):
+    """A block that mixes along the first dimension; flat: whether its MLP is given rows of one dimension."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.mix, self.mlp, self.flat = nn.Linear(16, 16), Packed(), flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mix(x).cumsum(0)
+        return mixed + (self.mlp(mixed.flatten(0, 1)).view_as(mixed) if self.flat else self.mlp(mixed))
+
+
+def test_tokens_may_come_before_sequences() -> None:
+    model, batch = Across().eval(), tiny_batch(9, 9)
+    model.blocks.append(Mixer(flat=False))
+    batch.token_ids %= 50
+    seen: list[Tensor] = []
+    model.blocks[0].mlp.down.register_forward_pre_hook(lambda _, args: seen.append(args[0].transpose(0, 1)))
+    found = values(model, batch)
+    torch.testing.assert_close(found["mlp.0"], seen[-1].flatten(0, 1), **NEAR)
+
+
+def test_tokens_before_sequences_in_rows_of_one_dimension_are_refused() -> None:
+    model = Across().eval()
+    model.blocks.append(Mixer(flat=True))
+    with pytest.raises(IndexerError, match=r"no MLP recognised in blocks\.0 \(Mixer\)"):
+        mlps(adapt(model))
+
+
 class Mixing(nn.Module):
     """A recurrence with a gate, as wide as an MLP is, and projected back; beside it, perhaps, an MLP."""
 

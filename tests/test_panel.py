@@ -257,12 +257,12 @@ def test_stopped_while_it_is_filled_it_is_filled_anew(
     config = options(tmp_path / "b.index", models["llama"], corpus)
     filled = Chosen.filled
 
-    def stopping(chosen: Chosen, runner: Any, kernels: str, file: Any, between: Any) -> Any:
+    def stopping(chosen: Chosen, runner: Any, kernels: str, file: Any, between: Any, watch: Any) -> Any:
         def after_the_third(share: float) -> None:
             run.signal_sent = share > 2 / W  # type: ignore[attr-defined]
             between(share)
 
-        return filled(chosen, runner, kernels, file, after_the_third)
+        return filled(chosen, runner, kernels, file, after_the_third, watch)
 
     class Requested(run.StopRequest):
         @property

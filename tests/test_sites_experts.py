@@ -16,15 +16,18 @@ from torch import nn
 from transformers import AutoModel
 
 import indexer
+from benchmarks.plain_experts import is_stack, neurons
 from indexer import commands
+from indexer.building.states import States
 from indexer.display.pages import loads
 from indexer.errors import IndexerError
 from indexer.index.laws import LayerLaws
 from indexer.index.read import Index
-from indexer.models import adapt
+from indexer.models import Runner, adapt
 from indexer.names import Experts, Key, Unit, parse_unit
 from indexer.partials.merge import merge_indexes
 from indexer.sites import find
+from tests.tiny_batches import tiny_batch
 from tests.tiny_models import fresh, saved, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,7 +83,7 @@ def plain(model: nn.Module, texts: list[str], dtype: torch.dtype = torch.float32
     """The model of transformers, each sequence by itself, and each token's experts one by one."""
     sequences, now = [], {}
     for path, module in model.named_modules():
-        if hasattr(module, "_apply_gate") and hasattr(module, "down_proj"):
+        if is_stack(module):
             layer = int(re.search(r"\d+", path).group())  # type: ignore[union-attr]
             module.register_forward_pre_hook(keeping(now, layer), with_kwargs=True)
     for number, file in enumerate(texts):
@@ -96,18 +99,7 @@ def plain(model: nn.Module, texts: list[str], dtype: torch.dtype = torch.float32
 
 def keeping(now: dict[int, NDArray[np.float32]], layer: int) -> Any:
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, index, _ = (*args, *kwargs.values())
-        name = "gate_up_proj" if module.has_gate else "up_proj"
-        weights, width = getattr(module, name), module.down_proj.shape[1 if module.is_transposed else 2]
-        made = np.full((len(hidden), len(weights), width), np.nan, np.float32)
-        for token, experts in enumerate(index.tolist()):
-            for expert in experts:
-                weight = weights[expert] if module.is_transposed else weights[expert].T
-                row = hidden[token : token + 1] @ weight
-                row = row + getattr(module, f"{name}_bias")[expert] if module.has_bias else row
-                row = module._apply_gate(row) if module.has_gate else module.act_fn(row)
-                made[token, expert] = row[0].float().numpy()
-        now[layer] = made
+        now[layer] = neurons(module, (*args, *kwargs.values()))
 
     return hook
 
@@ -272,7 +264,7 @@ def test_the_load_of_every_expert_is_told(
 
 def test_in_bfloat16_each_token_is_counted_by_its_experts(texts: list[str], tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "olmoe")
-    index = build(model, texts, tmp_path / "index", dtype="bfloat16")
+    index = build(model, texts, tmp_path / "index", dtype="bfloat16", bottom=0, samples=0, panel=0)
     rows(index)
     with indexer.open_index(index) as opened:
         tokens = opened.manifest.totals["counted_tokens"]
@@ -348,17 +340,24 @@ def test_laws_of_the_counts(change: Callable[[NDArray[np.int64]], None], said: s
 
 
 class Twice(nn.Module):
+    """A router that sends every token to the first expert twice."""
+
     def forward(self, x: torch.Tensor) -> Any:
         tokens = x.reshape(-1, x.shape[-1])
         index = torch.zeros(len(tokens), 2, dtype=torch.long)
-        return x.new_ones(len(tokens), 4), x.new_ones(len(tokens), 2), index
+        return x.new_ones(len(tokens), 4), tokens[:, :2], index
 
 
-def test_a_token_that_passes_an_expert_twice_is_refused() -> None:
+def test_a_token_that_passes_an_expert_twice_is_counted_once() -> None:
     model = fresh("mixtral")
     model.layers[1].mlp.gate = Twice()  # type: ignore[index,union-attr]
-    with pytest.raises(IndexerError, match=r"layers\.1\.mlp\.experts: a token passes one expert twice"):
-        find(adapt(model), ("experts",))
+    loaded = adapt(model)
+    # with them the model returns what it does without, or it would be refused
+    probes = find(loaded, ("experts",))
+    states = States(probes, kernels="cpp", threads=1)
+    with Runner(loaded, probes, states.take) as runner:
+        runner.run(tiny_batch(7, 4))
+    assert states.statistics[Key("experts", 1)].counts[[0, 79, 80, 319]].tolist() == [11, 11, 0, 0]
 
 
 def test_experts_that_are_otherwise_than_their_form_are_refused() -> None:

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-from indexer_kernels.panel import Panel
+from typing import Any
 
 from indexer.building import report
 from indexer.building.folder import Checkpoint, WorkFolder
@@ -37,13 +36,13 @@ def save(
     folder: WorkFolder,
     *,
     finished: bool = False,
-    panels: Mapping[Key, Panel] | None = None,
+    added: Mapping[Key, Mapping[str, Any]] | None = None,
     written: Callable[[float], None] = lambda share: None,
 ) -> float:
     """Make a checkpoint of all batches that were run; returns the seconds that it took.
 
     To be called between batches. finished: whether there are no more; what was gathered is given up for the
-    index then, probe by probe. panels: those of all probes, where one is kept, which there are at the end
+    index then, probe by probe. added: further states of probes by their names, which there are at the end
     alone. written: told the share that is.
     Raises IndexerError where the disk fails; the last checkpoint then holds.
     """
@@ -63,8 +62,7 @@ def save(
             for probe in plan.probes:
                 written(writer.layers_written / (len(plan.probes) + 1))
                 record = gathered.states.record(probe.key, last=finished)
-                if panels:
-                    record = replace(record, states={**record.states, "panel": panels[probe.key]})
+                record = replace(record, states={**record.states, **(added or {}).get(probe.key, {})})
                 writer.add_layer(record)
             documents = gathered.documents.table(plan.corpus, writer.documents)
             if finished:

@@ -20,6 +20,9 @@ from indexer.models.runner import Part
 from indexer.names import Key
 from indexer.tokens import Batch
 
+# who is told of a probe and of the sequence whose values it has just handed over
+Watch = Callable[[Key, Part], None]
+
 _LARGEST = np.uint64(2**64 - 1)
 
 
@@ -72,21 +75,27 @@ class Chosen:
     def restore(self, state: dict[str, Any]) -> None:
         """Take what `state` gave in place of what is here."""
         self.windows = Windows(**state["windows"])
-        parts = [_part(*of_sequence) for of_sequence in state["sequences"]]
+        parts = [one_sequence(*of_sequence) for of_sequence in state["sequences"]]
         self.sequences = {_id(part): part for part in parts}
 
     def filled(
-        self, runner: Runner, kernels: str, file: IO[bytes], between: Callable[[float], None]
+        self,
+        runner: Runner,
+        kernels: str,
+        file: IO[bytes],
+        between: Callable[[float], None],
+        watch: Watch = lambda key, sequence: None,
     ) -> dict[Key, Panel]:
         """The panel of every probe of a runner, float32, read from `file` as it is needed.
 
         file: empty, to be written to; it may be closed afterwards. between: called after each sequence with
-        the share that is done.
+        the share that is done. watch: told of every probe, while the model runs.
         Cost: a forward pass for each sequence; 4 bytes of the file for each unit and token.
         """
-        filling = _Filling(kernels, self.windows, {probe.key: probe.units for probe in runner.probes}, file)
-        for number, (sequence, part) in enumerate(self.sequences.items(), 1):
-            filling.sequence, filling.counted = sequence, part.rows.counted
+        units = {probe.key: probe.units for probe in runner.probes}
+        filling = _Filling(kernels, self.windows, units, file, watch)
+        for number, part in enumerate(self.sequences.values(), 1):
+            filling.part = part
             # torch.compile makes a graph of its own for batches of one
             runner.run_for(alone(part, 0, copies=2) if runner.compiled else part, filling.take)
             between(number / len(self.sequences))
@@ -101,25 +110,28 @@ class _Filling(Plain):
     There each probe has a matrix float32 [tokens, units], one after the other.
     """
 
-    sequence: SequenceId
-    counted: np.ndarray
+    part: Part
 
-    def __init__(self, kernels: str, windows: Windows, units: dict[Key, int], file: IO[bytes]) -> None:
+    def __init__(
+        self, kernels: str, windows: Windows, units: dict[Key, int], file: IO[bytes], watch: Watch
+    ) -> None:
         super().__init__(kernels)
-        self.windows, self.units, self.file = windows, units, file
+        self.windows, self.units, self.file, self.watch = windows, units, file, watch
         tokens = len(windows.token_ids)
         before = np.cumsum([0, *units.values()])[:-1] * tokens
         self.begin = dict(zip(units, before.tolist(), strict=True))
 
     def look(self, key: Key, values: Values) -> None:
-        rows = SequenceRows.of(self.sequence, values)
+        rows = SequenceRows.of(_id(self.part), values)
         if rows is None:
             return
+        self.watch(key, self.part)
+        every = self.part.rows.counted
         # counted tokens, by which windows begin, and which rows they are
-        place = (np.cumsum(self.counted) - 1)[rows.position]
-        counted = self.counted[rows.position]
+        place = (np.cumsum(every) - 1)[rows.position]
+        counted = every[rows.position]
         activations = rows.values.float().cpu().numpy()
-        document, ordinal = self.sequence
+        document, ordinal = _id(self.part)
         of_sequence = (self.windows.document == document) & (self.windows.sequence == ordinal)
         for number in np.flatnonzero(of_sequence).tolist():
             start, first = int(self.windows.start[number]), int(self.windows.first[number])
@@ -144,7 +156,7 @@ def _id(part: Part) -> SequenceId:
     return int(part.rows.document[0]), int(part.rows.ordinal[0])
 
 
-def _part(document: int, ordinal: int, token_ids: np.ndarray, counted: np.ndarray) -> Part:
+def one_sequence(document: int, ordinal: int, token_ids: np.ndarray, counted: np.ndarray) -> Part:
     """One sequence as a batch without padding."""
     ends = np.array([0, len(token_ids)])
     rows = Sequences.from_offsets(ends, np.array([document]), np.array([ordinal]), token_ids, counted)

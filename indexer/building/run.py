@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from indexer_kernels.panel import Panel
 
 from indexer.building import checkpoints, report
 from indexer.building.allocator import freed_memory_kept
 from indexer.building.folder import WorkFolder
 from indexer.building.gathered import Gathered
+from indexer.building.heads import Scoring
 from indexer.building.identity import identity_of
 from indexer.building.pace import Pace
 from indexer.building.plan import Plan, check_same, planned, threads_of
@@ -149,7 +151,7 @@ class _Pass:
             gathered.finish()
             clock.model = model_before + time.perf_counter() - begin
             gathered.documents.add(batches.finished_documents(), running=False)
-            panels = self._filled(runner, batches, stop)
+            added = self._filled(runner, batches, stop)
         gathered.course.run(1.0, clock.model)
         self.progress.start(gathered.course.share)
         checkpoints.save(
@@ -158,7 +160,7 @@ class _Pass:
             batches,
             self.folder,
             finished=True,
-            panels=panels,
+            added=added,
             written=self._show_writing,
         )
 
@@ -189,10 +191,13 @@ class _Pass:
     def _save(self, batches: Batches) -> float:
         return checkpoints.save(self.plan, self.gathered, batches, self.folder)
 
-    def _filled(self, runner: Runner, batches: Batches, stop: StopRequest) -> dict[Key, Panel]:
-        """The panel of every probe; empty where none is kept. Stopped in between, it is begun anew later."""
-        if not self.gathered.panel.most:
-            return {}
+    def _filled(self, runner: Runner, batches: Batches, stop: StopRequest) -> dict[Key, dict[str, Any]]:
+        """What probes get at the end, by the names of states: the panel where one is kept, scores of heads.
+
+        Stopped in between, it is begun anew later.
+        """
+        chosen, added = self.gathered.panel, defaultdict[Key, dict[str, Any]](dict)
+        scoring = Scoring(self.plan, chosen)
         begin = time.perf_counter()
 
         def between(share: float) -> None:
@@ -201,10 +206,15 @@ class _Pass:
                 self._save(batches)
                 raise KeyboardInterrupt
 
-        with self.folder.scratch_file() as file:
-            panels = self.gathered.panel.filled(runner, self.plan.kernels, file, between)
+        with self.folder.scratch_file() as file, scoring:
+            if chosen.most:
+                panels = chosen.filled(runner, self.plan.kernels, file, between, scoring.watch)
+                for key, panel in panels.items():
+                    added[key]["panel"] = panel
+            for key, scores in scoring.of(runner).items():
+                added[key]["scores"] = scores
         self.gathered.clock.panel = time.perf_counter() - begin
-        return panels
+        return added
 
     def _tell_halved(self, runner: Runner) -> None:
         """Say so where a batch did not fit into the memory of the GPU."""

@@ -257,6 +257,7 @@ def unit(
             return
         record = opened.record(unit, k=k)
         numbers, bins = _rows(record.statistics)[0], _rows(record.histogram)
+        numbers |= {} if record.head is None else _rows(record.head)[0]
         examples = {name: _rows(getattr(record, name)) for name in ("top", "samples", "bottom")}
         if form is Format.JSON:
             print(json_text(numbers | {"histogram": bins} | examples))

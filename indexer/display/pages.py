@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from indexer_kernels.heads import ON_WINDOWS, REPEATED
 from indexer_kernels.histogram import QUANTILES
 from rich.cells import cell_len
 from rich.console import Console
@@ -138,6 +139,9 @@ def print_card(
     out.print(_fields(_counts(unit)))
     out.print(_fields({key: number(unit[key]) for key in ("minimum", "mean", "maximum")} | _shape(unit)))
     out.print(_fields({_quantile_name(key): number(unit[key]) for key in QUANTILES}))
+    if "head" in unit:
+        scores = (*REPEATED, *ON_WINDOWS)
+        out.print(_fields({key.replace("_", " "): number(unit[key]) for key in scores}))
     out.print()
     for line in chart(bins, out.width - 2):
         out.print(Padding(line, (0, 0, 0, 1)))

@@ -20,14 +20,15 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import read_addons
 from indexer.index.arrow import is_in, rows_where
-from indexer.index.codecs import EXAMPLES, HISTOGRAMS, PANEL
+from indexer.index.codecs import EXAMPLES, HEAD_SCORES, HISTOGRAMS, PANEL
+from indexer.index.codecs.heads import shown_of
 from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
 from indexer.index.restore import LayerFiles
 from indexer.index.spelled import STORED, of_kind, spelled
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import MLP, Key, Unit, by_site, format_layers, parse_key, parse_unit
+from indexer.names import HEADS, MLP, Key, Unit, by_site, format_layers, kind_of, parse_key, parse_unit
 
 if TYPE_CHECKING:
     from indexer.index.query import Parameters, Queries
@@ -55,6 +56,7 @@ class UnitRecord:
 
     statistics: one row of `units`. histogram: rows of `histograms`, ascending by value.
     top, bottom: rows of `examples`, by rank. samples: too, by band, the highest first, and rank.
+    head: the row of `heads`, where it is an attention head.
     """
 
     unit: Unit
@@ -63,6 +65,7 @@ class UnitRecord:
     top: pa.Table
     bottom: pa.Table
     samples: pa.Table
+    head: pa.Table | None
 
 
 class PanelOfLayer(NamedTuple):
@@ -195,6 +198,20 @@ class Index:
         """
         return of_kind(self._examples(self._find(unit, number)), "sample", k)
 
+    def head(self, unit: str | Unit) -> pa.Table:
+        """The row of `heads` of an attention head, such as heads.3.5: what it looks at.
+
+        Raises IndexerError for a unit that is no head, or that the index has not.
+        """
+        found = self._find(unit, None)
+        if kind_of(found.site) != HEADS:
+            raise IndexerError(f'unit "{found}": no attention head; name one, for example heads.3.5')
+        file = self._open(HEAD_SCORES.file(found.key), UnitFile, HEAD_SCORES.columns)
+        rows = file.rows(found.unit, HEAD_SCORES.columns.names)
+        if rows.num_rows != 1:
+            raise IndexerError(f"{file.path}: it has not a row for {found}; {DAMAGED}")
+        return shown_of(found, rows)
+
     def keep(self, unit: str | Unit | int, number: int | None = None) -> Keep:
         """What is kept of the unit: how many examples of each kind, and their windows."""
         entry = self.manifest.layer(self._find(unit, number).key)
@@ -214,6 +231,7 @@ class Index:
             top=of_kind(examples, "top", k),
             bottom=of_kind(examples, "bottom", k),
             samples=of_kind(examples, "sample", k),
+            head=self.head(found) if kind_of(found.site) == HEADS else None,
         )
 
     def panel(self, layer: str | Key | int) -> PanelOfLayer:

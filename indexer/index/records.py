@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from indexer_kernels import Bands, Histogram, Keep, Moments, TopK
+from indexer_kernels.heads import HeadScores
 from indexer_kernels.panel import Panel
 
-from indexer.names import Experts, Key
+from indexer.names import HEADS, Experts, Key, kind_of
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class LayerRecord:
     """The settled states of one layer of one site, or of a block of its units.
 
     count: int64 [units], counted tokens.
-    states: by the names that Keep.states gives them, and `panel`, which is filled after a pass. `top`,
-        `bottom` and `samples` are of no places where none are kept.
+    states: by the names that Keep.states gives them, and `panel` and `scores` of heads, which are made after
+        a pass. `top`, `bottom` and `samples` are of no places where none are kept.
     experts: of the layer, where its units are those of routed experts.
     """
 
@@ -36,6 +37,8 @@ class LayerRecord:
         states = keep.states(units, str(key), first)
         if keep.panel:
             states["panel"] = Panel.empty(units, keep.panel, keep.seed)
+        if kind_of(key.site) == HEADS:
+            states["scores"] = HeadScores.empty(units, keep.panel)
         return cls(key, np.zeros(units, np.int64), states, experts)
 
     @property

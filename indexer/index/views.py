@@ -20,7 +20,8 @@ _HEADER = r"""-- Views of this index for the duckdb program, version 1.3 or newe
 --   duckdb -cmd ".read views.sql"
 -- From anywhere else, with the folder's path in the variable `index`:
 --   duckdb -cmd "SET VARIABLE index = '/path/to/my.index'" -cmd ".read /path/to/my.index/views.sql"
--- Tables: units, examples, histograms, documents, vocabulary; panel and panel_activations where one was kept.
+-- Tables: units, examples, histograms, documents, vocabulary; panel and panel_activations where one was kept;
+-- heads where attention heads were indexed.
 -- For site mlp: FROM top(layer, unit), bottom(layer, unit), sample(layer, unit), histogram(layer, unit).
 SET VARIABLE index_path = coalesce(regexp_replace(getvariable('index'), '([*?[])', '[\1]', 'g') || '/', '');
 -- Keeps footers in memory between queries; without it every query reads those of all layers again.

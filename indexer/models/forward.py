@@ -78,7 +78,10 @@ def text_parts(model: nn.Module) -> list[str]:
     whole = find()
     part = getattr(whole, "base_model", whole)
     own = getattr(part, "config", None)
-    if type(own) is not type(config.get_text_config()) or getattr(own, "is_encoder_decoder", False):
+    if type(own) is not type(config.get_text_config()):
+        return []
+    # a decoder without its encoder is no model of text
+    if getattr(own, "is_encoder_decoder", False) and not stacks_of(part):
         return []
     paths = {id(module): path for path, module in model.named_modules()}
     return [path for path in dict.fromkeys(paths.get(id(module)) for module in (part, whole)) if path]

@@ -38,8 +38,8 @@ def statistics_of(
 
     kernels, threads: as in Statistics.of.
     """
-    # the panel is chosen and filled beside them
-    states = {name: state for name, state in record.states.items() if name != "panel"}
+    # the panel and the scores of heads are made beside them
+    states = {name: state for name, state in record.states.items() if name not in ("panel", "scores")}
     options: dict[str, Any] = {"kernels": kernels, "threads": threads}
     kind: type[Statistics] = Statistics
     if record.experts is not None:

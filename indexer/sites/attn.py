@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from indexer.errors import IndexerError
@@ -28,9 +27,9 @@ from indexer.sites.asked import Asked
 from indexer.sites.blocks import block_lists, blocks_of, listed, ran_once
 from indexer.sites.hook import Hook
 from indexer.sites.linear import is_linear
+from indexer.sites.patterns import by_head
 
 _LEAVE = "leave attn and heads out of --sites"
-_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
 # numbers of heads are 2 to the power of 1 to _POWERS: exact in every dtype, and small enough for float16
 _POWERS = 5
 
@@ -85,21 +84,12 @@ class _Numbered(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not self.inside:
+        found = by_head(func, output, SEQUENCES) if self.inside else None
+        if found is None:
             return output
-        if func is functional.scaled_dot_product_attention:
-            return self._multiplied(output)
-        # weights of keys: those of several heads; a router's, say, have fewer dimensions
-        if func in _SOFTMAX and (output.ndim == 4 or (output.ndim == 3 and len(output) > SEQUENCES)):
-            return self._multiplied(output)
-        return output
-
-    def _multiplied(self, output: Tensor) -> Tensor:
-        """output: [sequences, heads, ...] or [sequences * heads, ...]."""
-        by_head = output if output.ndim == 4 else output.unflatten(0, (SEQUENCES, -1))
-        self.heads = _numbers(by_head.shape[1])
-        numbers = self.heads.to(output).view(-1, *[1] * (by_head.ndim - 2))
-        return (by_head * numbers).view_as(output)
+        self.heads = _numbers(found.shape[1])
+        numbers = self.heads.to(output).view(-1, *[1] * (found.ndim - 2))
+        return (found * numbers).view_as(output)
 
 
 @dataclass

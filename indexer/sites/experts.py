@@ -241,9 +241,8 @@ class _Forward:
         out = None if self.last else torch.zeros_like(rows, dtype=torch.float32)
         routes = _routes(index.numpy(), len(plan.projections))
         for number, (expert, slots) in enumerate(routes, 1):
-            token = slots // index.shape[-1]
-            if (token[1:] == token[:-1]).any():
-                raise IndexerError(f"{self.probe.place}: a token passes one expert twice; {_LEAVE}")
+            # a token that passes an expert twice is one row, whose weights are added
+            token, row = np.unique(slots // index.shape[-1], return_inverse=True)
             tokens = torch.from_numpy(token)
             gate, up = self._product(rows[tokens], plan.gates[expert], slot=0), None
             if plan.function is None:
@@ -255,7 +254,9 @@ class _Forward:
             self.take(Values(gate, sequences, plan.function, up, first=first, parts_follow=follow))
             if out is not None:
                 made = plan.normed(self._product(gate, plan.projections[expert], slot=1))
-                out.index_add_(0, tokens, (made * weights[torch.from_numpy(slots)]).float())
+                weight = weights.new_zeros(len(token), 1)
+                weight.index_add_(0, torch.from_numpy(row), weights[torch.from_numpy(slots)])
+                out.index_add_(0, tokens, (made * weight).float())
         assert out is not None, "the forward pass ends with the last probe"
         return out.to(x.dtype).view(x.shape)
 

@@ -21,6 +21,7 @@ class Hook:
 
     facts: what the site knows of it, as JSON values. reason: why it is read so, where it could be otherwise.
     call: which of the module's calls in a forward pass it reads, from 0; None where there is but one.
+    across: whether what it reads is [tokens, sequences, channels], and not [sequences, tokens, channels].
     """
 
     key: Key
@@ -32,6 +33,7 @@ class Hook:
     facts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     call: int | None = None
+    across: bool = False
 
     @property
     def experts(self) -> Experts | None:
@@ -68,7 +70,7 @@ class Hook:
             # some modules are told more, as by what a quantised layer's input is scaled
             x = next(value for value in tensors if isinstance(value, Tensor))
             # the very matrix of the model: a view, unless a model hands on something transposed
-            rows = x.reshape(-1, x.shape[-1])
+            rows = (x.transpose(0, 1) if self.across else x).reshape(-1, x.shape[-1])
             workspace.check_rows(self.place, rows.shape[0])
             values = self.values(rows)
             take(Values(values if values.stride(1) == 1 else values.contiguous(), workspace.sequences))

@@ -63,7 +63,9 @@ class PartedStatistics(Statistics):
 
 
 def _view(state: Any, units: slice) -> Any:
-    """Some units of a state, whose arrays are views of its own."""
+    """Some units of a state, whose arrays are views of its own; None for one that is not kept."""
+    if state is None:
+        return None
     view = copy.copy(state)
     for name, array in vars(state).items():
         if isinstance(array, np.ndarray):

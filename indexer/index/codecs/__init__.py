@@ -9,12 +9,14 @@ from collections.abc import Iterable
 
 from indexer.index.codecs.codec import Codec
 from indexer.index.codecs.examples import Examples
+from indexer.index.codecs.heads import Heads
 from indexer.index.codecs.histograms import Histograms
 from indexer.index.codecs.moments import MomentSums
 from indexer.index.codecs.panel import PanelActivations
 
 EXAMPLES, HISTOGRAMS, MOMENTS, PANEL = Examples(), Histograms(), MomentSums(), PanelActivations()
-CODECS: list[Codec] = [HISTOGRAMS, MOMENTS, EXAMPLES, PANEL]
+HEAD_SCORES = Heads()
+CODECS: list[Codec] = [HISTOGRAMS, MOMENTS, EXAMPLES, PANEL, HEAD_SCORES]
 
 
 def folders() -> list[str]:

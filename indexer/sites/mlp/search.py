@@ -52,7 +52,7 @@ class _Mlp:
 
     projection: path of that within the block. function: the activation, by the kernels' name, None where it
     has none; gated: whether it is multiplied by a second linear layer's output. plan: how to compute it in
-    one pass, or why that cannot be done.
+    one pass, or why that cannot be done. across: see Hook.
     """
 
     projection: str
@@ -61,6 +61,7 @@ class _Mlp:
     function: str | None
     gated: bool
     plan: FusedPlan | str
+    across: bool = False
 
     def probe(self, key: Key, block: str, call: int | None, keep: Keep, facts: dict[str, Any]) -> Hook:
         """block: its path in the model. call: see Hook. facts: of the model, for the manifest."""
@@ -72,6 +73,7 @@ class _Mlp:
             "place": f"{block}.{self.projection}",
             "module": self.module,
             "call": call,
+            "across": self.across,
         }
         plan = self.plan if call is None else "several layers run it"
         if isinstance(plan, str):
@@ -127,7 +129,10 @@ class _Search:
         only = None
         if self.by_hand is not None:
             only = next(within for block, within in self.by_hand.values() if block == path)
-        found = recognise.matches(trace, self.loaded.rows, only)
+        across = _is_across(trace, self.loaded.rows)
+        found = recognise.matches(trace, self.loaded.rows[::-1] if across else self.loaded.rows, only)
+        # without its two dimensions it could not be turned
+        found = [match for match in found if not across or _dimensions(trace, match) == 3]
         finding.experts = _experts(trace.block)
         if only is not None and not found:
             finding.mlps, finding.complaint = _unmatched(trace, self.loaded.rows, only)
@@ -149,7 +154,7 @@ class _Search:
             if len(projections) == 1:
                 finding.projecting = Projecting.of(trace, projections[0])
         else:
-            finding.mlps = [_mlp(trace, match, self.shared) for match in found]
+            finding.mlps = [_mlp(trace, match, self.shared, across) for match in found]
 
     def result(self) -> list[Hook]:
         """The probes of all layers, or IndexerError."""
@@ -233,9 +238,21 @@ class _Search:
         return IndexerError(f"model {self.name}: {what}{way_out}")
 
 
-def _mlp(trace: BlockTrace, match: recognise.Match, shared: set[int]) -> _Mlp:
-    module, plan = trace.modules[match.projection], recognise.plan(trace, match, shared)
-    return _Mlp(match.projection, module, match.units, match.function, match.gated, plan)
+def _mlp(trace: BlockTrace, match: recognise.Match, shared: set[int], across: bool) -> _Mlp:
+    module = trace.modules[match.projection]
+    plan = "its tokens come before its sequences" if across else recognise.plan(trace, match, shared)
+    return _Mlp(match.projection, module, match.units, match.function, match.gated, plan, across)
+
+
+def _dimensions(trace: BlockTrace, match: recognise.Match) -> int:
+    call = trace.once(match.projection)
+    return 0 if call is None else call.inputs[0].ndim
+
+
+def _is_across(trace: BlockTrace, rows: tuple[int, int]) -> bool:
+    """Whether what a block returns is [tokens, sequences, channels]. rows: sequences, and tokens of each."""
+    block = trace.once("")
+    return block is not None and block.output is not None and block.output.shape[:-1] == rows[::-1]
 
 
 def _unmatched(trace: BlockTrace, tokens: tuple[int, int], path: str) -> tuple[list[_Mlp], str]:
