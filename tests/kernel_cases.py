@@ -60,6 +60,14 @@ def some_sequences(
     )  # fmt: skip
 
 
+def repetitive(batches: Sequence[tuple[torch.Tensor, Sequences]]) -> list[tuple[torch.Tensor, Sequences]]:
+    """The same, of nearly one word alone, so that passages come again and again."""
+    return [
+        (values, dataclasses.replace(sequences, token_ids=sequences.token_ids // 27_000))
+        for values, sequences in batches
+    ]
+
+
 def some_activations(tokens: int, units: int, rng: np.random.Generator, dtype: torch.dtype) -> torch.Tensor:
     """Values of every size and sign, with ties, signed zeros, subnormals, and a few non-finite ones."""
     values = rng.standard_normal((tokens, units)) * 10.0 ** rng.integers(-4, 4, (tokens, units))

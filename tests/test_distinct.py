@@ -22,7 +22,7 @@ from indexer.engines import build, merge
 from indexer.errors import IndexerError
 from indexer.index.manifest import sealed
 from indexer.index.verify import verify_index
-from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics
+from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, repetitive
 from tests.test_pipeline import tables
 from tests.test_resume import options, stopped_after
 from tests.test_statistics import Batches, gathered, pieces, some_batches
@@ -31,14 +31,6 @@ KEEP = dataclasses.replace(KEEP, distinct=True)
 SHAPES = [(63, 7), (300, 33), (600, 64)]
 BY = ["sequence", "token"]
 Row = tuple[float, int, int, int]
-
-
-def repetitive(batches: Batches) -> Batches:
-    """The same, of nearly one word alone, so that passages come again and again."""
-    return [
-        (values, dataclasses.replace(sequences, token_ids=sequences.token_ids // 27_000))
-        for values, sequences in batches
-    ]
 
 
 def brute_force(batches: Batches, unit: int, by: str, *, largest: bool, tokens: int) -> list[Row]:

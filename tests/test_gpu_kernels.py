@@ -29,7 +29,7 @@ from indexer.building.states import States
 from indexer.index.verify import verify_index
 from indexer.models import Runner, adapt
 from indexer.tokens import Batch
-from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, some_sequences
+from tests.kernel_cases import DTYPES, KEEP, assert_equal, merged_statistics, repetitive, some_sequences
 from tests.test_activations import further_than_rounding, pre_activations
 from tests.test_statistics import Batches, gathered, pieces, some_batches
 from tests.tiny_batches import mlps
@@ -79,6 +79,15 @@ def test_update_equals_reference(shape: tuple[int, int], dtype: torch.dtype, by:
     assert_equal(statistics, gathered(shape[1], batches, "reference", keep))
     bins = statistics.histogram.counts.sum(axis=1)
     np.testing.assert_array_equal(bins + statistics.moments.nan + statistics.moments.inf, statistics.count)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("by", ["sequence", "token"])
+def test_distinct_examples_equal_the_reference(dtype: torch.dtype, by: str) -> None:
+    keep = dataclasses.replace(KEEP, by=by, distinct=True)
+    batches = repetitive(some_batches(1500, 130, dtype, number=3))
+    statistics = gathered(130, on_gpu(batches), "triton", keep)
+    assert_equal(statistics, gathered(130, batches, "reference", keep))
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
