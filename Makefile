@@ -9,7 +9,7 @@ SOURCES := $(wildcard csrc/*) setup.py pyproject.toml constraints.txt
 help:
 	@echo "make demo    index a small real model over real text and show answers"
 	@echo "make test    lint, type-check and run all tests"
-	@echo "make proofs  run the tests that take long: killed builds, Ray, Slurm, compiled GPU kernels"
+	@echo "make proofs  run the tests that take long: killed builds, Ray, Slurm, compiled GPU kernels, a browser (Debian: chromium)"
 	@echo "make bench   list the benchmark cases"
 	@echo "make clean   remove what was built, .venv too"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,17 @@ def test_pages_and_answers_over_http(client: TestClient, index: Index) -> None:
         assert "\n" not in answer.json()["error"]
 
 
+def test_pages_make_no_markup_of_text() -> None:
+    scripts = sorted(Path(files("indexer.web") / "static").glob("*.js"))
+    assert len(scripts) > 5
+    for script in scripts:
+        found = re.findall(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\(", script.read_text()
+        )
+        assert not found, script.name
+        assert not re.search(r"https?://(?!www\.w3\.org)", script.read_text()), script.name
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -243,6 +256,32 @@ def test_a_text_is_run_as_the_build_ran_it(built: Path, model: Path) -> None:
             np.testing.assert_allclose(
                 ran.values[Key("mlp", layer)], seen[0][0].numpy(), rtol=1e-5, atol=1e-6
             )
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("name", "sites"), [("mixtral", ("experts", "heads")), ("t5", ("mlp", "resid"))])
+def test_every_site_is_run_live(name: str, sites: tuple[str, ...], built: Path, tmp_path: Path) -> None:
+    """Experts, which come one by one, and a decoder, which reads a start token before the text."""
+    folder = saved(tmp_path / "model", name)
+    indexer.build(
+        model=folder, corpus=[built.parent / "corpus.jsonl"], output=tmp_path / "a.index", sites=sites,
+        context=24, threads=1, panel=0,
+    )  # fmt: skip
+    with indexer.open_index(tmp_path / "a.index") as index:
+        live, seen = Live(index, str(folder)), set()
+        for entry in index.manifest.layers:
+            maxima = index.sql(
+                "SELECT unit FROM units WHERE site = ? AND layer = ? ORDER BY maximum DESC LIMIT 3",
+                [*entry.key],
+            )
+            for unit in maxima["unit"].to_pylist():
+                best = index.top(f"{entry.key}.{unit}", k=1).to_pylist()[0]
+                words = index.document(best["document"]).split()
+                ran = live.run(" ".join(words[best["sequence"] * 22 : (best["sequence"] + 1) * 22]))
+                found = ran.values[entry.key][best["position"], unit]
+                assert found == pytest.approx(best["value"], rel=1e-4), (entry.key, unit)
+                seen.add(entry.key.site)
+        assert len(seen) >= len(sites)
 
 
 @pytest.mark.usefixtures("one_thread")

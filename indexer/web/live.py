@@ -15,7 +15,7 @@ from indexer.errors import IndexerError
 from indexer.index.read import Index
 from indexer.models import Runner, Values, load
 from indexer.models.runner import Part
-from indexer.names import Key, Unit, parse_unit
+from indexer.names import MLP, Key, Unit, parse_unit
 from indexer.sites import Asked, find
 from indexer.tokens.encode import Encoder
 from indexer.web.rarity import Rarity, rarest
@@ -59,12 +59,12 @@ class Live:
                 f"model {model}: its weights are not those that the index was made of (SHA-256 "
                 f"{str(found)[:12]}, the index has {str(wanted)[:12]}); give the same model with --model"
             )
-        keys = {entry.key: entry for entry in manifest.layers}
+        self._units = {entry.key: entry.units for entry in manifest.layers}
         asked = Asked(hooks=True, output_projection=options.get("output_projection"))
         probes = [
             probe
-            for probe in find(self.loaded, [site.site for site in manifest.sites], asked)
-            if probe.key in keys
+            for probe in find(self.loaded, options.get("sites", [MLP]), asked)
+            if probe.key in self._units
         ]
         self.context = int(options.get("context", 256))
         self.encoder = Encoder(self.loaded.tokenizer, not options.get("no_special_tokens", False))
@@ -143,9 +143,16 @@ class Live:
         return {"name": str(unit), "values": _plain(values), "shares": _plain(found), **ends}
 
     def _take(self, key: Key, values: Values) -> None:
+        """Keep the rows of the sequence; experts come one by one, with the tokens routed to each."""
+        sequences, made = values.sequences, values.made().float().numpy()
         # a decoder has a row before the sequence, that of its start token
-        begin, length = int(values.sequences.start[0]), int(values.sequences.length[0])
-        self._values[key] = values.made()[begin : begin + length].float().numpy().copy()
+        begin, length = int(sequences.start[0]), int(sequences.length[0])
+        at = np.arange(len(made)) if sequences.at is None else sequences.at
+        inside = (at >= begin) & (at < begin + length)
+        if key not in self._values:
+            self._values[key] = np.zeros((length, self._units[key]), np.float32)
+        units = slice(values.first, values.first + made.shape[1])
+        self._values[key][at[inside] - begin, units] = made[inside]
 
 
 def _plain(values: NDArray[np.float32]) -> list[float | None]:

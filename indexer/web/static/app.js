@@ -61,6 +61,10 @@ function help() {
   box.showModal();
 }
 
+takeToken();
+// before the keys of the page: within an example the arrows walk over its tokens
+installTips();
+
 document.addEventListener("keydown", (event) => {
   if (event.target.closest?.("input, textarea, select, dialog") || event.ctrlKey || event.metaKey || event.altKey) {
     if (event.key === "Escape") event.target.blur();
@@ -87,7 +91,5 @@ document.getElementById("jump").addEventListener("submit", (event) => {
   jump.blur();
 });
 
-takeToken();
-installTips();
 addEventListener("hashchange", open);
 open();

@@ -1,0 +1,157 @@
+"""The pages in a real browser, against a real index and its model: what is shown, pressed and refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import indexer
+from tests.real_model import minilm, standard_library
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+UNIT = "mlp.3.100"
+TEXT = "def main(argv): return the quick brown fox"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("browser") / "my.index"
+    corpus = standard_library("argparse.py", "ast.py", "textwrap.py")
+    return indexer.build(model=minilm(), corpus=corpus, output=output, max_tokens=8000, panel=2)
+
+
+@pytest.fixture(scope="module")
+def address(index: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "indexer", "serve", str(index), "--model", str(minilm()), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A page of the index; at its end nothing was refused, wrong, or asked of another host."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900})
+    found, wrong = context.new_page(), []
+    found.on("console", lambda message: wrong.append(message.text) if message.type != "log" else None)
+    found.on("pageerror", lambda error: wrong.append(str(error)))
+    found.on(
+        "request",
+        lambda request: wrong.append(request.url) if not request.url.startswith(_root(address)) else None,
+    )
+    found.goto(address)
+    found.wait_for_selector("table")
+    assert "token" not in found.url
+    yield found
+    context.close()
+    assert wrong == []
+
+
+def _root(address: str) -> str:
+    return address.split("?")[0]
+
+
+def _open(page: Any, address: str, path: str, wanted: str) -> None:
+    page.goto(_root(address) + path)
+    page.wait_for_selector(wanted)
+
+
+def test_a_unit_shows_what_the_api_says(page: Any, address: str, index: Path) -> None:
+    _open(page, address, f"#/u/{UNIT}", ".example")
+    with indexer.open_index(index) as opened:
+        top, counts = opened.top(UNIT).to_pylist(), opened.unit(UNIT).to_pylist()[0]
+    assert page.locator("h1").inner_text() == UNIT
+    assert f"{counts['count']:,}" in page.locator(".facts").inner_text()
+    shown = page.locator(".examples").first.locator(".example .line").all_inner_texts()
+    assert len(shown) == len(top)
+    words = re.sub(r"\s", "", shown[0].replace("↵", ""))
+    assert re.sub(r"\s", "", top[0]["token"].removeprefix("##")) in words
+    # what is pointed at is told, and marked in the histogram
+    page.hover(".example .token.peak")
+    told = page.locator("#tip").inner_text()
+    assert f"{top[0]['value']:.4g}" in told
+    assert page.locator("svg.histogram .mark").get_attribute("visibility") == "visible"
+
+
+def test_keys_walk_over_units_layers_and_tokens(page: Any, address: str) -> None:
+    _open(page, address, f"#/u/{UNIT}?wrap=1", ".example")
+    for key, name in (("ArrowRight", "mlp.3.101"), ("ArrowUp", "mlp.4.101"), ("ArrowLeft", "mlp.4.100")):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"h1:text-is('{name}')")
+    assert "wrap=1" in page.url
+    page.keyboard.press("j")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#tip").is_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("5/7")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:text-is('mlp.5.7')")
+    page.go_back()
+    page.wait_for_selector("h1:text-is('mlp.4.100')")
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.press("Escape")
+
+
+def test_a_text_is_edited_and_its_units_change(page: Any, address: str, index: Path) -> None:
+    from indexer.names import Key
+    from indexer.web.live import Live
+
+    _open(page, address, f"#/text?pin={UNIT}", "textarea")
+    page.fill("textarea", TEXT)
+    page.wait_for_selector(".rare li")
+    page.wait_for_selector(".pin .token")
+    with indexer.open_index(index) as opened:
+        ran = Live(opened, str(minilm())).run(TEXT)
+    place = int(np.argmax(ran.values[Key("mlp", 3)][1:-1, 100])) + 1
+    page.hover(f".pin .token[data-place='{place}']")
+    told = float(re.search(r"activation\s+(\S+)", page.locator("#tip").inner_text())[1])  # type: ignore[index]
+    assert told == pytest.approx(float(ran.values[Key("mlp", 3)][place, 100]), rel=1e-3)
+    first = page.locator(".rare").inner_text()
+    page.fill("textarea", "completely different words about the sea")
+    page.wait_for_function("before => document.querySelector('.rare')?.innerText !== before", arg=first)
+    assert "sea" in page.url
+
+
+def test_lists_searches_and_layers(page: Any, address: str) -> None:
+    _open(page, address, "#/units?sort=kurtosis&where=layer%3E%3D2", "svg.spark rect")
+    numbers = [
+        float(text.replace(",", "")) for text in page.locator("tbody tr td:nth-child(2)").all_inner_texts()
+    ]
+    assert numbers == sorted(numbers, reverse=True)
+    assert all(
+        int(name.split(".")[1]) >= 2 for name in page.locator("tbody tr td:first-child").all_inner_texts()
+    )
+    _open(page, address, "#/search?token=self", "table")
+    assert page.locator("tbody tr").count() > 0
+    _open(page, address, "#/about", "dl")
+    assert "minilm" in page.locator("main").inner_text().lower()
+
+
+def test_a_mistake_is_one_line(page: Any, address: str) -> None:
+    page.goto(_root(address) + "#/nowhere")
+    page.wait_for_selector("[role=alert]")
+    assert "no page" in page.locator("[role=alert]").inner_text()
