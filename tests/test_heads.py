@@ -23,9 +23,10 @@ import indexer
 from indexer.commands import app
 from indexer.engines import merge
 from indexer.errors import IndexerError
+from indexer.index.codecs.heads import shown_of
 from indexer.index.manifest import file_entry, sealed
 from indexer.models import adapt
-from indexer.names import HEADS
+from indexer.names import HEADS, parse_unit
 from indexer.sites import find
 from indexer.sites.patterns import Patterns
 from tests.real_model import minilm, standard_library
@@ -253,6 +254,21 @@ def test_a_heads_page_shows_its_scores(files: list[str], tmp_path: Path) -> None
             opened.head("resid.1.2")
     assert shown["induction"] == pytest.approx(row["induction"], rel=1e-4)
     assert "previous" not in run("unit", str(index), "resid.1.2")
+
+
+def test_a_list_of_another_length_is_damage(files: list[str], tmp_path: Path) -> None:
+    index = build(
+        saved(tmp_path / "model"), files, tmp_path / "index", sites="heads", context=CONTEXT, panel=2
+    )
+    with indexer.open_index(index) as opened:
+        path = index / "heads" / "heads.1.parquet"
+        rows = pq.read_table(path)[2:3]
+        place = rows.column_names.index("entropy")
+        short = rows.set_column(place, "entropy", [[[0.5]]])
+        for wrong in (short, rows[:0]):
+            with pytest.raises(IndexerError, match=r"it has not a score of heads\.1\.2 for each window"):
+                shown_of(parse_unit("heads.1.2"), wrong, path)
+        assert shown_of(parse_unit("heads.1.2"), rows, path) == opened.head("heads.1.2")
 
 
 def test_scores_out_of_range_are_found(files: list[str], tmp_path: Path) -> None:

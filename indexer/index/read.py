@@ -207,10 +207,7 @@ class Index:
         if kind_of(found.site) != HEADS:
             raise IndexerError(f'unit "{found}": no attention head; name one, for example heads.3.5')
         file = self._open(HEAD_SCORES.file(found.key), UnitFile, HEAD_SCORES.columns)
-        rows = file.rows(found.unit, HEAD_SCORES.columns.names)
-        if rows.num_rows != 1:
-            raise IndexerError(f"{file.path}: it has not a row for {found}; {DAMAGED}")
-        return shown_of(found, rows)
+        return shown_of(found, file.rows(found.unit, HEAD_SCORES.columns.names), file.path)
 
     def keep(self, unit: str | Unit | int, number: int | None = None) -> Keep:
         """What is kept of the unit: how many examples of each kind, and their windows."""

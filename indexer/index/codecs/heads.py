@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from indexer_kernels.heads import ON_WINDOWS, REPEATED, HeadScores
 from indexer_kernels.panel import Windows
 
+from indexer.errors import IndexerError
 from indexer.index import schema, sql
 from indexer.index.codecs.codec import Codec, as_table, constants
 from indexer.index.codecs.panel import read_windows
+from indexer.index.files import DAMAGED
 from indexer.index.laws import LayerLaws
 from indexer.index.records import LayerRecord
 from indexer.index.rows import LayerRows
@@ -110,9 +113,16 @@ class Heads(Codec):
         )
 
 
-def shown_of(unit: Unit, rows: pa.Table) -> pa.Table:
-    """The row of a file as that of the view; rows: of one head."""
-    row = rows.to_pylist()[0]
+def shown_of(unit: Unit, rows: pa.Table, path: Path) -> pa.Table:
+    """The row of a file as that of the view; rows: those of one head.
+
+    Raises IndexerError where they are not one, with a score for each window.
+    """
+    found = rows.to_pylist()
+    lists = [row[name] for row in found for name in ON_WINDOWS if row[name] is not None]
+    if len(found) != 1 or any(len(values) != len(found[0]["tokens"]) for values in lists):
+        raise IndexerError(f"{path}: it has not a score of {unit} for each window; {DAMAGED}")
+    row = found[0]
     tokens = np.array(row["tokens"], np.float64)
     means = {
         name: float(np.dot(row[name], tokens) / tokens.sum()) if row[name] else None for name in ON_WINDOWS
