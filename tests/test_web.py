@@ -282,6 +282,8 @@ def test_every_site_is_run_live(name: str, sites: tuple[str, ...], built: Path, 
                 assert found == pytest.approx(best["value"], rel=1e-4), (entry.key, unit)
                 seen.add(entry.key.site)
         assert len(seen) >= len(sites)
+        head = Answers(index).unit(f"{index.manifest.layers[-1].key}.0")["head"]
+        assert (head is None) == ("heads" not in sites)
 
 
 @pytest.mark.usefixtures("one_thread")

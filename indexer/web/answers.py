@@ -43,6 +43,8 @@ class Answers:
     def unit(self, name: str) -> dict[str, Any]:
         """All of a unit: its row of `units`, its bins, its examples of each kind, and where these are from.
 
+        `head` are the scores of an attention head, None for other units.
+
         Of an example `pieces` are its tokens' shares of the text: joined they are the text.
         Raises IndexerError for a unit that the index has not.
         """
@@ -57,6 +59,7 @@ class Answers:
             "documents": self._documents(examples),
             "window": list(keep.window),
             "neighbours": self._neighbours(record.unit),
+            "head": None if record.head is None else next(rows(record.head)),
         }
 
     def units(

@@ -22,13 +22,14 @@ export async function unitPage(main, { name, state, go, about, signal }) {
   main.replaceChildren(
     h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours)),
     statistics(numbers),
+    unit.head ? headScores(unit.head) : "",
     h("section", { ariaLabel: "Histogram" }, picture),
     controls(state, go, unit),
     legend(scale),
     ...Object.entries(KINDS)
       .filter(([kind]) => (!side || side === kind) && unit[kind].length)
       .map(([kind, title]) => section(title, ofBand(unit[kind], kind, state.band), view, state, go)),
-    peaks(unit),
+    peaks(unit) ?? "",
     about.live ? tryText(unit, view, signal) : h("p", { className: "quiet" }, "Start the server with --model to try a text of your own on this unit."),
   );
 }
@@ -55,6 +56,20 @@ function statistics(numbers) {
   if (numbers.nan) facts.nan = [number(numbers.nan), "tokens without a number"];
   if (numbers.inf) facts.inf = [number(numbers.inf), "tokens with an infinite value"];
   return h("dl", { className: "facts" }, Object.entries(facts).map(([name, [value, said]]) => h("div", { title: said }, h("dt", {}, name), h("dd", {}, value))));
+}
+
+const SCORES = {
+  previous: "share of attention on the token before, on random tokens repeated",
+  duplicate: "share on the same token, where it stood earlier",
+  induction: "share on the token that came after that",
+  first_token: "share on the first token of a sequence, on the panel",
+  entropy: "of the attention, in nats, on the panel",
+  distance: "how many tokens away, on the panel",
+};
+
+function headScores(head) {
+  const scores = Object.entries(SCORES).map(([name, said]) => h("div", { title: said }, h("dt", {}, name.replace("_", " ")), h("dd", {}, number(head[name], 3))));
+  return h("dl", { className: "facts", ariaLabel: "What the head looks at" }, scores);
 }
 
 function controls(state, go, unit) {
