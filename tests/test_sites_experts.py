@@ -18,7 +18,9 @@ from transformers import AutoModel
 import indexer
 from benchmarks.plain_experts import is_stack, neurons
 from indexer import commands
+from indexer.building.run import build as run
 from indexer.building.states import States
+from indexer.config.build import BuildConfig
 from indexer.display.pages import loads
 from indexer.errors import IndexerError
 from indexer.index.laws import LayerLaws
@@ -27,6 +29,7 @@ from indexer.models import Runner, adapt
 from indexer.names import Experts, Key, Unit, parse_unit
 from indexer.partials.merge import merge_indexes
 from indexer.sites import find
+from tests.test_resume import stopped_after
 from tests.tiny_batches import tiny_batch
 from tests.tiny_models import fresh, saved, tiny
 
@@ -227,6 +230,42 @@ def test_parts_merged_added_and_beside_mlps(texts: list[str], tmp_path: Path) ->
         assert index.info()["layers"] == {"experts": "1-2", "mlp": "0-2"}
         mlps = [layer for layer in index.manifest.model["layers"] if layer["site"] == "mlp"]
         assert not any("experts" in layer for layer in mlps)
+
+
+def test_a_build_that_was_stopped_goes_on(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "model": str(saved(tmp_path / "model", "olmoe")), "corpus": tuple(texts), "sites": "experts",
+        "context": CONTEXT, "threads": 1, "top": 3, "bottom": 0, "window": (5, 3), "panel": 4, "layers": "1",
+        "batch_tokens": 150, "checkpoint_minutes": 0,
+    }  # fmt: skip
+    whole = run(BuildConfig(output=tmp_path / "whole", **settings))
+    config = BuildConfig(output=tmp_path / "index", **settings)
+    stopped_after(config, 1, monkeypatch)
+    assert rows(run(config)) == rows(whole)
+
+
+def infinite(model: nn.Module) -> None:
+    """The neuron 9 of expert 2 of layer 1 is infinite or no number wherever it is met."""
+    model.layers[1].mlp.experts.gate_up_proj.data[2, 9] = torch.inf  # type: ignore[index,union-attr]
+
+
+def test_the_first_that_is_not_finite_is_named_by_its_expert(texts: list[str], tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "qwen3_moe", infinite)
+    index = build(model, texts, tmp_path / "index", panel=0)
+    (first,) = (
+        (one.document, one.ordinal, position)
+        for one in plain(AutoModel.from_pretrained(model).eval(), texts)[:1]
+        for position in np.flatnonzero(~np.isnan(one.activations[1][:, 2, 0]))[:1]
+    )
+    with indexer.open_index(index) as opened:
+        (unit,) = opened.unit("experts.1.2:9").to_pylist()
+        totals = opened.manifest.totals
+        assert unit["nan"] + unit["inf"] == unit["count"] == totals["non_finite"] > 0
+        met = totals["first_non_finite"]
+        assert (met["unit"], met["site"]) == (2 * 24 + 9, "experts")
+        assert (met["document"], met["sequence"], met["position"]) == first
 
 
 def never(model: nn.Module) -> None:
