@@ -36,6 +36,8 @@ CONTEXT = 64
 LENGTHS = (3, 5, 9, 12, 20, 33, 50, 2, 1, 60, 90)
 # of a value, or of a hundredth of the largest in its layer where that is more
 TOLERANCE = 1e-3
+# Experts meet few tokens: one that rounding moves by more, as by oneDNN's products, is soon the largest.
+TOLERANCE_EXPERTS = 5e-3
 SECONDS = 120
 BOS = 1
 
@@ -182,6 +184,7 @@ def _wrong(index: indexer.Index, projections: dict[str, str], truth: Truth) -> s
     for layer, path in projections.items():
         mine, rows = columns["key"] == layer, truth.rows[path]
         least, count = 0.01 * np.nanmax(np.abs(rows)), (~np.isnan(rows)).sum(0)
+        tolerance = TOLERANCE_EXPERTS if (count < len(rows)).any() else TOLERANCE
         if (columns["count"][mine] != count).any():
             unit = int(np.argmax(columns["count"][mine] != count))
             return f"{layer} ({path}): {columns['count'][mine][unit]} tokens counted of {count[unit]}"
@@ -190,7 +193,7 @@ def _wrong(index: indexer.Index, projections: dict[str, str], truth: Truth) -> s
         for name, true in (*extremes.items(), ("mean", mean)):
             apart = np.abs(columns[name][mine] - true) / np.maximum(np.abs(true), least)
             # so that a NaN is wrong too
-            bad = np.count_nonzero(~(apart <= TOLERANCE) & (count > 0))
+            bad = np.count_nonzero(~(apart <= tolerance) & (count > 0))
             if bad:
                 return (
                     f"{layer} ({path}): {name} off by {apart.max():.2g} in {bad} of {len(apart)} units"
@@ -201,10 +204,12 @@ def _wrong(index: indexer.Index, projections: dict[str, str], truth: Truth) -> s
     )
     for peak in peaks.to_pylist():
         path = projections[_key(peak)]
-        least = 0.01 * np.nanmax(np.abs(truth.rows[path]))
+        rows = truth.rows[path]
+        least = 0.01 * np.nanmax(np.abs(rows))
+        tolerance = TOLERANCE_EXPERTS if np.isnan(rows).any() else TOLERANCE
         values = truth.at[peak["document"] & ((1 << 40) - 1), peak["sequence"]][path]
         true, value = float(values[peak["position"], peak["unit"]]), peak["value"]
-        if not abs(true - value) <= TOLERANCE * max(abs(true), least):
+        if not abs(true - value) <= tolerance * max(abs(true), least):
             return f"{path}, unit {peak['unit']}: {true:.4g} where the index has {value:.4g}"
     return ""
 

@@ -22,14 +22,15 @@ from indexer.models import Values
 @pytest.mark.slow
 def test_a_run_of_some_is_kept_and_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["architectures", "--json", "--processes", "1", "--folder", str(tmp_path)]
-    assert main([*command, "--only", "bert,mixtral"]) == 0
+    assert main([*command, "--only", "bert,mixtral,mamba"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert results["counts"] == {
-        "decoder": {"REFUSED": 1}, "encoder": {"RIGHT": 1}, "all but parts": {"REFUSED": 1, "RIGHT": 1},
+        "decoder": {"REFUSED": 1, "RIGHT": 1}, "encoder": {"RIGHT": 1},
+        "all but parts": {"REFUSED": 1, "RIGHT": 2},
     }  # fmt: skip
-    assert [verdict["name"] for verdict in results["verdicts"]] == ["bert", "mixtral"]
+    assert [verdict["name"] for verdict in results["verdicts"]] == ["bert", "mixtral", "mamba"]
     lines = (tmp_path / "architectures.jsonl").read_text().splitlines()
-    assert [json.loads(line)["verdict"] for line in lines] == ["RIGHT", "REFUSED"]
+    assert [json.loads(line)["verdict"] for line in lines] == ["RIGHT", "RIGHT", "REFUSED"]
     assert main([*command, "--only", "bertt"]) == 2
     assert "--only bertt" in capsys.readouterr().err
 
@@ -41,6 +42,18 @@ def test_activations_of_another_place_are_wrong(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("indexer.sites.hook.Values", wrong)
     assert judged("esm", tmp_path / "made").verdict == "WRONG"
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.slow
+def test_activations_of_another_neuron_of_an_expert_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def wrong(matrix: Tensor, *others: Any, **options: Any) -> Values:
+        return Values(matrix.roll(1, -1), *others, **options)
+
+    monkeypatch.setattr("indexer.sites.experts.Values", wrong)
+    found = judged("gpt_oss", tmp_path / "made")
+    assert (found.verdict, found.note[:9]) == ("WRONG", "experts.0")
 
 
 @pytest.mark.parametrize(("error", "verdict"), [(IndexerError, "REFUSED"), (KeyError, "CRASH")])
