@@ -87,8 +87,11 @@ def scores_of(index: Path) -> dict[str, NDArray[np.float64]]:
     with indexer.open_index(index) as opened:
         found = opened.sql("SELECT * FROM heads ORDER BY layer, head").to_pydict()
         for place, (layer, head) in enumerate(zip(found["layer"], found["head"], strict=True)):
-            row = opened.head(f"heads.{layer}.{head}").to_pylist()[0]
-            assert row == pytest.approx({name: values[place] for name, values in found.items()}, rel=1e-5)
+            site = found["site"][place]
+            row = opened.head(f"{site}.{layer}.{head}").to_pylist()[0]
+            assert row.pop("site") == site
+            known = {name: values[place] for name, values in found.items() if name != "site"}
+            assert row == pytest.approx(known, rel=1e-5)
     shape = max(found["layer"]) + 1, max(found["head"]) + 1
     return {name: np.reshape(np.array(found[name], float), shape) for name in (*REPEATED, *ON_WINDOWS)}
 
@@ -131,6 +134,29 @@ def test_scores_are_those_of_plain_weights(
         np.testing.assert_allclose(found[score], values, rtol=1e-4, atol=1e-5, err_msg=score)
     with indexer.open_index(index) as opened:
         opened.verify(full=True)
+
+
+def test_scores_of_a_decoder_are_those_behind_its_start_token(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_itself(model: Any, ids: list[int]) -> NDArray[np.float64]:
+        read = torch.tensor([[model.config.decoder_start_token_id, *ids]])
+        with torch.inference_mode():
+            found = model(input_ids=torch.tensor([ids]), decoder_input_ids=read, output_attentions=True)
+        return torch.cat(found.decoder_attentions).double().numpy()[:, :, 1:, 1:]
+
+    monkeypatch.setattr("tests.test_heads.plain_weights", to_itself)
+    model = saved(tmp_path / "model", "bart")
+    index = build(model, files, tmp_path / "index", sites="decoder.heads", context=CONTEXT, panel=2)
+    expected = plain_scores(model, index, [Path(file).read_text() for file in files], CONTEXT)
+    with indexer.open_index(index) as opened:
+        opened.verify(full=True)
+        found = opened.sql("SELECT * FROM heads ORDER BY layer, head").to_pydict()
+    assert set(found["site"]) == {"decoder.heads"}
+    for score in REPEATED:
+        np.testing.assert_allclose(found[score], expected[score].flatten(), rtol=1e-4, atol=1e-5)
+    # what falls on the start token is no token's
+    assert all(set(found[score]) == {None} for score in ON_WINDOWS)
 
 
 def test_scores_of_a_real_model(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from indexer.building.plan import Plan
 from indexer.models import Runner, Values
 from indexer.models.alone import Plain
 from indexer.models.runner import Part
-from indexer.names import HEADS, Key, kind_of
+from indexer.names import DECODER, HEADS, Key, kind_of, stack_of
 from indexer.sites.patterns import Patterns
 from indexer.tokens.encode import Encoder
 
@@ -84,6 +84,8 @@ class Scoring(Plain):
         if key not in self.heads:
             return
         first, tokens = self._repeats
+        # a decoder reads a start token before all others
+        first += stack_of(key.site) == DECODER
         weights = self._weights(key, values.sequences.tokens)
         if weights is None:
             self._repeated[key][:] = np.nan

@@ -24,6 +24,7 @@ from indexer.names import Key, Unit
 
 SHOWN = pa.schema(
     [
+        column("site", pa.string()),
         column("layer", pa.int32()),
         column("head", pa.int32()),
         *(column(name, pa.float32(), nullable=True) for name in (*REPEATED, *ON_WINDOWS)),
@@ -108,7 +109,7 @@ class Heads(Codec):
         means = ", ".join(f"{_mean(name)} AS {name}" for name in ON_WINDOWS)
         files = sql.read(sql.list_of([place(self.file(key)) for key in layers]))
         yield (
-            f"CREATE OR REPLACE VIEW heads AS SELECT s.layer, s.unit AS head, "
+            f"CREATE OR REPLACE VIEW heads AS SELECT s.site, s.layer, s.unit AS head, "
             f"{', '.join(f's.{name}' for name in REPEATED)}, {means} FROM {files} AS s"
         )
 
@@ -128,7 +129,8 @@ def shown_of(unit: Unit, rows: pa.Table, path: Path) -> pa.Table:
         name: float(np.dot(row[name], tokens) / tokens.sum()) if row[name] else None for name in ON_WINDOWS
     }
     shares = {name: row[name] for name in REPEATED}
-    return pa.Table.from_pylist([{"layer": unit.layer, "head": unit.unit} | shares | means], schema=SHOWN)
+    name = {"site": unit.site, "layer": unit.layer, "head": unit.unit}
+    return pa.Table.from_pylist([name | shares | means], schema=SHOWN)
 
 
 def _mean(name: str) -> str:
