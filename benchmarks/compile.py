@@ -173,7 +173,7 @@ def _compiled(variant: Variant) -> Machine:
         "find_hits": (bands_triton.find_hits, ASTSource, 4),
         "sample": (bands_triton.sample, ASTSource, 1),
     }[variant.kernel]
-    most = topk_triton.DISTINCT_REGISTERS if variant.constants.get("DISTINCT") else None
+    bounded = variant.kernel == "sample" or variant.constants.get("DISTINCT")
     signature, constants, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in variant.constants:
@@ -188,7 +188,11 @@ def _compiled(variant: Variant) -> Machine:
     compiled = triton.compile(
         source(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", variant.architecture, 32),
-        options={"num_warps": warps, "enable_fp_fusion": False, "maxnreg": most},
+        options={
+            "num_warps": warps,
+            "enable_fp_fusion": False,
+            "maxnreg": topk_triton.REGISTERS if bounded else None,
+        },
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"

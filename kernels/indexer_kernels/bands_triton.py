@@ -21,7 +21,7 @@ from torch import Tensor
 from indexer_kernels import bands
 from indexer_kernels.blocks import BLOCK_TOKENS as HOST_BLOCK_TOKENS
 from indexer_kernels.plan import Plan
-from indexer_kernels.topk_triton import FIRST, LOWEST, SECOND, copy_window, sequence_peak
+from indexer_kernels.topk_triton import FIRST, LOWEST, REGISTERS, SECOND, copy_window, sequence_peak
 
 BLOCK_TOKENS = tl.constexpr(HOST_BLOCK_TOKENS)
 OCTAVES, BANDS = tl.constexpr(bands.OCTAVES), tl.constexpr(bands.BANDS)
@@ -248,5 +248,6 @@ def launch(
         *places, samples, *window,
         GATED=up is not None, PLACES=triton.next_power_of_2(bands.BANDS * samples),
         WINDOW=triton.next_power_of_2(sum(window) + 1),
-        SPLITS=triton.next_power_of_2(splits), BLOCKS=32, num_warps=1, enable_fp_fusion=False,
+        SPLITS=triton.next_power_of_2(splits), BLOCKS=32, num_warps=1, maxnreg=REGISTERS,
+        enable_fp_fusion=False,
     )  # fmt: skip

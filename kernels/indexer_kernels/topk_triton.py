@@ -26,8 +26,9 @@ PASSAGE_TOKENS = tl.constexpr(HOST_PASSAGE_TOKENS)
 FIRST, SECOND = tl.constexpr(int(hashes.FIRST)), tl.constexpr(int(hashes.SECOND))
 GOLDEN = tl.constexpr(int(hashes.GOLDEN))
 LOWEST = tl.constexpr(-(2**63))
-# of a thread where places are distinct: left to itself the compiler takes 64 to 80, and spills
-DISTINCT_REGISTERS = 128
+# of a thread, at most, where places are distinct or sampled: left to itself the compiler aims at 64 to 80 for
+# some GPUs, and spills
+REGISTERS = 128
 COMPETITORS = {"document": 1, "sequence": 2, "token": 3}
 
 
@@ -256,5 +257,5 @@ def launch(
         GATED=up is not None, SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by],
         DISTINCT=distinct, PLACES=triton.next_power_of_2(k),
         WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]),
-        BLOCKS=64, num_warps=1, maxnreg=DISTINCT_REGISTERS if distinct else None, enable_fp_fusion=False,
+        BLOCKS=64, num_warps=1, maxnreg=REGISTERS if distinct else None, enable_fp_fusion=False,
     )  # fmt: skip
