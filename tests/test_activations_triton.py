@@ -43,7 +43,7 @@ NONE = Keep(top=0, bottom=0)
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES[:2], pytest.param(DTYPES[2], marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_fused_is_activation_then_update(function: str, dtype: torch.dtype, gated: bool) -> None:
     tokens, units = 40, 3
@@ -107,7 +107,9 @@ def of_every_16_bit_value(
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_every_16_bit_value_counts_as_in_torch(function: str, dtype: torch.dtype, gated: bool) -> None:
     x, got = of_every_16_bit_value(function, dtype, finite=False, gated=gated)

@@ -43,7 +43,7 @@ def cut(path: Path, piece_bytes: int, shards: int, **options: Any) -> tuple[list
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_the_parts_are_the_whole(seed: int, encoding: str, tmp_path: Path) -> None:
     chosen = random.Random(seed)
     path = tmp_path / "a.jsonl"

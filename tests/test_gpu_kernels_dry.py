@@ -65,7 +65,7 @@ def test_a_device_that_does_not_fit_is_refused() -> None:
         measure(CPU, tokens=40, units=3, rounds=1, dry=False)
 
 
-@pytest.mark.parametrize("units", [64, 3], ids=["whole", "part"])
+@pytest.mark.parametrize("units", [pytest.param(64, marks=pytest.mark.slow), 3], ids=["whole", "part"])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_kernel_without_statistics_writes_the_same(

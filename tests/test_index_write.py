@@ -381,7 +381,9 @@ except IndexerError as error:
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on the size of files")
-@pytest.mark.parametrize("limit", [0, 3, 1_000, 5_000, 20_000])
+@pytest.mark.parametrize(
+    "limit", [0, 3, 20_000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (1_000, 5_000))]
+)
 def test_a_disk_that_is_full_at_any_write_leaves_nothing(limit: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "i"), str(limit)]
     root = Path(__file__).parent.parent

@@ -42,7 +42,10 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacken
 
 
 # plain MLPs of their own and inside the block, gated, packed, and blocks of two kinds
-@pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "phi3", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "phi3", "gemma3"))],
+)
 def test_blocks_are_whole_graphs_and_give_the_same(name: str, graphs: CompileCounterWithBackend) -> None:
     loaded, compiled, plain = adapt(tiny(name), name=name), Keeper(), Keeper()
     # parts for a processor's cache, which a block does not take

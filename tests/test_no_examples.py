@@ -36,7 +36,7 @@ def whole(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("keep", KEPT, ids=str)
-@pytest.mark.parametrize("kernels", ["cpp", "reference"])
+@pytest.mark.parametrize("kernels", ["cpp", pytest.param("reference", marks=pytest.mark.slow)])
 def test_all_else_is_there(
     keep: dict[str, int], kernels: str, corpus: list[str], whole: dict[str, Any], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -65,6 +65,7 @@ def test_every_document_has_the_same_chance(folder: Path) -> None:
     assert abs(statistic - len(times)) < 4 * math.sqrt(2 * len(times))
 
 
+@pytest.mark.slow
 def test_an_index_of_a_part_is_that_of_its_shards_and_goes_on_after_a_stop(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
