@@ -182,6 +182,12 @@ def test_only_pages_of_this_machine_are_answered(client: TestClient, headers: di
     )
 
 
+def test_what_is_asked_is_of_a_known_length_that_is_not_too_long(client: TestClient) -> None:
+    headers = {"X-Token": TOKEN, "Content-Type": "application/json"}
+    for content in (iter([b'{"text": "a"}']), b'{"text": "' + b"a" * 200_000 + b'"}'):
+        assert client.post("/api/text", content=content, headers=headers).status_code == 403
+
+
 def test_no_file_but_those_of_the_pages(client: TestClient) -> None:
     for path in ("/../answers.py", "/%2e%2e/answers.py", "/..%2fanswers.py", "/static/app.js", "/server.py"):
         assert client.get(path).status_code == 404, path

@@ -136,10 +136,13 @@ class _Filling(Plain):
         for number in np.flatnonzero(of_sequence).tolist():
             start, first = int(self.windows.start[number]), int(self.windows.first[number])
             inside = counted & (start <= place) & (place < start + int(self.windows.length[number]))
-            for row in np.flatnonzero(inside).tolist():
-                token = first + int(place[row]) - start
-                self.file.seek(4 * (self.begin[key] + token * self.units[key] + values.first))
-                self.file.write(activations[row].tobytes())
+            found = np.flatnonzero(inside)
+            token = first + place[found] - start
+            # rows of tokens that follow each other do so in the file, too, where they are of a whole layer
+            apart = (np.diff(token) > 1) | (activations.shape[1] < self.units[key])
+            for run in filter(len, np.split(np.arange(len(token)), np.flatnonzero(apart) + 1)):
+                self.file.seek(4 * (self.begin[key] + int(token[run[0]]) * self.units[key] + values.first))
+                self.file.write(activations[found[run]].tobytes())
 
     def read(self) -> dict[Key, np.ndarray]:
         """All matrices, of which memory holds no more than what is looked at; 0 where nothing was written."""

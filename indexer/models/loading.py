@@ -272,6 +272,8 @@ def _load_weights(
     if attention != "auto":
         chosen["attn_implementation"] = attention
     for kind in _classes(config):
+        # one that lacks weights makes room for the next
+        model: Any = None
         with blamed_on(source, "transformers cannot load it"):
             model, report = kind.from_pretrained(
                 source.folder,

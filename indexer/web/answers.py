@@ -15,7 +15,7 @@ from indexer.display.pages import source_name
 from indexer.display.text import spell
 from indexer.errors import IndexerError
 from indexer.index.read import Index
-from indexer.names import Unit, parse_unit
+from indexer.names import Unit
 
 # columns of `units` that a list can be sorted and filtered by
 NUMBERS = (
@@ -38,7 +38,7 @@ class Answers:
             {"name": str(entry.key), "site": entry.key.site, "layer": entry.key.layer, "units": entry.units}
             for entry in self.index.manifest.layers
         ]
-        return self.index.info() | {"layers": layers, "digest": self.index.manifest.model.get("digest")}
+        return self.index.info() | {"layers": layers}
 
     def unit(self, name: str) -> dict[str, Any]:
         """All of a unit: its row of `units`, its bins, its examples of each kind, and where these are from.
@@ -160,11 +160,6 @@ class Answers:
             "below": named(place - 1, unit.unit),
             "above": named(place + 1, unit.unit),
         }
-
-
-def canonical(name: str) -> str:
-    """A unit's name as the index writes it; raises IndexerError for what is no name."""
-    return str(parse_unit(name))
 
 
 def _examples(table: pa.Table) -> list[dict[str, Any]]:

@@ -67,7 +67,8 @@ class Live:
             if probe.key in self._units
         ]
         self.context = int(options.get("context", 256))
-        self.encoder = Encoder(self.loaded.tokenizer, not options.get("no_special_tokens", False))
+        wrapped = not options.get("no_special_tokens") and options.get("ids_column") is None
+        self.encoder = Encoder(self.loaded.tokenizer, wrapped)
         self.rarity = Rarity(index)
         self._count_special = bool(options.get("count_special_tokens", False))
         self._index = index

@@ -126,8 +126,9 @@ def _refusal(request: Request) -> str:
     origin = request.headers.get("origin")
     if origin is not None and origin != f"http://{host}":
         return "a page of another site asked"
-    if int(request.headers.get("content-length") or 0) > _MOST_BODY:
-        return "too long"
+    length = request.headers.get("content-length", "")
+    if request.method == "POST" and not (length.isdigit() and int(length) <= _MOST_BODY):
+        return f"what is asked has to be of a known length, {_MOST_BODY:,} bytes at most"
     return ""
 
 

@@ -159,10 +159,11 @@ async function openDocument(button, found) {
   const place = h("pre", { className: "document", tabIndex: 0 }, "…");
   row.after(place);
   try {
-    place.textContent = (await ask(`document/${found.document}`)).text;
-    const peak = found.pieces.slice(found.position - found.window_start - 4 < 0 ? 0 : found.position - found.window_start - 4, found.position - found.window_start + 1).join("");
-    const at = place.textContent.indexOf(peak);
-    if (at >= 0) place.replaceChildren(place.textContent.slice(0, at), h("mark", {}, peak), place.textContent.slice(at + peak.length));
+    const { text } = await ask(`document/${found.document}`);
+    // where its window is in the text, up to the peak; a tokenizer that changes letters leaves no such place
+    const shown = found.pieces.slice(0, found.position - found.window_start + 1).join("").trimStart();
+    const at = text.indexOf(shown);
+    place.replaceChildren(...(at < 0 ? [text] : [text.slice(0, at), h("mark", {}, shown), text.slice(at + shown.length)]));
     place.querySelector("mark")?.scrollIntoView({ block: "nearest" });
   } catch (error) {
     place.textContent = error.message;
