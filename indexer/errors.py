@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import Any
+
+# what running a model takes
+MODELS = ("torch", "transformers", "safetensors", "psutil")
 
 
 class IndexerError(Exception):
@@ -24,3 +28,10 @@ def package(name: str, use: str) -> Any:
         raise IndexerError(
             f"reading what is {use} takes the package {name}: pip install {name}"
         ) from None
+
+
+def check_installed(what: str, *names: str) -> None:
+    """Raise IndexerError where one of some packages is missing; what: they are for, to begin the message."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise IndexerError(f"{what} needs {', '.join(missing)}: pip install {' '.join(missing)}")

@@ -178,7 +178,7 @@ def test_what_a_build_needs_is_named_where_it_is_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = ("torch", "psutil")
-    monkeypatch.setattr("indexer.engines.find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr("indexer.errors.find_spec", lambda name: None if name in missing else name)
     assert failing(*builds(folder)) == (
         "error: building an index needs torch, psutil: pip install torch psutil"
     )

@@ -332,6 +332,15 @@ def test_another_model_is_refused(index: Index, model: Path) -> None:
         Live(index, str(model))
 
 
+@pytest.mark.parametrize(("missing", "model"), [("uvicorn", None), ("torch", "./model")])
+def test_a_package_that_is_not_there(
+    missing: str, model: str | None, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.errors.find_spec", lambda name: None if name == missing else name)
+    with pytest.raises(IndexerError, match=f"serving an index needs {missing}: pip install {missing}"):
+        run(index.path, model, 0, False)
+
+
 def test_mistakes_of_the_command(index: Index, tmp_path: Path) -> None:
     with pytest.raises(IndexerError, match="no such folder"):
         run(tmp_path / "none", None, 0, False)

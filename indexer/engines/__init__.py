@@ -6,22 +6,11 @@ All of them cut the corpus at the same places and merge exactly, so the index do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from indexer.config.build import BuildConfig
-from indexer.errors import IndexerError
+from indexer.errors import MODELS, check_installed
 from indexer.index.schema import MANIFEST
-
-# what every build takes; what some corpora take besides is asked for where they are read
-_PACKAGES = ("torch", "transformers", "safetensors", "psutil")
-
-
-def check_installed() -> None:
-    """Raises IndexerError where a package is missing that a build needs; reading and merging do without."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise IndexerError(f"building an index needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def build(config: BuildConfig) -> Path:
@@ -30,7 +19,8 @@ def build(config: BuildConfig) -> Path:
     Raises IndexerError for anything wrong with the request, the model, the corpus, the disk or a worker. What
     was done is kept beside the output, and the same call continues it.
     """
-    check_installed()
+    # what some corpora take besides is asked for where they are read
+    check_installed("building an index", *MODELS)
     _look_at_corpus(config)
     if config.ray is not None:
         from indexer.engines.ray_engine import build_on_ray

@@ -7,7 +7,7 @@ import webbrowser
 from pathlib import Path
 from threading import Timer
 
-from indexer.errors import IndexerError
+from indexer.errors import MODELS, IndexerError, check_installed
 from indexer.index.read import open_index
 from indexer.talk import tell
 
@@ -18,15 +18,11 @@ def run(path: Path, model: str | None, port: int, browser: bool) -> None:
     model: see web.live.Live; without it no text can be run. port: 0 for one that is free.
     Raises IndexerError for an index or a model that cannot be opened, and for a port that is taken.
     """
-    try:
-        import uvicorn
+    check_installed("serving an index", "fastapi", "uvicorn", *(MODELS if model else ()))
+    import uvicorn
 
-        from indexer.web.server import application, new_token
-    except ModuleNotFoundError as error:
-        raise IndexerError(
-            f"serve: needs the package {error.name}: pip install 'neuron-activation-indexer[serve]'"
-        ) from None
     from indexer.web.answers import Answers
+    from indexer.web.server import application, new_token
 
     with open_index(path) as index, _listening(port) as listening:
         live = None
