@@ -24,7 +24,7 @@ from indexer.models.sample import SEQUENCES
 from indexer.models.trace import BlockTrace, traced
 from indexer.names import ATTN, Key
 from indexer.sites.asked import Asked
-from indexer.sites.blocks import block_lists, blocks_of, listed, ran_once
+from indexer.sites.blocks import block_lists, blocks_of, blocks_with
 from indexer.sites.hook import Hook
 from indexer.sites.linear import is_linear
 from indexer.sites.patterns import by_head
@@ -40,8 +40,7 @@ def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
     Raises IndexerError where there is attention whose projection is not found, and where there is none.
     Cost: two forward passes over 16 tokens; memory for what they give to the linear layers of all blocks.
     """
-    lists = block_lists(loaded)
-    found = {path: _Block(block) for path, block in blocks_of(lists).items()}
+    found = {path: _Block(block) for path, block in blocks_of(block_lists(loaded)).items()}
 
     def finished(path: str, trace: BlockTrace) -> None:
         found[path].inputs.append(_linear_inputs(trace))
@@ -55,18 +54,11 @@ def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
         call_model(loaded.model, ids)
 
     model = f"model {loaded.provenance['architecture']}"
-    ran = ran_once(lists, {path: len(block.inputs) for path, block in found.items()})
-    holding = {
-        name: blocks
-        for name, blocks in ran.items()
-        if any(found[path].products for path in blocks_of({name: blocks}))
-    }
-    if len(holding) != 1:
-        which = f"more than one list of blocks ({listed(holding)})" if holding else "no block that runs once"
-        raise IndexerError(f"{model}: {which} has attention that torch's own functions compute; {_LEAVE}")
+    runs = {path: len(block.inputs) for path, block in found.items()}
+    wanted = f"attention that torch's own functions compute; {_LEAVE}"
     return [
         found[path].probe(Key(ATTN, number), path, asked, model)
-        for number, path in enumerate(blocks_of(holding))
+        for number, path in enumerate(blocks_with(loaded, runs, lambda path: found[path].products, wanted))
         if found[path].products
     ]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from indexer.errors import IndexerError
 from indexer.models import LoadedModel
 
 
@@ -46,6 +47,25 @@ def ran_once(lists: Mapping[str, nn.ModuleList], runs: Mapping[str, int]) -> dic
             if all(runs[path] == 1 for path in blocks_of({name: blocks}))
         }
     )
+
+
+def blocks_with(
+    loaded: LoadedModel, runs: Mapping[str, int], has: Callable[[str], object], wanted: str
+) -> dict[str, nn.Module]:
+    """The blocks, by path, of the one list that ran once and of which some block has what is wanted.
+
+    runs: see ran_once. has: whether a block has it, by its path. wanted: what that is, to end a message with.
+    Raises IndexerError where no list is such, and where several are.
+    """
+    found = {
+        name: blocks
+        for name, blocks in ran_once(block_lists(loaded), runs).items()
+        if any(has(path) for path in blocks_of({name: blocks}))
+    }
+    if len(found) != 1:
+        which = f"more than one list of blocks ({listed(found)})" if found else "no block that runs once"
+        raise IndexerError(f"model {loaded.provenance['architecture']}: {which} has {wanted}")
+    return blocks_of(found)
 
 
 def ran(lists: Mapping[str, nn.ModuleList], runs: Mapping[str, int]) -> dict[str, nn.ModuleList]:

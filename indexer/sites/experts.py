@@ -26,7 +26,7 @@ from indexer.models.matmul import linear
 from indexer.models.probe import Take, Values, Workspace, forward_of
 from indexer.names import EXPERTS, Experts, Key
 from indexer.sites.asked import Asked
-from indexer.sites.blocks import block_lists, blocks_of, listed, ran_once
+from indexer.sites.blocks import block_lists, blocks_of, blocks_with
 from indexer.sites.hook import Hook
 from indexer.sites.linear import Affine
 from indexer.sites.mlp.fused import without_up
@@ -45,26 +45,16 @@ def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
         raise IndexerError(
             f"{model}: experts are gathered on the CPU alone, as yet; take --device cpu, or {_LEAVE}"
         )
-    lists = block_lists(loaded)
-    blocks = {path: _Block(path, block) for path, block in blocks_of(lists).items()}
+    blocks = {path: _Block(path, block) for path, block in blocks_of(block_lists(loaded)).items()}
     with ExitStack() as stack:
         for block in blocks.values():
             stack.enter_context(block.watched())
         call_model(loaded.model, loaded.sample.token_ids)
-    ran = ran_once(lists, {path: block.runs for path, block in blocks.items()})
-    holding = {
-        name: some
-        for name, some in ran.items()
-        if any(blocks[path].routed for path in blocks_of({name: some}))
-    }
-    if len(holding) != 1:
-        which = f"more than one list of blocks ({listed(holding)})" if holding else "no block that runs once"
-        raise IndexerError(
-            f"{model}: {which} has routed experts in a module of transformers' usual form; {_LEAVE}"
-        )
+    runs = {path: block.runs for path, block in blocks.items()}
+    wanted = f"routed experts in a module of transformers' usual form; {_LEAVE}"
     return [
         blocks[path].probe(Key(EXPERTS, number), asked, model)
-        for number, path in enumerate(blocks_of(holding))
+        for number, path in enumerate(blocks_with(loaded, runs, lambda path: blocks[path].routed, wanted))
         if blocks[path].routed
     ]
 
