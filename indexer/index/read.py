@@ -31,9 +31,13 @@ from indexer.index.vocabulary import Vocabulary
 from indexer.names import HEADS, MLP, Key, Unit, by_site, format_layers, kind_of, parse_key, parse_unit
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from indexer.index.query import Parameters, Queries
 
 Opened = TypeVar("Opened", bound=GroupedFile)
+_One = TypeVar("_One")
+_Other = TypeVar("_Other")
 
 _BINS = ["lower", "upper", "count"]
 
@@ -117,6 +121,7 @@ class Index:
         self._files: dict[str, GroupedFile] = {}
         self._vocabulary: Vocabulary | None = None
         self._queries: Queries | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.RLock()
         layers = self.manifest.layers
         units = np.array([0, *(entry.units for entry in layers)], np.int64)
@@ -144,6 +149,9 @@ class Index:
             for file in self._files.values():
                 file.close()
             self._files.clear()
+            if self._threads is not None:
+                self._threads.shutdown(wait=False)
+                self._threads = None
             if self._queries is not None:
                 self._queries.close()
                 self._queries = None
@@ -220,11 +228,13 @@ class Index:
     ) -> UnitRecord:
         """All of a unit at once: its row, its histogram, its k examples at either end and of each band."""
         found = self._find(unit, number)
-        examples = self._examples(found)
+        examples, (statistics, histogram) = self._both(
+            lambda: self._examples(found), lambda: (self.unit(found), self.histogram(found))
+        )
         return UnitRecord(
             unit=found,
-            statistics=self.unit(found),
-            histogram=self.histogram(found),
+            statistics=statistics,
+            histogram=histogram,
             top=of_kind(examples, "top", k),
             bottom=of_kind(examples, "bottom", k),
             samples=of_kind(examples, "sample", k),
@@ -359,6 +369,21 @@ class Index:
         from indexer.index.verify import verify_index
 
         return verify_index(self.path, full)
+
+    def _both(self, one: Callable[[], _One], other: Callable[[], _Other]) -> tuple[_One, _Other]:
+        """What two functions return that read files; a second thread calls the other one.
+
+        The first question of a program, which may be its only one, is not worth the import of threads.
+        """
+        if self._vocabulary is None:
+            return one(), other()
+        from concurrent.futures import ThreadPoolExecutor
+
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_READERS, "index")
+            later = self._threads.submit(other)
+        return one(), later.result()
 
     def _examples(self, unit: Unit) -> pa.Table:
         """All examples of a unit, with tokens and text from the vocabulary."""
