@@ -38,18 +38,20 @@ def remote(path: Path) -> Iterator[tuple[Index, Asked]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(path, asked))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     folder = path.resolve()
-    connection = HTTPConnection("127.0.0.1", server.server_port)
+    connections: list[HTTPConnection] = []
 
     def source(file: Path) -> pa.NativeFile:
         name = file.relative_to(folder).as_posix()
+        connections.append(HTTPConnection("127.0.0.1", server.server_port))
         # the manifest says how large a file is
-        return pa.PythonFile(_RangeFile(connection, name, file.stat().st_size), mode="r")
+        return pa.PythonFile(_RangeFile(connections[-1], name, file.stat().st_size), mode="r")
 
     try:
         with Index(path, source) as index:
             yield index, asked
     finally:
-        connection.close()
+        for connection in connections:
+            connection.close()
         server.shutdown()
         server.server_close()
 
