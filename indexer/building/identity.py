@@ -61,6 +61,7 @@ def identity(
     return {
         **options_of(configuration),
         "the model's digest": model.get("digest"),
+        "the adapter's digest": model.get("adapter_digest"),
         "the model's dtype": model.get("dtype"),
         "--attention": model.get("attention"),
         "which sequences lie together in a batch": model.get("batches"),

@@ -127,6 +127,7 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
         device=config.device,
         revision=config.revision,
         attention=config.attention,
+        adapter=config.adapter,
     )
     _check_context(config, loaded)
     vocabulary = Vocabulary.from_tokenizer(loaded.tokenizer)

@@ -168,6 +168,9 @@ class BuildConfig(BaseModel):
     )
     layers: Layers = _model(None, "LIST", "As 0-5,7; in every stack.", Reach.RUN, "all")
     revision: str | None = _model(None, "NAME", "Branch, tag or commit of a hub model.", Reach.RUN)
+    adapter: Source | None = _model(
+        None, "DIR", "Adapter that peft has saved, merged into the model's weights first.", Reach.RUN
+    )
     output_projection: str | None = _model(
         None,
         "PATTERN",

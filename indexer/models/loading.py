@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from indexer.errors import IndexerError
+from indexer.models.adapter import merged, open_adapter
 from indexer.models.forward import embedding_rows, embeddings
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
 from indexer.models.sample import Sample, sampled
@@ -93,6 +94,7 @@ def load(
     device: str = "auto",
     revision: str | None = None,
     attention: str = "auto",
+    adapter: str | None = None,
 ) -> LoadedModel:
     """Load a model from a local folder or the hub: no head, safetensors only, no code of the model's own.
 
@@ -103,6 +105,7 @@ def load(
         all of them where none has it alone.
     attention: how attention is computed, "sdpa", "eager" ...; "auto" for what config.json names, or else what
         transformers takes by itself.
+    adapter: a folder that peft has saved, which is merged into the weights.
     Raises IndexerError for a model that is not there, is damaged, would run code, lacks weights, has no fast
     tokenizer, does not run on tokens, or does not fit the GPUs.
     Cost: reading the weights twice (once for their SHA-256), and two forward passes over 16 tokens.
@@ -112,6 +115,7 @@ def load(
         raise IndexerError(
             f"dtype {dtype}: not one that activations are indexed in; choose among auto, {', '.join(DTYPES)}"
         )
+    tuned = None if adapter is None else open_adapter(adapter)
     source = resolve(name, revision)
     files = weight_files(name, source.folder)
     stored = read_headers(name, files)
@@ -122,6 +126,9 @@ def load(
         _check_attention(source, config, attention)
         tokenizer = load_tokenizer(source, config)
         model, not_used = _load_weights(source, config, stored, chosen, place, attention)
+        if tuned is not None:
+            model, of_heads = merged(model, tuned)
+            not_used = [*not_used, *of_heads]
         loaded = adapt(model, tokenizer, name=name)
     if (tokenizer.pad_token_id or 0) >= embedding_rows(loaded.model):
         # one that was added to the tokenizer alone: any other id fills up a row as well
@@ -131,6 +138,7 @@ def load(
         digest=digest(files),
         weights_not_used=not_used,
         code_not_run=source.code_not_run,
+        **(tuned.provenance if tuned else {}),
     )
     return loaded
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,33 +89,43 @@ def shards(name: str, folder: Path) -> list[str]:
     return sorted(set(names))
 
 
-def read_json(name: str, path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object in a file; `absent` where there is no file, None making that an error."""
+def read_json(
+    name: str, path: Path, absent: dict[str, Any] | None = None, what: str = "model"
+) -> dict[str, Any]:
+    """The object in a file; `absent` where there is no file, None making that an error.
+
+    what: the name is of, for errors.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if absent is not None:
             return absent
         raise IndexerError(
-            f"model {name}: no {path.name} in {path.parent}; give the folder of a transformers model"
+            f"{what} {name}: no {path.name} in {path.parent}; give the folder of a transformers model"
         ) from None
     except (OSError, ValueError) as error:
-        raise IndexerError(f"model {name}: {path.name} cannot be read ({_first_line(error)})") from error
+        raise IndexerError(f"{what} {name}: {path.name} cannot be read ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise IndexerError(
-            f"model {name}: {path.name} holds {type(content).__name__}, not an object of settings"
+            f"{what} {name}: {path.name} holds {type(content).__name__}, not an object of settings"
         )
     return content
 
 
-@contextmanager
-def blamed_on(source: Source, what: str) -> Iterator[None]:
+def blamed_on(source: Source, what: str) -> AbstractContextManager[None]:
     """Whatever a library raises while it reads the model's files is told as their fault, in one line."""
+    return blamed(f"model {source.name}", what)
+
+
+@contextmanager
+def blamed(who: str, what: str) -> Iterator[None]:
+    """Whatever a library raises within the block is told as the fault of `who`, in one line."""
     try:
         yield
     # these libraries read many formats, each with errors of its own, and share no base class for them
     except Exception as error:
-        raise IndexerError(f"model {source.name}: {what} ({_reason(error)})") from error
+        raise IndexerError(f"{who}: {what} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
@@ -184,14 +194,13 @@ def _check_adapter(name: str, folder: Path) -> None:
     base = read_json(name, folder / ADAPTER).get("base_model_name_or_path") or "its base model"
     if not (folder / "config.json").is_file():
         raise IndexerError(
-            f"model {name}: this is an adapter of {base}, not a model ({ADAPTER} and no config.json). Merge "
-            "it into that model with peft's merge_and_unload(), save that with save_pretrained(folder), and "
-            "give its folder"
+            f"model {name}: this is an adapter of {base}, not a model ({ADAPTER} and no config.json); give "
+            f"that model as MODEL, and this folder with --adapter {name}"
         )
     raise IndexerError(
         f"model {name}: an adapter of {base} stands beside the model's weights ({ADAPTER}), and "
-        "transformers applies it only where peft is installed. Save the model with it merged (peft's "
-        "merge_and_unload()), or move the adapter's files away to index the weights without it"
+        "transformers applies it only where peft is installed. Move the adapter's files to a folder of their "
+        "own, and give that with --adapter to index the model with it"
     )
 
 

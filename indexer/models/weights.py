@@ -63,8 +63,11 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     return [folder / file for file in listed]
 
 
-def read_headers(name: str, files: Sequence[Path]) -> dict[str, Stored]:
-    """What the headers of safetensors files say, by the tensors' names. IndexerError where one is damaged."""
+def read_headers(name: str, files: Sequence[Path], what: str = "model") -> dict[str, Stored]:
+    """What the headers of safetensors files say, by the tensors' names. IndexerError where one is damaged.
+
+    what: the name is of, for errors.
+    """
     from safetensors import SafetensorError, safe_open
 
     stored = {}
@@ -76,7 +79,7 @@ def read_headers(name: str, files: Sequence[Path]) -> dict[str, Stored]:
                     stored[key] = Stored(tensor.get_dtype(), tuple(tensor.get_shape()))
         except (SafetensorError, OSError) as error:
             raise IndexerError(
-                f"model {name}: {file.name} is damaged ({error}); download it again"
+                f"{what} {name}: {file.name} is damaged ({error}); download it again"
             ) from error
     return stored
 
@@ -220,7 +223,7 @@ def _is_run(key: str, inside: bool, modules: set[str], config: Any) -> bool:
 
 def _way_out(names: Sequence[str]) -> str:
     if any("lora_" in key for key in names):
-        return "Merge the adapter into the weights with peft's merge_and_unload(), and save them again"
+        return "Save the model without its adapter, and the adapter in a folder of its own, for --adapter"
     return (
         "Mend config.json (biases and numbers of layers are what it mostly lacks), or take files and "
         "configuration that belong together"

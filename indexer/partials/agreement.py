@@ -21,7 +21,7 @@ from indexer.index.manifest import Manifest, check_files, read_manifest, sha256
 _OF_THE_MODEL = frozenset(
     {
         *("name", "revision", "transformers", "torch", "layers", "weights_not_used", "code_not_run"),
-        "batches_reason",
+        *("batches_reason", "adapter"),
     }
 )
 _WAY_OUT = "build them all over one list of files, with --shard I/N, or add to an index with build --append"

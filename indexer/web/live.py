@@ -52,6 +52,7 @@ class Live:
             device="cpu",
             revision=options.get("revision"),
             attention=str(options.get("attention", "auto")),
+            adapter=options.get("adapter"),
         )
         wanted, found = manifest.model.get("digest"), self.loaded.provenance.get("digest")
         if wanted != found:
@@ -59,6 +60,8 @@ class Live:
                 f"model {model}: its weights are not those that the index was made of (SHA-256 "
                 f"{str(found)[:12]}, the index has {str(wanted)[:12]}); give the same model with --model"
             )
+        if manifest.model.get("adapter_digest") != self.loaded.provenance.get("adapter_digest"):
+            raise IndexerError(f"adapter {options['adapter']}: the index was made with another one")
         self._units = {entry.key: entry.units for entry in manifest.layers}
         asked = Asked(hooks=True, output_projection=options.get("output_projection"))
         probes = [
