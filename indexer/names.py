@@ -11,7 +11,7 @@ from indexer.errors import IndexerError
 
 # the site of neurons, which is meant where a layer and a number are all that is given
 MLP = "mlp"
-EXPERTS, ATTN, HEADS, RESID = "experts", "attn", "heads", "resid"
+EXPERTS, ATTN, HEADS, RESID, SAE = "experts", "attn", "heads", "resid", "sae"
 # the stacks of a model that has two; their names stand before those of sites, as in `encoder.mlp`
 ENCODER, DECODER = "encoder", "decoder"
 STACKS = (ENCODER, DECODER)

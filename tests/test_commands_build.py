@@ -38,6 +38,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 def test_defaults_are_the_configs(built: list[BuildConfig]) -> None:
     assert run(*MINIMUM) == (0, "my.index\n", "")
     assert built == [BuildConfig(model="model", corpus=("texts",), output=Path("my.index"))]
+    assert built[0].model_fields_set == {"model", "corpus", "output"}
 
 
 def test_every_option_arrives(built: list[BuildConfig]) -> None:
@@ -47,7 +48,8 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
         "--batch-tokens 512 --padding never --dtype float32 --device cpu --kernels reference "
         "--text-column body --quoting none --attention eager --count-special-tokens --on-bad-text skip "
         "--output-projection h.*.mlp --revision main --adapter lora --hooks --threads 2 "
-        "--overwrite --numerics reproducible --checkpoint-minutes 1.5 --piece-bytes 1000"
+        "--overwrite --numerics reproducible --checkpoint-minutes 1.5 --piece-bytes 1000 "
+        "--sae one=a.b --sae two --sae-units 5-9"
     )
     assert run(*MINIMUM[:2], "a.txt", "b/*.txt", "-o", "my.index", *options.split())[0] == 0
     assert built == [
@@ -59,6 +61,7 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
             on_bad_text="skip", quoting="none", output_projection="h.*.mlp", revision="main", adapter="lora",
             hooks=True, threads=2, attention="eager", overwrite=True,
             numerics="reproducible", checkpoint_minutes=1.5, piece_bytes=1000,
+            sae=("one=a.b", "two"), sae_units=(5, 9),
         )
     ]  # fmt: skip
     other = {

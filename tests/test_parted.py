@@ -68,7 +68,7 @@ def test_a_function_is_applied_to_all_rows(function: str, instruction_set: str) 
 
 def test_parts_meet_tokens_of_their_own() -> None:
     parts, rng = 3, np.random.default_rng(2)
-    layer = PartedStatistics.empty(parts * UNITS, KEEP, layer="experts.1", parts=parts)
+    layer = PartedStatistics.empty(parts * UNITS, KEEP, layer="experts.1", width=UNITS)
     keys = Statistics.empty(parts * UNITS, KEEP, layer="experts.1").samples.key
     alone = [Statistics.empty(UNITS, KEEP, layer="experts.1") for _ in range(parts)]
     for part, statistics in enumerate(alone):

@@ -100,7 +100,9 @@ def restored(plan: Plan, gathered: Gathered, checkpoint: Checkpoint, folder: Wor
     manifest = read_manifest(checkpoint.index)
     for probe in plan.probes:
         record = read_layer(checkpoint.index, manifest, probe.key)
-        statistics = statistics_of(record, kernels=plan.kernels, threads=plan.threads)
+        statistics = statistics_of(
+            record, kernels=plan.kernels, threads=plan.threads, width=probe.width
+        )
         gathered.states.restore(probe.key, statistics)
     _, counts = read_vocabulary(checkpoint.index)
     gathered.restore(facts, counts)

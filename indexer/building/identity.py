@@ -63,6 +63,7 @@ def identity(
         "the model's digest": model.get("digest"),
         "the adapter's digest": model.get("adapter_digest"),
         "the model's dtype": model.get("dtype"),
+        "the dictionaries' digests": model.get("dictionaries") or None,
         "--attention": model.get("attention"),
         "which sequences lie together in a batch": model.get("batches"),
         "the tokenizer's digest": tokenizer,

@@ -33,7 +33,7 @@ from indexer.models.forward import embedding_rows
 from indexer.models.matmul import uses_onednn
 from indexer.models.memory import MemoryPlan, plan_memory
 from indexer.models.placement import device_type
-from indexer.names import EXPERTS, Key, kind_of, parse_layers
+from indexer.names import EXPERTS, SAE, Key, kind_of, parse_layers
 from indexer.sites import Asked, check_sites, find
 from indexer.tokens.chat import chat_writer
 
@@ -92,13 +92,19 @@ class Plan:
         """All that decides rows, as JSON values by the names that people know them by."""
         return identity(
             self.config.model_dump(mode="json"),
-            {**self.loaded.provenance, "batches": self.batching.together},
+            {**self.loaded.provenance, "batches": self.batching.together, "dictionaries": self.dictionaries},
             tokenizer_digest(self.loaded.tokenizer),
             self.keys,
             self.loaded.device.type,
             self.kernels,
             self.corpus.listing(self.before),
         )
+
+    @property
+    def dictionaries(self) -> dict[str, str]:
+        """Of every layer of features the digest of what they are encoded with."""
+        facts = {str(probe.key): probe.provenance.get("digest") for probe in self.probes}
+        return {key: digest for key, digest in facts.items() if digest is not None}
 
     def runner(self, take: TakeAll) -> Runner:
         """A runner of the model as this build runs it."""
@@ -134,7 +140,10 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     corpus.write_chat = chat_writer(loaded.tokenizer)
     corpus.token_ids = min(embedding_rows(loaded.model), len(vocabulary))
     keep = kept(config)
-    every = find(loaded, config.sites, Asked(keep, config.hooks, config.output_projection))
+    asked = Asked(
+        keep, config.hooks, config.output_projection, dictionaries=config.sae, units=config.sae_units
+    )
+    every = find(loaded, _sites(config), asked)
     probes = _chosen(config, every)
     plan = Plan(
         config=config,
@@ -158,6 +167,11 @@ def kept(config: BuildConfig) -> Keep:
     """What is kept of every unit."""
     names = ("top", "bottom", "window", "by", "distinct", "samples", "panel", "seed")
     return Keep(**{name: getattr(config, name) for name in names}).within(config.context)
+
+
+def _sites(config: BuildConfig) -> tuple[str, ...]:
+    """Those that are indexed: those that are asked for, and that of dictionaries where there are some."""
+    return config.sites if not config.sae or SAE in config.sites else (*config.sites, SAE)
 
 
 def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:

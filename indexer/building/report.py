@@ -125,6 +125,7 @@ def manifest(plan: Plan, gathered: Gathered, batches: Batches) -> dict[str, Any]
             **plan.loaded.provenance,
             "matmul": plan.matmul,
             "batches": plan.batching.together,
+            **({"dictionaries": plan.dictionaries} if plan.dictionaries else {}),
             "batches_reason": plan.batching.reason or None,
             "layers": [_layer(probe) for probe in plan.probes],
         },

@@ -31,6 +31,7 @@ class States:
                 LayerRecord.empty(probe.key, probe.units, probe.keep, experts=probe.experts),
                 kernels=kernels,
                 threads=threads,
+                width=probe.width,
             )
             for probe in probes
         }

@@ -43,6 +43,7 @@ def _option(name: str, field: Any) -> Any:
     return TyperOption(
         param_decls=[name, spelled, *told["short"]],
         is_flag=field.annotation is bool,
+        multiple=name == "sae",
         rich_help_panel=told["panel"],
         **common,
     )

@@ -69,10 +69,17 @@ class Commands(TyperGroup):
         return list(super().parse_args(ctx, _with_address(args)))
 
     def _names(self, ctx: Any, args: list[str]) -> dict[str, str]:
-        """Every spelling of the options of the command that is given, with its first spelling."""
+        """Every spelling of the options of the command that is given, with its first spelling.
+
+        That of one that may be given again is empty.
+        """
         command = self.get_command(ctx, next((argument for argument in args if argument[:1] != "-"), ""))
         options = command.get_params(ctx) if command else []
-        return {name: option.opts[0] for option in options for name in option.opts}
+        return {
+            name: "" if getattr(option, "multiple", False) else option.opts[0]
+            for option in options
+            for name in option.opts
+        }
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run a command line and leave with its exit status."""
@@ -85,7 +92,7 @@ def _refuse_repeated(arguments: list[str], names: dict[str, str]) -> None:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     spelled = [argument.split("=")[0] for argument in options if argument.startswith("-")]
     given = [names.get(option, option) for option in spelled if option in names or option.startswith("--")]
-    for option in given:
+    for option in filter(None, given):
         if given.count(option) > 1:
             raise IndexerError(f"{option} is given {given.count(option)} times; give it once")
 

@@ -63,6 +63,22 @@ def _layers(value: object) -> object:
     return format_layers(known)
 
 
+def _dictionaries(value: object) -> object:
+    """One is as good as a list of it."""
+    return (value,) if isinstance(value, str | Path) else value
+
+
+def _units(value: object) -> object:
+    """FIRST-LAST as two numbers."""
+    return value if not isinstance(value, str) else tuple(value.split("-"))
+
+
+def _ascending(value: tuple[int, int] | None) -> tuple[int, int] | None:
+    if value is not None and value[0] > value[1]:
+        raise ValueError("should be the first and the last one, as 0-65535")
+    return value
+
+
 def _sources(value: object) -> object:
     """One source is as good as a list of it."""
     sources = (value,) if isinstance(value, str | Path) else value
@@ -95,6 +111,12 @@ Text = Annotated[str, Field(min_length=1)]
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_sources)]
 Output = Annotated[Path, AfterValidator(_output)]
 Sites = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_sites)]
+Dictionaries = Annotated[tuple[Source, ...], BeforeValidator(_dictionaries)]
+Units = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None,
+    BeforeValidator(_units),
+    AfterValidator(_ascending),
+]
 Layers = Annotated[Text | None, BeforeValidator(_layers)]
 Window = Annotated[tuple[Places, Places], BeforeValidator(_window)]
 Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], BeforeValidator(_shard)]
@@ -163,9 +185,20 @@ class BuildConfig(BaseModel):
         "LIST",
         "Kinds of place, as mlp,attn: mlp (neurons), experts (those of routed experts), attn (input channels "
         "of attention's output projection), heads (norms of what heads write), resid (the residual stream "
-        "after each block); of a model with an encoder and a decoder of both, or of one, as encoder.mlp.",
+        "after each block), sae (features, see --sae); of a model with an encoder and a decoder of both, or "
+        "of one, as encoder.mlp.",
         Reach.RUN,
     )
+    sae: Dictionaries = _model(
+        (),
+        "SOURCE[=NAME]",
+        "A sparse dictionary (SAE, transcoder), whose features are units of sae.NAME, beside --sites; with "
+        "--sites sae alone. A folder or file; may be given again. Of features that are never negative no "
+        "lowest examples are kept.",
+        Reach.RUN,
+        "none",
+    )
+    sae_units: Units = _model(None, "A-B", "A part of each dictionary's features.", otherwise="all")
     layers: Layers = _model(None, "LIST", "As 0-5,7; in every stack.", Reach.RUN, "all")
     revision: str | None = _model(None, "NAME", "Branch, tag or commit of a hub model.", Reach.RUN)
     adapter: Source | None = _model(

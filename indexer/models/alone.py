@@ -14,7 +14,7 @@ short sequences are run alone, beside longer ones, and alone again, by the very 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -406,6 +406,11 @@ class Rows(Plain):
     def look(self, key: Key, values: Values) -> None:
         if self.keys is not None and key not in self.keys:
             return
+        if values.source is not None:
+            # all parts have the same one
+            if values.first:
+                return
+            values = replace(values, matrix=values.source, function=None)
         for sequence, places in self.kept.items():
             rows = SequenceRows.of(sequence, values)
             if rows is not None:

@@ -26,13 +26,15 @@ from indexer.names import DECODER, Experts, Key, stack_of
 class Values:
     """A probe's values for some sequences, valid during the call that they are handed over by.
 
-    A layer may come in parts, as by experts, whose units are some of its own and whose rows are some tokens.
+    A layer may come in parts, as by experts, whose units are some of its own and whose rows may be those of
+    some tokens.
 
     matrix: [rows, units], any row stride, adjacent units; not to be written to.
     sequences: what its rows are. function: where it is not None, the values are function(matrix) * up, by the
     kernels' name of it, and are yet to be written into matrix; up: as matrix, None for one.
     first: which unit of the layer the first column is. rows_follow: whether more rows of the batch come for
     these units; parts_follow: whether other units of the layer come.
+    source: [rows, any], where the values jump as these change little: two runs are told apart by these then.
     """
 
     matrix: Tensor
@@ -42,6 +44,7 @@ class Values:
     first: int = 0
     rows_follow: bool = False
     parts_follow: bool = False
+    source: Tensor | None = None
 
     def into(self, statistics: Statistics, counted: bool = True) -> Tensor:
         """Take them in, computed in the same read where they are yet to be; returns them, [rows, units].
@@ -149,6 +152,7 @@ class Probe(Protocol):
     """One site in one layer of a loaded model.
 
     experts: where its units are those of routed experts, each of which meets tokens of its own.
+    width: units that are handed over together, where not all of the layer are; the last ones may be fewer.
     keep: what is kept of every unit. module: where in the model it is; place: its path there.
     fused: whether it computes a part of the model's forward pass, so that values and statistics are one read;
     only such a one can lie within a block that torch.compile makes a graph of.
@@ -161,6 +165,8 @@ class Probe(Protocol):
     def units(self) -> int: ...
     @property
     def experts(self) -> Experts | None: ...
+    @property
+    def width(self) -> int | None: ...
     @property
     def device(self) -> torch.device: ...
     @property
@@ -177,7 +183,8 @@ class Probe(Protocol):
     def attach(self, take: Take, workspace: Workspace, last: bool) -> AbstractContextManager[None]:
         """Within the block every forward pass of the model hands its values to `take`, each row once.
 
-        Of experts they are handed over one by one, those that meet tokens, or one with no rows.
+        Of units in parts they are handed over part by part: of experts those that meet tokens, or one with no
+        rows.
 
         last: whether the forward pass ends there, by an exception out of `take`; what would be done with the
         values is not needed then.

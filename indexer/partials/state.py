@@ -32,18 +32,18 @@ def record_of(statistics: Statistics, key: Key, experts: Experts | None = None) 
 
 
 def statistics_of(
-    record: LayerRecord, *, kernels: str = "auto", threads: int | None = None
+    record: LayerRecord, *, kernels: str = "auto", threads: int | None = None, width: int | None = None
 ) -> Statistics:
     """Statistics that continue where the record stops; they take over its arrays.
 
-    kernels, threads: as in Statistics.of.
+    kernels, threads: as in Statistics.of. width: units that come together, where not all of the layer do.
     """
     # the panel and the scores of heads are made beside them
     states = {name: state for name, state in record.states.items() if name not in ("panel", "scores")}
     options: dict[str, Any] = {"kernels": kernels, "threads": threads}
     kind: type[Statistics] = Statistics
-    if record.experts is not None:
-        kind, options["parts"] = PartedStatistics, record.experts.number
+    if width is not None:
+        kind, options["width"] = PartedStatistics, width
     statistics = kind.of(record.units, states, **options)
     statistics.counts = record.count
     return statistics

@@ -14,9 +14,12 @@ class Asked:
     hooks: read values after the model computed them, also where they could be computed together with their
     statistics. output_projection: pattern of the paths of the MLPs' output projections, * being the layer
     number, for models whose MLPs are not recognised. experts: whether routed experts are a site of their own.
+    dictionaries: of features, as SOURCE[=NAME]; units: the first and the last of each to be indexed, or all.
     """
 
     keep: Keep = field(default_factory=Keep)
     hooks: bool = False
     output_projection: str | None = None
     experts: bool = False
+    dictionaries: tuple[str, ...] = ()
+    units: tuple[int, int] | None = None

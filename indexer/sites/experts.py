@@ -189,6 +189,11 @@ class RoutedExperts(Hook):
         return Experts(len(self.plan.projections), self.per_token)
 
     @property
+    def width(self) -> int:
+        """Neurons of an expert."""
+        return self.plan.width
+
+    @property
     def fused(self) -> bool:
         """Whether the values are computed here."""
         return True

@@ -20,8 +20,8 @@ from indexer.errors import IndexerError
 from indexer.models.forward import call_model
 from indexer.models.loading import LoadedModel, quiet_transformers
 from indexer.models.probe import Probe, Values, Workspace
-from indexer.names import ATTN, EXPERTS, HEADS, MLP, RESID, STACKS, Key, kind_of, stack_of
-from indexer.sites import attn, experts, heads, mlp, resid
+from indexer.names import ATTN, EXPERTS, HEADS, MLP, RESID, SAE, STACKS, Key, kind_of, stack_of
+from indexer.sites import attn, experts, heads, mlp, resid, sae
 from indexer.sites.asked import Asked
 
 # All there are, by name. A site's function returns its probes, none where the model has no such place, and
@@ -32,6 +32,7 @@ SITES: dict[str, Callable[[LoadedModel, Asked], Sequence[Probe]]] = {
     ATTN: attn.find,
     HEADS: heads.find,
     RESID: resid.find,
+    SAE: sae.find,
 }
 
 

@@ -41,6 +41,11 @@ class Hook:
         return None
 
     @property
+    def width(self) -> int | None:
+        """None: all units are handed over together."""
+        return None
+
+    @property
     def fused(self) -> bool:
         """Whether the values are computed here."""
         return False
@@ -72,8 +77,7 @@ class Hook:
             # the very matrix of the model: a view, unless a model hands on something transposed
             rows = (x.transpose(0, 1) if self.across else x).reshape(-1, x.shape[-1])
             workspace.check_rows(self.place, rows.shape[0])
-            values = self.values(rows)
-            take(Values(values if values.stride(1) == 1 else values.contiguous(), workspace.sequences))
+            self.hand_over(rows, take, workspace)
 
         def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read((*args, *kwargs.values()))
@@ -89,6 +93,11 @@ class Hook:
             yield
         finally:
             handle.remove()
+
+    def hand_over(self, rows: Tensor, take: Take, workspace: Workspace) -> None:
+        """Hand over the units of [tokens, channels] rows, all of a batch."""
+        values = self.values(rows)
+        take(Values(values if values.stride(1) == 1 else values.contiguous(), workspace.sequences))
 
     def values(self, rows: Tensor) -> Tensor:
         """The units of [tokens, channels] rows: here those channels themselves."""

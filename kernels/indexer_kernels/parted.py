@@ -1,4 +1,4 @@
-"""Statistics of a layer whose units are in parts, each of which meets tokens of its own, as experts do.
+"""Statistics of a layer whose units come in parts, each of which may meet tokens of its own, as experts do.
 
 The states are those of the whole layer. Each part is a `Statistics` over a share of their memory, so that
 what is gathered part by part is there as one.
@@ -16,20 +16,21 @@ from indexer_kernels.statistics import Statistics
 
 
 class PartedStatistics(Statistics):
-    """The state of one layer of equal parts, each of which takes in by itself the tokens that it meets.
+    """The state of one layer in parts, each of which takes in by itself the tokens that it meets.
 
-    parts: in the order of their units. They are on the CPU.
+    parts: in the order of their units, of one width but for the last. They are on the CPU.
     """
 
-    def __init__(self, units: int, *states: Any, parts: int, **options: Any) -> None:
-        """parts: how many, of which `units` is a multiple. The others: as Statistics takes them."""
+    def __init__(self, units: int, *states: Any, width: int, **options: Any) -> None:
+        """width: units of a part. The others: as Statistics takes them."""
         super().__init__(units, *states, **options)
-        width = units // parts
-        self.parts = [self._part(slice(first, first + width)) for first in range(0, units, width)]
+        self.width = width
+        firsts = range(0, units, width)
+        self.parts = [self._part(slice(first, min(first + width, units))) for first in firsts]
 
     def part(self, first: int) -> Statistics:
         """The part whose first unit is number `first` of the layer."""
-        return self.parts[first * len(self.parts) // self.units]
+        return self.parts[first // self.width]
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -38,7 +39,8 @@ class PartedStatistics(Statistics):
 
     @counts.setter
     def counts(self, counts: NDArray[np.int64]) -> None:
-        for part, of_part in zip(self.parts, np.split(counts, len(self.parts)), strict=True):
+        firsts = range(self.width, self.units, self.width)
+        for part, of_part in zip(self.parts, np.split(counts, firsts), strict=True):
             part.counts = of_part
 
     def documents(self) -> NDArray[np.int64]:

@@ -1,0 +1,122 @@
+"""Reading the files of dictionaries: what is missing, or would be guessed, is one line that names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from indexer.errors import IndexerError
+
+DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A configuration's keys, of which every one that matters is asked for by name.
+
+    file: it stands in. values: its keys; those of an object within are Settings again, by `within`.
+    """
+
+    file: Path
+    values: Mapping[str, Any]
+    prefix: str = ""
+
+    @classmethod
+    def of_json(cls, file: Path) -> Settings:
+        """Raises IndexerError where the file is none, or no object."""
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise IndexerError(f"{file}: cannot be read ({error})") from error
+        if not isinstance(content, dict):
+            raise IndexerError(f"{file}: holds {type(content).__name__}, not an object of settings")
+        return cls(file, content)
+
+    def get(self, key: str, kind: type | tuple[type, ...], absent: Any = _MISSING) -> Any:
+        """The value of a key; absent: what stands for one that is not there, or null."""
+        value = self.values.get(key)
+        if value is None:
+            if absent is _MISSING:
+                raise self.fault(key, "is missing")
+            return absent
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            raise self.fault(key, f"is {value!r}, which is not of the kind that is read")
+        return value
+
+    def one_of(self, key: str, choices: Collection[Any], absent: Any = _MISSING) -> Any:
+        """The value of a key that has to be one of some."""
+        value = self.get(key, object, absent)
+        if value not in choices:
+            known = ", ".join(json.dumps(choice) for choice in choices)
+            raise self.fault(key, f"is {json.dumps(value)}, which is not supported; there is: {known}")
+        return value
+
+    def within(self, key: str) -> Settings:
+        """An object among the values, empty where it is not there."""
+        return Settings(self.file, self.get(key, dict, {}), f"{self.prefix}{key}.")
+
+    def fault(self, key: str, what: str) -> IndexerError:
+        """An error that names the key."""
+        return IndexerError(f"{self.file}: the key {self.prefix}{key} {what}")
+
+
+@dataclass
+class Tensors:
+    """The tensors of a file, of which every one has to be asked for. file: they are in."""
+
+    file: Path
+    values: dict[str, Tensor]
+    dtype: torch.dtype | None = None
+    asked: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of_safetensors(cls, file: Path) -> Tensors:
+        """Raises IndexerError where the file is none."""
+        try:
+            return cls(file, load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise IndexerError(f"{file}: cannot be read ({error})") from error
+
+    def get(self, name: str, *shape: int | None, optional: bool = False) -> Any:
+        """The tensor of a name; None where it is not there and `optional`. shape: None for any length."""
+        self.asked.add(name)
+        found = self.values.get(name)
+        if found is None:
+            if optional:
+                return None
+            raise IndexerError(f"{self.file}: there is no tensor {name} (there is: {self._names()})")
+        fits = found.ndim == len(shape) and all(
+            wanted in (None, size) for wanted, size in zip(shape, found.shape, strict=True)
+        )
+        if not fits:
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise IndexerError(
+                f"{self.file}: the tensor {name} has shape {tuple(found.shape)}, expected ({expected})"
+            )
+        found = found if self.dtype is None else found.to(self.dtype)
+        if found.dtype not in DTYPES:
+            raise IndexerError(
+                f"{self.file}: the tensor {name} is {found.dtype}; float32, bfloat16 and float16 are encoded"
+            )
+        return found.contiguous()
+
+    def check_all_asked(self, *others: str) -> None:
+        """Raises IndexerError for a tensor that nothing is known of. others: those that do not matter."""
+        unknown = self.values.keys() - self.asked - {*others}
+        if unknown:
+            raise IndexerError(
+                f"{self.file}: what the tensor {min(unknown)} does is not known; it is not encoded as if it "
+                "were not there"
+            )
+
+    def _names(self) -> str:
+        return ", ".join(sorted(self.values)) or "nothing"
