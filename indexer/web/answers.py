@@ -45,7 +45,8 @@ class Answers:
 
         `head` are the scores of an attention head, None for other units.
 
-        Of an example `pieces` are its tokens' shares of the text: joined they are the text.
+        Of an example `pieces` are its tokens' shares of the text: joined they are the text. Documents are
+        texts, for JavaScript rounds numbers from 2^53 on.
         Raises IndexerError for a unit that the index has not.
         """
         record = self.index.record(name)
@@ -139,9 +140,10 @@ class Answers:
         return {"document": number, "text": self.index.document(number)}
 
     def _documents(self, examples: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-        wanted = {example["document"] for some in examples.values() for example in some}
+        wanted = {int(example["document"]) for some in examples.values() for example in some}
         return {
             str(row["document"]): {"name": source_name(row["source"], row["row"]), **row}
+            | {"document": str(row["document"])}
             for row in rows(self.index.documents(wanted))
         }
 
@@ -166,7 +168,8 @@ def _examples(table: pa.Table) -> list[dict[str, Any]]:
     found = []
     for row in rows(table):
         kept = {name: row[name] for name in _KEPT}
-        found.append(kept | {"pieces": spell(row["tokens"], row["text"]), "ids": row["token_ids"]})
+        kept |= {"pieces": spell(row["tokens"], row["text"]), "ids": row["token_ids"]}
+        found.append(kept | {"document": str(row["document"])})
     return found
 
 

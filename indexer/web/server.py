@@ -19,17 +19,11 @@ from fastapi.staticfiles import StaticFiles
 from indexer.display.data import json_text
 from indexer.errors import IndexerError
 from indexer.web.answers import Answers
+from indexer.web.policy import policy
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 TOKEN = "X-Token"
-# nothing of other hosts, nothing inline, nothing made of text
-POLICY = "; ".join(
-    (
-        "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:",
-        "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-    )
-)  # fmt: skip
+POLICY = policy()
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",

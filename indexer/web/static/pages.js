@@ -29,7 +29,7 @@ export async function layersPage(main, { signal }) {
 const SORTS = ["maximum", "minimum", "active", "positive", "kurtosis", "skewness", "mean", "variance", "p99", "p9999"];
 const PAGE = 50;
 
-export async function unitsPage(main, { state, go, signal }) {
+export async function unitsPage(main, { state, go, about, signal }) {
   const sort = state.sort ?? "maximum";
   const offset = Number(state.offset) || 0;
   const where = [state.where ?? []].flat();
@@ -61,19 +61,24 @@ export async function unitsPage(main, { state, go, signal }) {
       h("button", { type: "button", disabled: offset + PAGE >= total, onclick: () => go({ offset: offset + PAGE }) }, "→"),
     ),
     table(
-      ["unit", sort, "active", "histogram", "tokens at its peaks"],
-      rows.map((row, place) => [h("a", { href: `#/u/${names[place]}` }, names[place]), number(row[sort]), share(row.count ? row.active / row.count : null), sparks[place], tokens[place]]),
+      ["unit", sort, "active", ...(about.static ? [] : ["histogram", "tokens at its peaks"])],
+      rows.map((row, place) => [h("a", { href: `#/u/${names[place]}` }, names[place]), number(row[sort]), share(row.count ? row.active / row.count : null), ...(about.static ? [] : [sparks[place], tokens[place]])]),
     ),
+    about.static ? h("p", { className: "quiet" }, "These pages have no server: a list reads whole columns of the index, and shows neither histograms nor tokens of its units.") : "",
   );
-  if (!names.length) return;
+  if (!names.length || about.static) return;
   for (const [place, brief] of (await ask("briefly", { unit: names }, signal)).entries()) {
     sparks[place].append(histogram(brief.bins, { width: 160, small: true }));
     tokens[place].append(...brief.tokens.map((token) => h("span", { className: "chip" }, visible(token))));
   }
 }
 
-export async function searchPage(main, { state, go, signal }) {
+export async function searchPage(main, { state, go, about, signal }) {
   document.title = "Search - neuron index";
+  if (about.static) {
+    main.replaceChildren(h("h1", {}, "Search"), h("p", {}, "These pages have no server, and a search reads all examples. Copy the index and run neuron-indexer serve to search it."));
+    return;
+  }
   const field = (name, said) => h("label", {}, said, " ", h("input", { name, value: state[name] ?? "", spellcheck: false }));
   const form = h(
     "form",

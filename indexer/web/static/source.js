@@ -1,4 +1,7 @@
-// Where the answers come from: the server that these pages are from.
+// Where the answers come from: the server that these pages are from, or the files of the index that lie beside them.
+
+const isStatic = document.querySelector('meta[name="neuron-index"]') !== null;
+let files = null;
 
 let token = sessionStorage.getItem("token") ?? "";
 
@@ -21,6 +24,12 @@ async function answered(response) {
 }
 
 export async function ask(path, parameters = {}, signal = undefined) {
+  if (isStatic) {
+    files ??= import("./files.js").then(({ opened }) => opened());
+    const answer = await (await files).answer(path, parameters);
+    signal?.throwIfAborted();
+    return answer;
+  }
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters))
     for (const one of Array.isArray(value) ? value : [value]) if (one !== undefined && one !== "") query.append(name, one);

@@ -11,7 +11,7 @@ export async function textPage(main, { state, replace, about, signal }) {
   document.title = "Text - neuron index";
   main.replaceChildren(h("h1", {}, "Text"));
   if (!about.live) {
-    main.append(h("p", {}, "No model is loaded. Start the server with --model to run texts of your own."));
+    main.append(h("p", {}, about.static ? "These pages have no server, so no text can be run. Copy the index and run neuron-indexer serve with --model." : "No model is loaded. Start the server with --model to run texts of your own."));
     return;
   }
   let pinned = [state.pin ?? []].flat();

@@ -30,7 +30,7 @@ export async function unitPage(main, { name, state, go, about, signal }) {
       .filter(([kind]) => (!side || side === kind) && unit[kind].length)
       .map(([kind, title]) => section(title, ofBand(unit[kind], kind, state.band), view, state, go)),
     peaks(unit) ?? "",
-    about.live ? tryText(unit, view, signal) : h("p", { className: "quiet" }, "Start the server with --model to try a text of your own on this unit."),
+    about.live ? tryText(unit, view, signal) : about.static ? "" : h("p", { className: "quiet" }, "Start the server with --model to try a text of your own on this unit."),
   );
 }
 
