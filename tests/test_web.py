@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -24,9 +25,10 @@ from indexer.index.read import Index
 from indexer.names import Key
 from indexer.web.answers import NUMBERS, Answers
 from indexer.web.live import Live
+from indexer.web.questions import Questions
 from indexer.web.rarity import Rarity, rarest
-from indexer.web.serve import run
-from indexer.web.server import POLICY, application
+from indexer.web.serve import names, run
+from indexer.web.server import POLICY, application, several
 from tests.tiny_models import saved
 
 TOKEN = "a-token"
@@ -327,6 +329,71 @@ def test_live_answers(built: Path, model: Path) -> None:
         assert post(text="a", pinned=["mlp.0.1"] * 80).status_code == 200
 
 
+def test_several_indexes_have_an_address_each(index: Index, tmp_path: Path) -> None:
+    with indexer.open_index(write_synthetic(tmp_path / "b.index", Size(units=4, top=2, bottom=2))) as other:
+        both = {"a": index, "b": other}
+        apps = {name: application(Answers(one), TOKEN, None, list(both), name) for name, one in both.items()}
+        client = TestClient(several(apps), base_url=f"http://{HOST}")
+        page = client.get("/?token=x", follow_redirects=False)
+        assert (page.status_code, page.headers["location"]) == (307, "/a/?token=x")
+        assert page.headers["Content-Security-Policy"] == POLICY
+        for name, one in both.items():
+            assert "<main" in client.get(f"/{name}/").text
+            about = client.get(f"/{name}/api/about").json()
+            assert (about["indexes"], about["name"]) == (["a", "b"], name)
+            assert about["units"] == sum(entry.units for entry in one.manifest.layers)
+        assert client.get(f"/a/api/unit/{UNIT}").status_code == 200
+        assert client.get(f"/b/api/unit/{UNIT}").status_code == 400
+        assert client.get("/a/api/about", headers={"Host": "evil.example"}).status_code == 403
+        assert client.post("/b/api/sql", json={"query": "SELECT 1"}).status_code == 403
+
+
+def test_names_of_several_indexes() -> None:
+    paths = [Path("x/one.index"), Path("y/one.index"), Path("z/ä b"), Path("one-2"), Path("/x/..")]
+    assert list(names(paths)) == ["one", "one-2", "b", "one-2-2", "index"]
+
+
+def test_sql_takes_the_token_and_answers(client: TestClient, index: Index) -> None:
+    query = "SELECT unit, maximum FROM units ORDER BY layer, unit"
+    for headers in ({}, {"X-Token": "other"}):
+        assert client.post("/api/sql", json={"query": query}, headers=headers).status_code == 403
+    found = client.post("/api/sql", json={"query": query}, headers={"X-Token": TOKEN}).json()
+    wanted = index.sql(query)
+    assert found["columns"] == ["unit", "maximum"]
+    assert [row[0] for row in found["rows"]] == wanted["unit"].to_pylist()
+    assert (found["total"], found["more"]) == (wanted.num_rows, False)
+    assert found["csv"].splitlines()[0] == "unit,maximum"
+    assert len(found["csv"].splitlines()) == wanted.num_rows + 1
+    for wrong in (5, None, "DROP VIEW units", "SELECT * FROM read_csv('/etc/passwd')", "SELECT 1; SELECT 2"):
+        answer = client.post("/api/sql", json={"query": wrong}, headers={"X-Token": TOKEN})
+        assert answer.status_code == 400, wrong
+        assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds", "told"),
+    [
+        ("SELECT count(*) FROM range(1000000000000) AS a(x) WHERE x * x = 7", 0.3, "than 0.3 s"),
+        ("WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT max(n) FROM t", 0.3, "than"),
+        ("SELECT list(range) FROM range(9000000)", 60, "emory"),
+        ("SELECT repeat('abcdefgh', 500) AS t FROM range(9000)", 60, "too large"),
+    ],
+)
+def test_sql_has_limits(index: Index, query: str, seconds: float, told: str) -> None:
+    questions = Questions(index, seconds, memory="60MB")
+    with pytest.raises(IndexerError, match=told):
+        questions.ask(query)
+    time.sleep(min(seconds, 0.4))
+    # what ended does not end what comes after it
+    assert questions.ask("SELECT 7 AS n")["rows"] == [[7]]
+
+
+def test_a_long_result_is_cut_and_says_so(index: Index) -> None:
+    found = Questions(index).ask("SELECT range AS n FROM range(20000) ORDER BY n DESC")
+    assert (len(found["rows"]), found["total"], found["more"]) == (200, 10_000, True)
+    assert found["rows"][0] == [19_999]
+
+
 def test_another_model_is_refused(index: Index, model: Path) -> None:
     with pytest.raises(IndexerError, match="not those that the index was made of"):
         Live(index, str(model))
@@ -338,15 +405,15 @@ def test_a_package_that_is_not_there(
 ) -> None:
     monkeypatch.setattr("indexer.errors.find_spec", lambda name: None if name == missing else name)
     with pytest.raises(IndexerError, match=f"serving an index needs {missing}: pip install {missing}"):
-        run(index.path, model, 0, False)
+        run([index.path], model, 0, False)
 
 
 def test_mistakes_of_the_command(index: Index, tmp_path: Path) -> None:
     with pytest.raises(IndexerError, match="no such folder"):
-        run(tmp_path / "none", None, 0, False)
+        run([tmp_path / "none"], None, 0, False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(IndexerError, match=f"--port {port}: "):
-            run(index.path, None, port, False)
+            run([index.path], None, port, False)

@@ -341,11 +341,11 @@ def verify(index: INDEX, full: DEEP = False, form: FORMAT = Format.TABLE) -> Non
 
 @app.command(
     epilog=_examples(
-        "serve my.index", "serve my.index --model ./model", "serve my.index --port 8123 --no-browser"
+        "serve my.index", "serve my.index --model ./model", "serve one.index two.index --no-browser"
     )
 )
 def serve(
-    index: INDEX,
+    indexes: Annotated[list[Path], typer.Argument(metavar="INDEX...", help="Folders of finished indexes.")],
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="The model of the index, to run texts of your own through it."),
@@ -357,10 +357,10 @@ def serve(
         bool, typer.Option("--browser/--no-browser", help="Open the pages in the browser.")
     ] = True,
 ) -> None:
-    """Look at an index in a browser: a page for every unit; with --model, texts that you edit and watch."""
+    """Look at indexes in a browser: a page for every unit; with --model, texts that you edit and watch."""
     from indexer.web.serve import run
 
-    run(index, model, port, browser)
+    run(indexes, model, port, browser)
 
 
 @app.command(epilog=_examples("site my.index --output pages"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,8 @@ _WRITES = re.compile(
 class Queries:
     """Runs SELECT statements over the views of an index. Safe for use by several threads."""
 
-    def __init__(self, index: Path, manifest: Manifest) -> None:
-        """index: absolute path."""
+    def __init__(self, index: Path, manifest: Manifest, memory: str | None = None) -> None:
+        """index: absolute path. memory: what DuckDB may take, as 1GB; most of the machine's without."""
         self._tables: dict[str, pa.Table] = {}
         if "\\" in str(index) and literal_path(index) != str(index):
             raise IndexerError(
@@ -70,7 +71,8 @@ class Queries:
         # both what is searched for and what is found has to be allowed
         allowed = sorted({name for file in files for name in (str(file), literal_path(file))})
         with _in_one_line():
-            self._connection = duckdb.connect(":memory:", config=_SETTINGS)
+            limit = {} if memory is None else {"memory_limit": memory}
+            self._connection = duckdb.connect(":memory:", config=_SETTINGS | limit)
             self._connection.execute("SET parquet_metadata_cache = true")
             self._connection.execute("SET allowed_paths = ?", [allowed])
             self._connection.execute("SET enable_external_access = false")
@@ -94,9 +96,19 @@ class Queries:
         with _in_one_line():
             self._tables[name] = table if isinstance(table, pa.Table) else pa.table(table)
 
-    def run(self, query: str, parameters: Parameters = None) -> pa.Table:
-        """The result of one SELECT. Raises IndexerError, one line, for a mistake or for anything else."""
-        with _in_one_line(), self._connection.cursor() as cursor:
+    def run(
+        self,
+        query: str,
+        parameters: Parameters = None,
+        *,
+        seconds: float | None = None,
+        rows: int | None = None,
+    ) -> pa.Table:
+        """The result of one SELECT, with `rows` that many of it at most.
+
+        Raises IndexerError, one line, for a mistake, for anything else, and for what takes more `seconds`.
+        """
+        with _in_one_line(), self._connection.cursor() as cursor, _ended_after(cursor, seconds):
             # a cursor sees the views of the connection, and no tables but its own
             for name, table in list(self._tables.items()):
                 cursor.register(name, table)
@@ -105,7 +117,8 @@ class Queries:
             _check_tree(json.loads(tree[0][0]))
             plan = cursor.execute(f"EXPLAIN (FORMAT json) {query}", parameters).fetchall()
             _check_plan(json.loads(plan[0][1]))
-            return cursor.sql(query, params=parameters).to_arrow_table()
+            found = cursor.sql(query, params=parameters)
+            return (found if rows is None else found.limit(rows)).to_arrow_table()
 
 
 def _check_statement(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
@@ -145,6 +158,23 @@ def _check_plan(nodes: Any) -> None:
         if _WRITES.search(node["name"].upper()):
             raise IndexerError(f"SQL: {node['name'].strip()} is not allowed; an index can only be read")
         _check_plan(node.get("children", []))
+
+
+@contextmanager
+def _ended_after(cursor: duckdb.DuckDBPyConnection, seconds: float | None) -> Iterator[None]:
+    """Interrupt what a cursor does for longer than some seconds."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, cursor.interrupt)
+    timer.start()
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise IndexerError(f"SQL: the query took more than {seconds:g} s; ask for less") from None
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 @contextmanager

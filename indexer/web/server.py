@@ -2,24 +2,25 @@
 
 Whoever opens a page of another site in the same browser must not reach the index: requests have to name this
 machine as their host, and come from a page of ours where they say where they come from. What runs code - the
-model over a text - also needs the token that the address had when the program printed it.
+model over a text, SQL - also needs the token that the address had when the program printed it.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from fastapi import Body, FastAPI, Query, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from indexer.display.data import json_text
 from indexer.errors import IndexerError
 from indexer.web.answers import Answers
 from indexer.web.policy import policy
+from indexer.web.questions import Questions
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 TOKEN = "X-Token"
@@ -39,8 +40,20 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def application(answers: Answers, token: str, live: Any = None) -> FastAPI:
-    """The pages of an index. live: see web.live.Live; None where no text can be run."""
+def several(apps: Mapping[str, FastAPI]) -> FastAPI:
+    """The pages of several indexes, each at an address /NAME/ of its own; / leads to the first."""
+    outer = _guarded()
+
+    @outer.get("/")
+    def first(request: Request) -> Response:
+        return RedirectResponse(f"/{next(iter(apps))}/?{request.url.query}")
+
+    for name, app in apps.items():
+        outer.mount(f"/{name}", app)
+    return outer
+
+
+def _guarded() -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     @app.middleware("http")
@@ -50,13 +63,31 @@ def application(answers: Answers, token: str, live: Any = None) -> FastAPI:
         response.headers.update(HEADERS)
         return response
 
+    return app
+
+
+def application(
+    answers: Answers, token: str, live: Any = None, names: Sequence[str] = (), name: str = ""
+) -> FastAPI:
+    """The pages of an index. live: see web.live.Live; None where no text can be run.
+
+    names: of all indexes that are served, where they are several, and `name` that of this one.
+    """
+    app = _guarded()
+    questions = Questions(answers.index)
+
+    def lacks_token(request: Request) -> Response | None:
+        if secrets.compare_digest(request.headers.get(TOKEN, ""), token):
+            return None
+        return _json({"error": "the address lacks its token; open the one that the program printed"}, 403)
+
     @app.exception_handler(IndexerError)
     async def mistaken(request: Request, error: IndexerError) -> Response:
         return _json({"error": str(error)}, 400)
 
     @app.get("/api/about")
     def about() -> Response:
-        return _json(answers.about() | {"live": live is not None})
+        return _json(answers.about() | {"live": live is not None, "indexes": names, "name": name})
 
     @app.get("/api/unit/{name:path}")
     def unit(name: str) -> Response:
@@ -94,8 +125,9 @@ def application(answers: Answers, token: str, live: Any = None) -> FastAPI:
 
     @app.post("/api/text")
     def text(request: Request, asked: dict[str, Any] = Body()) -> Response:  # noqa: B008
-        if not secrets.compare_digest(request.headers.get(TOKEN, ""), token):
-            return _json({"error": "the address lacks its token; open the one that the program printed"}, 403)
+        refused = lacks_token(request)
+        if refused is not None:
+            return refused
         if live is None:
             raise IndexerError("no model is loaded: start the server with --model")
         given, pinned = asked.get("text"), asked.get("pinned", [])
@@ -106,6 +138,16 @@ def application(answers: Answers, token: str, live: Any = None) -> FastAPI:
         ):
             raise IndexerError('text: give {"text": "...", "pinned": ["mlp.5.1733"]}')
         return _json(live.answer(given, pinned))
+
+    @app.post("/api/sql")
+    def sql(request: Request, asked: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        refused = lacks_token(request)
+        if refused is not None:
+            return refused
+        query = asked.get("query")
+        if not isinstance(query, str):
+            raise IndexerError('sql: give {"query": "SELECT ..."}')
+        return _json(questions.ask(query))
 
     app.mount("/", StaticFiles(directory=str(files("indexer.web") / "static"), html=True))
     return app

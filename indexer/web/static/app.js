@@ -1,13 +1,15 @@
 // Which page an address names, and the keys that work on all of them. An address keeps all of a page's state.
 
+import { comparePage } from "./compare.js";
 import { h } from "./dom.js";
 import { aboutPage, layersPage, searchPage, unitsPage } from "./pages.js";
 import { ask, takeToken } from "./source.js";
+import { sqlPage } from "./sql.js";
 import { textPage } from "./text.js";
 import { installTips } from "./tokens.js";
 import { unitPage } from "./unit.js";
 
-const PAGES = { "": layersPage, units: unitsPage, search: searchPage, text: textPage, about: aboutPage };
+const PAGES = { "": layersPage, units: unitsPage, search: searchPage, text: textPage, compare: comparePage, sql: sqlPage, about: aboutPage };
 const KEYS = { "/": "jump to a unit", "← →": "previous, next unit", "↓ ↑": "layer below, above", "j k": "next, previous example", w: "aligned or whole windows", "?": "these keys" };
 const main = document.getElementById("main");
 const jump = document.getElementById("where");
@@ -39,7 +41,10 @@ async function open() {
   const go = (changes) => { location.hash = written(path, { ...state, ...changes }); };
   const replace = (changes) => history.replaceState(null, "", written(path, { ...state, ...changes }));
   try {
-    about ??= await ask("about");
+    if (!about) {
+      about = await ask("about");
+      listIndexes();
+    }
     const show = page === "u" ? unitPage : PAGES[page];
     if (!show) throw new Error(`There is no page "${page}".`);
     await show(main, { name, state, go, replace, about, signal });
@@ -47,6 +52,14 @@ async function open() {
     if (error.name === "AbortError") return;
     main.replaceChildren(h("h1", {}, "That did not work"), h("p", { className: "error", role: "alert" }, error.message));
   }
+}
+
+// With several indexes, a way to each of them that keeps the page.
+function listIndexes() {
+  if (!about.indexes?.length) return;
+  const chosen = (event) => { location.href = `../${event.target.value}/${location.hash}`; };
+  const list = h("select", { onchange: chosen }, about.indexes.map((name) => h("option", { value: name, selected: name === about.name }, name)));
+  document.getElementById("jump").before(h("label", {}, "Index ", list));
 }
 
 function walk(step) {

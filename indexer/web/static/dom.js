@@ -17,6 +17,10 @@ function filled(node, properties, children) {
 export const h = (name, properties, ...children) => filled(document.createElement(name), properties, children);
 export const s = (name, properties, ...children) => filled(document.createElementNS(SVG, name), properties, children);
 
+export function table(names, rows) {
+  return h("div", { className: "scroll", tabIndex: 0 }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, cell)))))));
+}
+
 export function number(value, digits = 4) {
   if (value === null || value === undefined) return "-";
   return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(digits)));

@@ -1,6 +1,6 @@
 // The other pages: layers, units, search, about.
 
-import { h, number, share, visible } from "./dom.js";
+import { h, number, share, table, visible } from "./dom.js";
 import { histogram } from "./histogram.js";
 import { ask } from "./source.js";
 
@@ -114,8 +114,4 @@ function facts(value) {
   if (Array.isArray(value)) return value.every((one) => typeof one !== "object") ? visible(value.join(", ")) || "none" : h("ol", {}, value.slice(0, 20).map((one) => h("li", {}, facts(one))), value.length > 20 ? h("li", {}, `and ${number(value.length - 20)} more`) : null);
   if (value && typeof value === "object") return h("dl", { className: "nested" }, Object.entries(value).map(([name, one]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, facts(one))]));
   return typeof value === "number" ? number(value, 6) : visible(String(value ?? "-"));
-}
-
-function table(names, rows) {
-  return h("div", { className: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, cell)))))));
 }

@@ -23,7 +23,8 @@ async function answered(response) {
   return answer;
 }
 
-export async function ask(path, parameters = {}, signal = undefined) {
+// index: the name of another index that is served, for this one none.
+export async function ask(path, parameters = {}, signal = undefined, index = "") {
   if (isStatic) {
     files ??= import("./files.js").then(({ opened }) => opened());
     const answer = await (await files).answer(path, parameters);
@@ -33,10 +34,19 @@ export async function ask(path, parameters = {}, signal = undefined) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters))
     for (const one of Array.isArray(value) ? value : [value]) if (one !== undefined && one !== "") query.append(name, one);
-  return answered(await fetch(`api/${path}${query.size ? `?${query}` : ""}`, { signal }));
+  return answered(await reached(fetch(`${index ? `../${index}/` : ""}api/${path}${query.size ? `?${query}` : ""}`, { signal })));
 }
 
-export async function run(text, pinned, signal) {
+export const run = (text, pinned, signal) => posted("text", { text, pinned }, signal);
+export const runSql = (query, signal) => posted("sql", { query }, signal);
+
+async function posted(path, asked, signal) {
   const headers = { "Content-Type": "application/json", "X-Token": token };
-  return answered(await fetch("api/text", { method: "POST", headers, body: JSON.stringify({ text, pinned }), signal }));
+  return answered(await reached(fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(asked), signal })));
+}
+
+async function reached(response) {
+  return response.catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("The server does not answer; is neuron-indexer serve still running?");
+  });
 }

@@ -2,18 +2,13 @@
 
 import { h, number, share, visible } from "./dom.js";
 
-// The scale of a unit: its own extremes. Blue below zero, orange above; below zero also underlined, for greyscale.
+// The scale of a unit, one for both signs: the root of the share of its largest magnitude, so that what is faint shows,
+// too. Blue below zero, orange above; below zero also underlined, for greyscale.
 export function scaleOf(lowest, highest) {
   const low = Math.min(lowest ?? 0, 0);
   const high = Math.max(highest ?? 0, 0);
-  return {
-    low,
-    high,
-    heat(value) {
-      const end = value < 0 ? -low : high;
-      return value === null || !end ? 0 : Math.min(Math.abs(value) / end, 1);
-    },
-  };
+  const most = Math.max(-low, high);
+  return { low, high, heat: (value) => (value === null || !most ? 0 : Math.min(Math.sqrt(Math.abs(value) / most), 1)) };
 }
 
 export function legend(scale) {
@@ -27,7 +22,7 @@ export function legend(scale) {
 
 function shaded(node, value, scale) {
   const heat = scale.heat(value);
-  if (heat >= 0.02) {
+  if (heat >= 0.05) {
     node.style.setProperty("--heat", heat.toFixed(3));
     node.classList.add(value < 0 ? "low" : "high");
   }

@@ -20,7 +20,7 @@ export async function unitPage(main, { name, state, go, about, signal }) {
   const view = { unit, scale, tail, mark, aligned, width: Number(state.width) || 0 };
 
   main.replaceChildren(
-    h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours)),
+    h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours), others(unit.name, about)),
     statistics(numbers),
     unit.head ? headScores(unit.head) : "",
     h("section", { ariaLabel: "Histogram" }, picture),
@@ -34,12 +34,18 @@ export async function unitPage(main, { name, state, go, about, signal }) {
   );
 }
 
+// The same unit in the other indexes that are served.
+function others(name, about) {
+  const rest = (about.indexes ?? []).filter((one) => one !== about.name);
+  return h("nav", { className: "neighbours", ariaLabel: "Compare" }, h("a", { href: `#/compare?a=${name}` }, "compare with …"), rest.map((one) => h("a", { href: `#/compare?a=${name}&b=${name}&bin=${one}` }, `with ${one}`)));
+}
+
 function neighbours({ before, after, below, above }) {
   const link = (to, sign, said) => (to ? h("a", { href: `#/u/${to}`, title: said, rel: said }, `${sign} ${to}`) : null);
   return h("nav", { className: "neighbours", ariaLabel: "Neighbours" }, link(before, "←", "previous unit"), link(after, "→", "next unit"), link(below, "↓", "layer below"), link(above, "↑", "layer above"));
 }
 
-function statistics(numbers) {
+export function statistics(numbers) {
   const of = (count) => (numbers.count ? `${number(count)} (${share(count / numbers.count)})` : number(count));
   const facts = {
     tokens: [number(numbers.count), "counted tokens of the corpus"],
@@ -94,7 +100,7 @@ function ofBand(examples, kind, band) {
   return band === undefined || kind !== "samples" ? examples : examples.filter((example) => example.band === Number(band));
 }
 
-function section(title, examples, view) {
+export function section(title, examples, view) {
   const groups = grouped(examples);
   return h(
     "section",
@@ -124,7 +130,7 @@ function exampleRow(group, view) {
   return row;
 }
 
-function example(found, { unit, scale, tail, mark, aligned, width }) {
+function example(found, { unit, scale, tail, mark, aligned, width, index }) {
   const whole = found.position - found.window_start;
   const first = width ? Math.max(0, whole - width) : 0;
   const last = width ? whole + 1 + width / 3 : found.pieces.length;
@@ -145,11 +151,11 @@ function example(found, { unit, scale, tail, mark, aligned, width }) {
   line.ariaLabel = `${found.kind} ${number(found.value)}: ${found.pieces.join("")}`;
   const label = found.band === null ? String(found.rank) : found.band ? `≥ ${number(found.band, 3)}` : "rest";
   const from = document ? document.name : String(found.document);
-  const source = h("button", { type: "button", className: "source", title: `${from}: show the whole document`, onclick: (event) => openDocument(event.target, found) }, from.split("/").slice(-2).join("/"));
+  const source = h("button", { type: "button", className: "source", title: `${from}: show the whole document`, onclick: (event) => openDocument(event.target, found, index) }, from.split("/").slice(-2).join("/"));
   return h("div", { className: "example" }, h("span", { className: "rank" }, label), h("span", { className: "value" }, number(found.value)), line, source);
 }
 
-async function openDocument(button, found) {
+async function openDocument(button, found, index) {
   const row = button.closest(".example");
   const open = row.nextElementSibling;
   if (open?.classList.contains("document")) {
@@ -159,7 +165,7 @@ async function openDocument(button, found) {
   const place = h("pre", { className: "document", tabIndex: 0 }, "…");
   row.after(place);
   try {
-    const { text } = await ask(`document/${found.document}`);
+    const { text } = await ask(`document/${found.document}`, {}, undefined, index);
     // where its window is in the text, up to the peak; a tokenizer that changes letters leaves no such place
     const shown = found.pieces.slice(0, found.position - found.window_start + 1).join("").trimStart();
     const at = text.indexOf(shown);
