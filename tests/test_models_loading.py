@@ -265,8 +265,8 @@ def test_weights_that_could_run_code(copy: Path) -> None:
         ("config.json", {"attn_implementation": {"": "owner/kernel@v1"}}, "to 'owner/kernel@v1'; only these"),
         (
             "config.json",
-            {"quantization_config": {"quant_method": "fp8"}},
-            "quantised weights (fp8) are not supported",
+            {"quantization_config": {"quant_method": "hqq"}},
+            "weights quantised as hqq are not read; those that are: fp8, mxfp4, ",
         ),
         ("config.json", {"model_type": "nonesuch"}, "config.json is none that transformers understands"),
         (

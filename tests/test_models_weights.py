@@ -14,7 +14,7 @@ from torch import Tensor
 
 from indexer.errors import IndexerError
 from indexer.models import load
-from indexer.models.weights import shortened
+from indexer.models.weights import check_frequencies, shortened
 from tests.tiny_models import CONFIGURATIONS, HIDDEN, LAYERS, UNITS, saved, tokenizer
 
 Weights = dict[str, Tensor]
@@ -211,7 +211,7 @@ def test_an_adapter_beside_whole_weights(tmp_path: Path) -> None:
             ["consolidated.safetensors", "params.json"],
             "weights in Mistral's own naming (consolidated.safetensors)",
         ),
-        (["model-Q4_K_M.gguf"], "only model-Q4_K_M.gguf: GGUF is for llama.cpp and mostly quantised"),
+        (["a-Q4_K_M.gguf", "a-Q8_0.gguf"], "but several GGUF files (a-Q4_K_M.gguf, a-Q8_0.gguf); give one"),
         (["pytorch_model.bin", "tf_model.h5"], "only pytorch_model.bin, which could run code"),
         (["tf_model.h5"], "only tf_model.h5, which is for TensorFlow"),
         ([], "nor weights in any other form; download it again"),
@@ -239,3 +239,14 @@ def test_weights_as_stored_are_those_that_are_run(tmp_path: Path) -> None:
     loaded = load(str(tmp_path)).model.state_dict()
     assert stored.keys() == loaded.keys()
     assert all(torch.equal(stored[name], loaded[name]) for name in stored)
+
+
+def test_positions_that_transformers_never_set(tmp_path: Path) -> None:
+    saved(tmp_path, "llama")
+    model = load(str(tmp_path)).model
+    for value in (2.7e8, 3e-41, -1.0, torch.nan):
+        model.rotary_emb.inv_freq[1] = value
+        with pytest.raises(IndexerError, match=r"leaves rotary_emb.inv_freq of LlamaModel unset"):
+            check_frequencies("m", model)
+    model.rotary_emb.inv_freq[1] = 0.0
+    check_frequencies("m", model)

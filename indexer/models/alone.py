@@ -43,7 +43,7 @@ LIMITS = frozenset(
     {
         *("original_max_position_embeddings", "max_position_embeddings", "index_topk", "sliding_window"),
         *("attention_window", "window_size", "block_size", "attention_chunk_size", "local_attention"),
-        *("lsh_attn_chunk_length", "local_attn_chunk_length"),
+        *("lsh_attn_chunk_length", "local_attn_chunk_length", "chunk_size", "mamba_chunk_size"),
     }
 )
 # tokens beyond a limit: of the longest sequence, and of one a little shorter

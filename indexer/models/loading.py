@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from logging import ERROR, getLogger
 from typing import Any
 
@@ -15,6 +16,7 @@ from indexer.errors import IndexerError
 from indexer.models.adapter import merged, open_adapter
 from indexer.models.forward import embedding_rows, embeddings
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
+from indexer.models.quantised import Form, form_of, gguf_headers
 from indexer.models.sample import Sample, sampled
 from indexer.models.source import Source, blamed_on, resolve
 from indexer.models.stacks import stacks_of, start_token
@@ -23,6 +25,7 @@ from indexer.models.weights import (
     STORED,
     Stored,
     check_dtypes,
+    check_frequencies,
     checkpoint_dtype,
     digest,
     left_out,
@@ -117,15 +120,20 @@ def load(
         )
     tuned = None if adapter is None else open_adapter(adapter)
     source = resolve(name, revision)
-    files = weight_files(name, source.folder)
-    stored = read_headers(name, files)
-    chosen = _dtype(dtype, checkpoint_dtype(name, stored), kind)
-    place = placement(name, device, weight_bytes(stored, chosen), chosen)
+    if source.gguf:
+        files = [source.folder / source.gguf]
+        stored = gguf_headers(source, files[0])
+    else:
+        files = weight_files(name, source.folder)
+        stored = read_headers(name, files)
     with quiet_transformers():
         config = _load_config(source)
+        form = form_of(source, config)
+        chosen = _dtype(dtype, checkpoint_dtype(name, stored, form.name is not None), kind)
+        place = placement(name, device, weight_bytes(stored, chosen), chosen)
         _check_attention(source, config, attention)
         tokenizer = load_tokenizer(source, config)
-        model, not_used = _load_weights(source, config, stored, chosen, place, attention)
+        model, not_used = _load_weights(source, config, stored, chosen, place, attention, form)
         if tuned is not None:
             model, of_heads = merged(model, tuned)
             not_used = [*not_used, *of_heads]
@@ -139,6 +147,7 @@ def load(
         weights_not_used=not_used,
         code_not_run=source.code_not_run,
         **(tuned.provenance if tuned else {}),
+        **({"quantisation": form.name} if form.name else {}),
     )
     return loaded
 
@@ -240,7 +249,9 @@ def _load_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with blamed_on(source, "config.json is none that transformers understands"):
-        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            source.folder, trust_remote_code=False, local_files_only=True, **source.gguf_file
+        )
     # padding is never read, so it needs no embedding of its own; without one transformers makes no table
     text = config.get_text_config()
     padding, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
@@ -274,15 +285,20 @@ def _load_weights(
     dtype: torch.dtype,
     place: Placement,
     attention: str,
+    form: Form,
 ) -> tuple[nn.Module, list[str]]:
     """The model, and what its files hold that it does not use."""
     chosen: dict[str, Any] = {"device_map": "auto", "max_memory": place.most} if place.most else {}
+    if not place.most and not form.dense:
+        chosen["device_map"] = {"": place.device}
     if attention != "auto":
         chosen["attn_implementation"] = attention
     for kind in _classes(config):
         # one that lacks weights makes room for the next
         model: Any = None
-        with blamed_on(source, "transformers cannot load it"):
+        # the bar that it shows while it reads GGUF is no bar of its own kind
+        hidden = redirect_stderr(StringIO()) if source.gguf else nullcontext()
+        with blamed_on(source, "transformers cannot load it"), hidden:
             model, report = kind.from_pretrained(
                 source.folder,
                 config=config,
@@ -294,12 +310,15 @@ def _load_weights(
                 # reported below by name, where transformers would refer to a report on the screen
                 ignore_mismatched_sizes=True,
                 **chosen,
+                **form.told,
             )
         # the pooler sits behind the last MLP and is never run; anything else missing would be random numbers
         missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
         if not missing:
             break
-    check_dtypes(source.name, model, stored, report["unexpected_keys"])
+    check_frequencies(source.name, model)
+    if form.name is None:
+        check_dtypes(source.name, model, stored, report["unexpected_keys"])
     if report["mismatched_keys"]:
         weight, held, wanted = min(report["mismatched_keys"])
         raise IndexerError(
@@ -313,7 +332,8 @@ def _load_weights(
         )
     not_used = left_out(source.name, model, config, stored, report["unexpected_keys"])
     if not place.most:
-        return _without_head(model).to(place.device), not_used
+        whole = _without_head(model)
+        return whole.to(place.device) if form.dense else whole, not_used
     places = getattr(model, "hf_device_map", {})
     away = [path for path, device in places.items() if device not in place.most]
     if away:

@@ -14,13 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import IndexerError
+from indexer.errors import IndexerError, check_installed
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # all that a fast tokenizer and a configuration can consist of
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+QUANTISED = "quantization_config"
+# the packages that transformers takes to read each form of quantised weights
+QUANTISED_BY = {
+    "fp8": ("accelerate",),
+    "mxfp4": ("accelerate",),
+    "compressed-tensors": ("accelerate", "compressed_tensors"),
+    "bitsandbytes": ("accelerate", "bitsandbytes"),
+    "gptq": ("accelerate", "optimum", "gptqmodel"),
+    "awq": ("accelerate", "gptqmodel"),
+}
 IMPLEMENTATIONS = {
     "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "batched_mm", "grouped_mm",
 }  # fmt: skip
@@ -32,12 +42,19 @@ class Source:
 
     name: as asked for. revision: its commit on the hub, or None.
     code_not_run: the code that config.json names for classes which transformers has by itself.
+    gguf: the name of the file that holds all of the model, where it is one for llama.cpp; else empty.
     """
 
     name: str
     folder: Path
     revision: str | None
     code_not_run: list[str] = field(default_factory=list)
+    gguf: str = ""
+
+    @property
+    def gguf_file(self) -> dict[str, str]:
+        """What transformers' from_pretrained is told beside the folder."""
+        return {"gguf_file": self.gguf} if self.gguf else {}
 
 
 def resolve(name: str, revision: str | None = None) -> Source:
@@ -46,6 +63,9 @@ def resolve(name: str, revision: str | None = None) -> Source:
     Raises IndexerError where there is neither, or where its configuration is refused.
     """
     folder = Path(name).expanduser()
+    gguf = _gguf(folder)
+    if gguf is not None and revision is None:
+        return Source(name, gguf.parent, None, gguf=gguf.name)
     if folder.is_dir():
         if revision is not None:
             raise IndexerError(
@@ -54,13 +74,24 @@ def resolve(name: str, revision: str | None = None) -> Source:
         return Source(name, folder, None, check_configuration(name, folder))
     if folder.exists():
         raise IndexerError(
-            f"model {name}: this is a file; give the folder that holds config.json and model.safetensors"
+            f"model {name}: this is a file; give the folder that holds config.json and "
+            "model.safetensors, or a .gguf file"
         )
     if HUB_NAME.fullmatch(name) is None:
         raise IndexerError(
             f"model {name}: no such folder (and no name of the hub, which look like owner/model)"
         )
     return _downloaded(name, revision)
+
+
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file that this is, or that is all of this folder's weights."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    if any((path / file).is_file() for file in (SINGLE, INDEX)):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
 
 
 def check_configuration(name: str, folder: Path) -> list[str]:
@@ -75,7 +106,7 @@ def check_configuration(name: str, folder: Path) -> list[str]:
         ("config.json", config),
         ("tokenizer_config.json", read_json(name, folder / "tokenizer_config.json", {})),
     ):
-        for key, value in _entries(content):
+        for key, value in nested(content):
             _refuse(name, file, key, value)
     return _code_not_run(name, config)
 
@@ -177,15 +208,15 @@ def _is_plain(file: Any) -> bool:
     return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
 
 
-def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+def nested(content: Any) -> Iterator[tuple[str, Any]]:
     """All keys and values of nested objects."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield key, value
-            yield from _entries(value)
+            yield from nested(value)
     elif isinstance(content, list):
         for value in content:
-            yield from _entries(value)
+            yield from nested(value)
 
 
 def _check_adapter(name: str, folder: Path) -> None:
@@ -206,7 +237,7 @@ def _check_adapter(name: str, folder: Path) -> None:
 
 def _code_not_run(name: str, config: dict[str, Any]) -> list[str]:
     """All that auto_map names in config.json. IndexerError where transformers has no class for the model."""
-    named = [value for key, value in _entries(config) if key == "auto_map" and value]
+    named = [value for key, value in nested(config) if key == "auto_map" and value]
     if not named:
         return []
     import transformers
@@ -252,11 +283,14 @@ def _refuse(name: str, file: str, key: str, value: Any) -> None:
                 raise IndexerError(
                     f"model {name}: {file} sets {key} to {choice!r}; only these are let in: {known}"
                 )
-    if key == "quantization_config" and value:
+    if key == QUANTISED and value:
         method = value.get("quant_method", "unnamed") if isinstance(value, dict) else value
-        raise IndexerError(
-            f"model {name}: {file}: quantised weights ({method}) are not supported; take the original model"
-        )
+        if method not in QUANTISED_BY:
+            raise IndexerError(
+                f"model {name}: {file}: weights quantised as {method} are not read; those that are: "
+                f"{', '.join(QUANTISED_BY)}. Take the original model"
+            )
+        check_installed(f"model {name}: weights quantised as {method}: reading them", *QUANTISED_BY[method])
 
 
 def _first_line(error: Exception) -> str:

@@ -40,6 +40,8 @@ def load_tokenizer(source: Source, config: Any) -> Any:
     other about BOS and EOS, which versions of transformers then settle differently.
     """
     # without a vocabulary some versions of transformers make up an empty tokenizer
+    if source.gguf and not (source.folder / FILE).is_file():
+        return _made_of(source, config, [])
     vocabularies = [path for pattern in VOCABULARIES for path in sorted(source.folder.glob(pattern))]
     if not vocabularies:
         raise IndexerError(
@@ -144,7 +146,7 @@ def _made_of(source: Source, config: Any, vocabularies: list[Path]) -> Any:
         )
     with blamed_on(source, "its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
-            source.folder, config=config, trust_remote_code=False, local_files_only=True
+            source.folder, config=config, trust_remote_code=False, local_files_only=True, **source.gguf_file
         )
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__

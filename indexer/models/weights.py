@@ -84,11 +84,14 @@ def read_headers(name: str, files: Sequence[Path], what: str = "model") -> dict[
     return stored
 
 
-def checkpoint_dtype(name: str, stored: Mapping[str, Stored]) -> str:
-    """The dtype of `STORED` that most weights have. Raises IndexerError where most have another one."""
+def checkpoint_dtype(name: str, stored: Mapping[str, Stored], quantised: bool = False) -> str:
+    """The dtype of `STORED` that most weights have. Raises IndexerError where most have another one.
+
+    quantised: a loader knows what to do with those that have another one.
+    """
     elements: Counter[str] = Counter()
     for tensor in stored.values():
-        if tensor.dtype.startswith(("F", "BF")):
+        if tensor.dtype in STORED or (tensor.dtype.startswith("F") and not quantised):
             elements[tensor.dtype] += prod(tensor.shape)
     if not elements:
         raise IndexerError(f"model {name}: its files hold no floating-point weights")
@@ -140,6 +143,25 @@ def check_dtypes(
             f"model {name}: {_listed(quantised, 3)} stored as {stored[quantised[0]].dtype}; quantised "
             "weights are not supported, take the original model"
         )
+
+
+def check_frequencies(name: str, model: nn.Module) -> None:
+    """Raise IndexerError where the frequencies of rotary positions were never set.
+
+    No file holds them: transformers computes them as it loads a model, and some versions forget it for some
+    classes, which then run on whatever the memory held.
+    """
+    for path, values in model.named_buffers():
+        if not path.endswith("inv_freq") or not values.numel():
+            continue
+        given = values.float().abs()
+        # 0 is for what is not turned; none is near the ends of float32
+        set_at_all = given.isfinite() & (values >= 0) & (given < 1e6) & ((given == 0) | (given > 1e-20))
+        if not set_at_all.all() or not given.any():
+            raise IndexerError(
+                f"model {name}: the installed transformers leaves {path} of {type(model).__name__} unset, so "
+                "its positions are random; take another version of transformers"
+            )
 
 
 def left_out(
@@ -259,10 +281,7 @@ def _instead(folder: Path) -> str:
         )
         return f"only weights {kind} ({', '.join(tensors[:3])}); {way_out}"
     if ".gguf" in by_ending:
-        return (
-            f"only {', '.join(by_ending['.gguf'][:3])}: GGUF is for llama.cpp and mostly quantised; take the "
-            "model it was made from, which has safetensors"
-        )
+        return f"but several GGUF files ({', '.join(by_ending['.gguf'][:3])}); give one of them as MODEL"
     pickles = [file for file in files if Path(file).suffix in PICKLES]
     if pickles:
         return (
