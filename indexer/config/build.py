@@ -193,8 +193,8 @@ class BuildConfig(BaseModel):
         (),
         "SOURCE[=NAME]",
         "A sparse dictionary (SAE, transcoder), whose features are units of sae.NAME, beside --sites; with "
-        "--sites sae alone. A folder or file; may be given again. Of features that are never negative no "
-        "lowest examples are kept.",
+        "--sites sae alone. A folder, or hf://OWNER/NAME/PATH; can be repeated. Of features that are never "
+        "negative no lowest examples are kept.",
         Reach.RUN,
         "none",
     )

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from indexer_kernels import Keep
+
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel
 from indexer.models.weights import digest
@@ -39,10 +41,13 @@ def find(loaded: LoadedModel, asked: Asked) -> Sequence[Features]:
     points = Points(loaded)
     probes: dict[Key, Features] = {}
     for source, name in map(named, asked.dictionaries):
-        for dictionary in read(source):
+        dictionaries = list(read(source))
+        # where nothing is negative, all that is lowest is 0; of all layers of a site the same is kept
+        signed = any(dictionary.activation.signed for dictionary in dictionaries)
+        keep = asked.keep if signed else replace(asked.keep, bottom=0)
+        for dictionary in dictionaries:
             place = points.find(dictionary.point, str(dictionary.files[0]))
-            dictionary = _fitted(dictionary, place)
-            probe = _probe(dictionary.chosen(asked.units), name, place, asked)
+            probe = _probe(_fitted(dictionary, place).chosen(asked.units), name, place, keep)
             if probe.key in probes:
                 other = probes[probe.key].facts["source"]
                 raise IndexerError(
@@ -65,7 +70,7 @@ def _fitted(dictionary: Dictionary, place: Place) -> Dictionary:
     return replace(dictionary, centred=False)
 
 
-def _probe(dictionary: Dictionary, name: str, place: Place, asked: Asked) -> Features:
+def _probe(dictionary: Dictionary, name: str, place: Place, keep: Keep) -> Features:
     file, device = dictionary.files[0], next(place.module.parameters()).device
     layer = place.layer if place.layer is not None else dictionary.layer
     if layer is None:
@@ -80,8 +85,6 @@ def _probe(dictionary: Dictionary, name: str, place: Place, asked: Asked) -> Fea
         **({"first_feature": first} if first else {}),
         **dictionary.facts,
     }
-    # where nothing is negative, all that is lowest is 0
-    keep = asked.keep if dictionary.activation.signed else replace(asked.keep, bottom=0)
     site = f"sae.{name}.from{first}" if first else f"sae.{name}"
     return Features(
         key=Key(site, layer), units=len(dictionary.units), keep=keep, place=place.path, module=place.module,

@@ -60,6 +60,13 @@ class Settings:
             raise self.fault(key, f"is {json.dumps(value)}, which is not supported; there is: {known}")
         return value
 
+    def count(self, key: str, most: int) -> int:
+        """A number from 1 to `most`."""
+        value: int = self.get(key, int)
+        if not 0 < value <= most:
+            raise self.fault(key, f"is {value}, of {most} units")
+        return value
+
     def within(self, key: str) -> Settings:
         """An object among the values, empty where it is not there."""
         return Settings(self.file, self.get(key, dict, {}), f"{self.prefix}{key}.")

@@ -7,6 +7,7 @@ rules for them (sae_lens.loading.pretrained_sae_loaders.handle_pre_6_0_config).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def is_one(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def read(folder: Path) -> Dictionary:
+def read(folder: Path) -> Iterator[Dictionary]:
     """The dictionary of a folder. Raises IndexerError where anything about it is not known for certain."""
     settings = Settings.of_json(folder / CONFIG)
     metadata = settings.within("metadata")
@@ -70,7 +71,7 @@ def read(folder: Path) -> Dictionary:
         raise settings.fault("finetuning_scaling_factor", "scales what is decoded, and is not supported")
     activation = _activation(kind, settings, tensors, units)
     tensors.check_all_asked("W_dec", "b_dec", "W_skip")
-    return Dictionary(
+    yield Dictionary(
         files=(folder / CONFIG, folder / WEIGHTS),
         form=f"SAELens {architecture}",
         point=metadata.get("hf_hook_name", str, None) or metadata.get("hook_name", str),
@@ -93,11 +94,8 @@ def _activation(kind: str, settings: Settings, tensors: Tensors, units: int) -> 
     if kind == "jumprelu":
         return Jump(tensors.get("threshold", units))
     if kind in ("topk", "abstopk"):
-        k = settings.get("k", int)
-        if not 0 < k <= units:
-            raise settings.fault("k", f"is {k}, of {units} units")
         absolute = kind == "abstopk"
-        return TopK(k, rectified=not absolute, absolute=absolute)
+        return TopK(settings.count("k", units), rectified=not absolute, absolute=absolute)
     return Relu()
 
 
