@@ -17,9 +17,9 @@ from indexer_kernels.histogram import bin_edges
 import indexer
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.display.data import json_text, rows
-from indexer.display.text import spell
 from indexer.errors import IndexerError
 from indexer.index.read import Index
+from indexer.index.spelled import spell
 from indexer.index.vocabulary import Vocabulary
 from indexer.web.answers import Answers
 from indexer.web.fetch import FetchError, program

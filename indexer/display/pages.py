@@ -21,7 +21,8 @@ from rich.text import Text
 from indexer.display.data import number
 from indexer.display.harmless import CUT, one_line
 from indexer.display.histogram import UP, chart
-from indexer.display.text import Window, concordance, marked, spell
+from indexer.display.text import Window, concordance, marked
+from indexer.index.spelled import spell
 
 if TYPE_CHECKING:
     from indexer.index.read import Index

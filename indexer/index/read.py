@@ -6,7 +6,7 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from indexer.index.codecs.heads import shown_of
 from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
+from indexer.index.notebook import Shown, examples_html, unit_html
 from indexer.index.restore import LayerFiles
 from indexer.index.spelled import STORED, of_kind, spelled
 from indexer.index.vocabulary import Vocabulary
@@ -70,6 +71,15 @@ class UnitRecord:
     bottom: pa.Table
     samples: pa.Table
     head: pa.Table | None
+
+    def _repr_html_(self) -> str:
+        return self.shown({}).html
+
+    def shown(self, sources: Mapping[int, str]) -> Shown:
+        """The record for a notebook; sources: names of documents by id, which stands for one without."""
+        numbers, bins = self.statistics.to_pylist()[0], self.histogram.to_pylist()
+        examples = (self.top, self.samples, self.bottom)
+        return Shown(unit_html(str(self.unit), numbers, bins, examples, sources), f"unit {self.unit}")
 
 
 class PanelOfLayer(NamedTuple):
@@ -240,6 +250,27 @@ class Index:
             samples=of_kind(examples, "sample", k),
             head=self.head(found) if kind_of(found.site) == HEADS else None,
         )
+
+    def show(self, what: str | Unit | pa.Table, *, k: int | None = 5) -> Shown:
+        """A unit, or a table of its examples as `top` returns one, as a notebook displays it.
+
+        k: how many examples of each kind and band; all with None. Of a table all rows are shown.
+        Raises IndexerError for a unit that the index has not, and for a table of something else.
+        """
+        if isinstance(what, pa.Table):
+            told = self._sources(what["document"].to_pylist() if "document" in what.column_names else [])
+            return Shown(examples_html(what, told), f"{what.num_rows} examples")
+        record = self.record(what, k=k)
+        tables = (record.top, record.samples, record.bottom)
+        documents = [one for table in tables for one in table["document"].to_pylist()]
+        return record.shown(self._sources(documents))
+
+    def _sources(self, documents: list[int]) -> dict[int, str]:
+        """Of documents the last two parts of their source's name, and the row."""
+        return {
+            row["document"]: "/".join(row["source"].split("/")[-2:]) + f" row {row['row']}" * bool(row["row"])
+            for row in self.documents(documents).to_pylist()
+        }
 
     def panel(self, layer: str | Key | int) -> PanelOfLayer:
         """The panel's windows, and the activations of all units of a layer on them.

@@ -1,7 +1,8 @@
-"""A unit's examples as they are stored, made into rows of the view `examples`."""
+"""A unit's examples as they are stored, made into rows of `examples`; each token's share of a text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,43 @@ def of_kind(examples: pa.Table, kind: str, k: int | None) -> pa.Table:
     first, last = np.searchsorted(kinds, kind), np.searchsorted(kinds, kind, "right")
     rows = examples.slice(int(first), int(last - first))
     return rows if k is None else rows_where(rows, call("less_equal", rows["rank"], pa.scalar(k)))
+
+
+def spell(tokens: Sequence[str], text: str) -> tuple[str, ...]:
+    """Each token's share of the text: joined they are the text again.
+
+    A token may differ from what it adds to the text by a leading space or a WordPiece `##`; the text decides.
+    Where a character is split over several tokens, the first of them has it and the others have nothing.
+    """
+    shares: list[str] = []
+    cursor = 0
+    for ordinal, token in enumerate(tokens):
+        end = _end_of(token, text, cursor)
+        if end is None:
+            end = _next_found(tokens[ordinal + 1 :], text, cursor)
+        shares.append(text[cursor:end])
+        cursor = end
+    if shares:
+        shares[-1] += text[cursor:]
+    return tuple(shares)
+
+
+def _end_of(token: str, text: str, cursor: int) -> int | None:
+    """Where the token ends that stands at the cursor; None where it does not stand there."""
+    gap = text.startswith(" ", cursor)
+    for spelling in (token, token.removeprefix("##"), token.removeprefix(" ")):
+        for start in (cursor, cursor + gap):
+            if text.startswith(spelling, start):
+                return start + len(spelling)
+    return None
+
+
+def _next_found(tokens: Sequence[str], text: str, cursor: int) -> int:
+    """Where the next token stands that the text has again; the cursor where it has none of them."""
+    for ordinal, token in enumerate(tokens):
+        spelling = token.removeprefix("##")
+        # one character is split over a few tokens at most; farther on the same word is another one
+        found = text.find(spelling, cursor, cursor + len(spelling) + 2 * (ordinal + 2))
+        if spelling.strip() and found >= 0:
+            return found
+    return len(text) if not tokens else cursor

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from indexer.display.data import rows
 from indexer.display.pages import source_name
-from indexer.display.text import spell
 from indexer.errors import IndexerError
 from indexer.index.read import Index
+from indexer.index.spelled import spell
 from indexer.names import Unit
 
 # columns of `units` that a list can be sorted and filtered by

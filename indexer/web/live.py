@@ -10,9 +10,9 @@ import numpy as np
 from indexer_kernels import Sequences
 from numpy.typing import NDArray
 
-from indexer.display.text import spell
 from indexer.errors import IndexerError
 from indexer.index.read import Index
+from indexer.index.spelled import spell
 from indexer.models import Runner, Values, load
 from indexer.models.runner import Part
 from indexer.names import MLP, Key, Unit, parse_unit

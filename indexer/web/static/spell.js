@@ -1,4 +1,4 @@
-// Tokens and the text that they make up, as indexer/index/vocabulary.py and indexer/display/text.py have them.
+// Tokens and the text that they make up, as indexer/index/vocabulary.py and spelled.py beside it have them.
 
 const REPLACEMENT = "\ufffd";
 const CUT_AT_START = /^(?:%[89AB][0-9A-F])+/;
