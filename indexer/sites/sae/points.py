@@ -24,6 +24,7 @@ from indexer.models.trace import BlockTrace, traced
 from indexer.sites import attn, resid
 from indexer.sites.asked import Asked
 from indexer.sites.hook import Hook
+from indexer.sites.linear import is_linear
 
 # names of TransformerLens within a block
 HOOKS = {
@@ -237,11 +238,11 @@ class _Block:
         for middle in self.given:
             first, last = self._added(before, middle.value), self._added(middle.value, after)
             if first is not None and last is not None and not torch.equal(middle.value, before):
-                return middle, first, last
+                return self._outermost(middle, self.given), first, last
         for one, other in permutations(self.returned, 2):
             sums = (one.value + other.value + before, one.value + before + other.value)
             if any(torch.equal(made, after) for made in sums):
-                first, last = self._outermost(one), self._outermost(other)
+                first, last = self._outermost(one, self.returned), self._outermost(other, self.returned)
                 is_attention = [self.attends(self._full(part.path)) for part in (first, last)]
                 if is_attention in ([True, False], [False, True]):
                     return (None, first, last) if is_attention[0] else (None, last, first)
@@ -253,21 +254,22 @@ class _Block:
     def _added(self, stream: Tensor, total: Tensor) -> _Tensor | None:
         """What a module returns, which added to a stream is the total."""
         found = next((one for one in self.returned if torch.equal(stream + one.value, total)), None)
-        return None if found is None else self._outermost(found)
+        return None if found is None else self._outermost(found, self.returned)
 
-    def _outermost(self, tensor: _Tensor) -> _Tensor:
-        """Of the modules that return the same, the outermost: what is within it may be computed by us."""
-        same = [one for one in self.returned if torch.equal(one.value, tensor.value)]
+    def _outermost(self, tensor: _Tensor, among: list[_Tensor]) -> _Tensor:
+        """Of the modules that have the same, the outermost: what is within it may be computed by us."""
+        same = [one for one in among if torch.equal(one.value, tensor.value)]
         return min(same, key=lambda one: one.path.count("."))
 
     def _normed(self, middle: _Tensor) -> _Tensor:
-        """What the norm makes of the middle, for the MLP."""
-        norms = {one.path for one in self.given if torch.equal(one.value, middle.value)}
-        found = [one for one in self.returned if one.path in norms]
+        """What the MLP reads: what a norm makes of the middle, or the middle where the MLP is given that."""
+        if any(is_linear(module) for module in self.modules[middle.path].modules()):
+            return middle
+        readers = {one.path for one in self.given if torch.equal(one.value, middle.value)}
+        found = [one for one in self.returned if one.path in readers]
         if len(found) != 1:
             raise IndexerError(
                 f"{self.name}: {len(found)} modules of {self.path} read the stream before the MLP, where one "
                 "would be its norm; name a module instead"
             )
         return found[0]
-
