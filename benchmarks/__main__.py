@@ -32,6 +32,7 @@ CASES = {
     "panel": "what the panel costs: filling it beside the pass, its size, and a layer's matrix",
     "samples": "what fair samples cost: in the pass, in the index, in memory",
     "experts": "a pass over routed experts against transformers' own forward, on OLMoE's shape",
+    "features": "a pass over features of a dictionary against encoding alone, and against re-encoding",
     "plot": "pictures of the records in benchmarks/results",
 }
 

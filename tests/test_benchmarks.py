@@ -218,6 +218,17 @@ def test_samples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+def test_features(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    results = run(capsys, "features")["results"]
+    assert len(results["seconds"]) == 3
+    assert results["re_encoding_against_ours"]["of_medians"] > 0
+    assert 2 < results["active"] < 50
+    monkeypatch.setattr("benchmarks.features.K", 19)
+    monkeypatch.setattr("benchmarks.features.TopSequences.values", lambda top: -top.peak.T)
+    assert "the best values of features differ by" in refused(capsys, "features")
+
+
+@pytest.mark.slow
 def test_experts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     results = run(capsys, "experts", "--layers", "1")["results"]
     assert (results["tokens"], results["units"]) == (32, 64 * 16 + 64)

@@ -59,15 +59,15 @@ def test_names_of_a_block(name: str) -> None:
     points = Points(adapt(tiny(name)))
     found = {}
     for hook in LLAMA:
-        try:
-            place = points.find(f"blocks.1.{hook}", "cfg.json")
-            assert place.layer == 1
-            assert place.written == (hook not in ("mlp.hook_in", "attn.hook_z"))
-            found[hook] = place.path, place.returned
-        except IndexerError as error:
-            found[hook] = None
-            assert str(error).startswith(f"cfg.json: it reads blocks.1.{hook}; model ")
-    assert found == PLACES[name]
+        if PLACES[name][hook] is None:
+            with pytest.raises(IndexerError, match=rf"^cfg\.json: it reads blocks\.1\.{hook}; .* read the same"):
+                points.find(f"blocks.1.{hook}", "cfg.json")
+            continue
+        place = points.find(f"blocks.1.{hook}", "cfg.json")
+        assert place.layer == 1
+        assert place.written == (hook not in ("mlp.hook_in", "attn.hook_z"))
+        found[hook] = place.path, place.returned
+    assert found == {hook: place for hook, place in PLACES[name].items() if place}
 
 
 @pytest.mark.parametrize("name", ["bert", "opt_post_norm"])
@@ -100,7 +100,7 @@ def test_paths_of_modules(name: str, point: str, place: tuple[str, bool, int | N
 
 def test_a_path_that_is_of_several_modules_is_refused() -> None:
     points = Points(adapt(tiny("llama")))
-    with pytest.raises(IndexerError, match="has several modules that end in it: layers.0.mlp, layers.1.mlp"):
+    with pytest.raises(IndexerError, match=r"has several modules that end in it: layers\.0\.mlp, "):
         points.find("mlp", "cfg.json")
 
 
