@@ -66,7 +66,7 @@ def run(options: Options) -> Report:
 
 def _measured(options: Options, threads: int, folder: Path) -> Report:
     subject = prepare("minilm", "float32", options.tokens, folder)
-    block = subject.loaded.model.encoder.layer[options.layer]  # type: ignore[index,union-attr]
+    block: nn.Module = subject.loaded.model.encoder.layer[options.layer]  # type: ignore[index,union-attr,assignment]
     weight, bias = _weights(subject, block, options)
     features = _Features(subject, block, weight, bias)
     states: list[States] = []
@@ -92,10 +92,11 @@ def _measured(options: Options, threads: int, folder: Path) -> Report:
         "tokens": subject.totals.counted_tokens,
         "active": features.active,
     }
+    shown = {name: shown_ratio(ratio) for name, ratio in against.items()}
     medians = {name: f"{taken['median']:.2f}" for name, taken in results["seconds"].items()}
-    rows = [(name, medians[name], shown_ratio(against[name]) if name in against else "") for name in sides]
+    rows: list[tuple[str, ...]] = [(name, medians[name], shown.get(name, "")) for name in sides]
     title = (
-        f"MiniLM, float32, {options.features:,} features of layer {options.layer}, {results['active']:.0f} of "
+        f"MiniLM, float32, {options.features:,} features of layer {options.layer}, {features.active:.0f} of "
         f"them active at a token, {results['tokens']:,} tokens, {threads} threads, {options.repeats} rounds"
     )
     table = Table(title, ("side", "seconds", "x bare (lowest-highest)"), rows)
@@ -149,7 +150,8 @@ class _Features:
 def _weights(subject: Subject, block: nn.Module, options: Options) -> tuple[Tensor, Tensor]:
     """Random directions, and biases by which each feature is as seldom active as asked for."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(options.features, subject.loaded.model.config.hidden_size, generator=generator)  # type: ignore[union-attr]
+    channels: int = subject.loaded.model.config.hidden_size  # type: ignore[union-attr, assignment]
+    weight = torch.randn(options.features, channels, generator=generator)
     plain = _Features(subject, block, weight, torch.zeros(options.features))
     _, x = next(plain._streams())
     some = x.flatten(0, 1)[:512] @ weight.t()

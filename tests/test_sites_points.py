@@ -60,7 +60,7 @@ def test_names_of_a_block(name: str) -> None:
     found = {}
     for hook in LLAMA:
         if PLACES[name][hook] is None:
-            with pytest.raises(IndexerError, match=rf"^cfg\.json: it reads blocks\.1\.{hook}; .* read the same"):
+            with pytest.raises(IndexerError, match=rf"^cfg\.json: it reads blocks\.1\.{hook}; .* the same"):
                 points.find(f"blocks.1.{hook}", "cfg.json")
             continue
         place = points.find(f"blocks.1.{hook}", "cfg.json")
