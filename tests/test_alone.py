@@ -99,6 +99,22 @@ def test_a_model_that_minds_its_padding_is_run_without(name: str, tmp_path: Path
     check_equal(index, model, file)
 
 
+@pytest.mark.parametrize("name", ["chunk_size", "mamba_chunk_size"])
+def test_a_model_that_minds_padding_beyond_a_chunk_alone(name: str) -> None:
+    model = fresh("llama")
+    setattr(model.config, name, 16)
+
+    def mix(module: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        # chunks put together in a wrong way: every token depends on how many of them there are
+        chunks = (args[0].shape[1] - 1) // 16
+        return (args[0] * (1 + 0.1 * chunks),)
+
+    model.layers[1].mlp.register_forward_pre_hook(mix)
+    loaded = adapt(model)
+    assert loaded.causal
+    assert found(loaded).together == "equal"
+
+
 @pytest.mark.parametrize("name", ["fnet", "phi3_longrope"])
 def test_reproducible_numerics_hold_without_padding(name: str, tmp_path: Path) -> None:
     model, file = saved(tmp_path / "model", name), corpus(tmp_path)

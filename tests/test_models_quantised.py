@@ -147,6 +147,8 @@ def gguf_of(model: Any, file: Path) -> None:
     writer.add_token_scores([-float(number) for number in range(len(tokens))])
     kinds = [gguf.TokenType.UNKNOWN, *2 * [gguf.TokenType.CONTROL], *9 * [gguf.TokenType.NORMAL]]
     writer.add_token_types([*kinds, *(len(tokens) - 12) * [gguf.TokenType.BYTE]])
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
     for role, number in (("unk", 0), ("bos", 1), ("eos", 2)):
         getattr(writer, f"add_{role}_token_id")(number)
     names_of = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -172,7 +174,9 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     gguf_of(model, tmp_path / "tiny.gguf")
     loaded = load(str(tmp_path))
     assert loaded.provenance["quantisation"] == "gguf, dequantised"
-    assert loaded.tokenizer("ab").input_ids[0] == 1
+    ids = loaded.tokenizer("ab").input_ids
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert not {1, 2} & {*ids[1:-1]}
     assert [probe.units for probe in mlps(loaded)] == [96, 96, 96]
     found = load(str(tmp_path / "tiny.gguf")).model.state_dict()
     kind = gguf.GGMLQuantizationType.Q8_0

@@ -16,11 +16,11 @@ from indexer.errors import IndexerError
 from indexer.models.adapter import merged, open_adapter
 from indexer.models.forward import embedding_rows, embeddings
 from indexer.models.placement import Placement, device_type, placement, weight_bytes
-from indexer.models.quantised import Form, form_of, gguf_headers
+from indexer.models.quantised import Form, form_of, read_gguf
 from indexer.models.sample import Sample, sampled
 from indexer.models.source import Source, blamed_on, resolve
 from indexer.models.stacks import stacks_of, start_token
-from indexer.models.tokenizer import load_tokenizer
+from indexer.models.tokenizer import load_tokenizer, settle_as_asked
 from indexer.models.weights import (
     STORED,
     Stored,
@@ -120,9 +120,10 @@ def load(
         )
     tuned = None if adapter is None else open_adapter(adapter)
     source = resolve(name, revision)
+    ends: dict[str, int | None] = {}
     if source.gguf:
         files = [source.folder / source.gguf]
-        stored = gguf_headers(source, files[0])
+        stored, ends = read_gguf(source, files[0])
     else:
         files = weight_files(name, source.folder)
         stored = read_headers(name, files)
@@ -133,6 +134,7 @@ def load(
         place = placement(name, device, weight_bytes(stored, chosen), chosen)
         _check_attention(source, config, attention)
         tokenizer = load_tokenizer(source, config)
+        settle_as_asked(source, tokenizer, ends)
         model, not_used = _load_weights(source, config, stored, chosen, place, attention, form)
         if tuned is not None:
             model, of_heads = merged(model, tuned)
@@ -296,8 +298,9 @@ def _load_weights(
     for kind in _classes(config):
         # one that lacks weights makes room for the next
         model: Any = None
-        # the bar that it shows while it reads GGUF is no bar of its own kind
-        hidden = redirect_stderr(StringIO()) if source.gguf else nullcontext()
+        # the bar that it shows while it reads GGUF, and what it warns of when it is told how to read a form,
+        # come by other ways than its own
+        hidden = redirect_stderr(StringIO()) if form.name else nullcontext()
         with blamed_on(source, "transformers cannot load it"), hidden:
             model, report = kind.from_pretrained(
                 source.folder,

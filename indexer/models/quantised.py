@@ -61,13 +61,25 @@ def form_of(source: Source, config: Any) -> Form:
     return Form({QUANTISED: options}, f"{method}, dequantised")
 
 
-def gguf_headers(source: Source, file: Path) -> dict[str, Stored]:
-    """The tensors of a GGUF file by the names that it has for them, as they are once they are read."""
+def read_gguf(source: Source, file: Path) -> tuple[dict[str, Stored], dict[str, int | None]]:
+    """A GGUF file's tensors by its own names, as they are once they are read; and which ends it asks for.
+
+    The ends are the ids of "bos" and "eos" where they stand around a text, None where they do not, left out
+    where it does not say: not every version of transformers asks the file.
+    """
     check_installed(f"model {source.name}: a GGUF file", "gguf", "accelerate")
     from gguf import GGUFReader
 
     with blamed_on(source, f"{file.name} is damaged"):
-        return {
+        reader = GGUFReader(file)
+        stored = {
             tensor.name: Stored("F32", tuple(int(size) for size in tensor.shape[::-1]))
-            for tensor in GGUFReader(file).tensors
+            for tensor in reader.tensors
         }
+        ends = {}
+        for role in ("bos", "eos"):
+            added = reader.get_field(f"tokenizer.ggml.add_{role}_token")
+            token = reader.get_field(f"tokenizer.ggml.{role}_token_id")
+            if added is not None:
+                ends[role] = int(token.contents()) if added.contents() and token is not None else None
+        return stored, ends

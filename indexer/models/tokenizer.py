@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,9 @@ def _settle_ends(source: Source, tokenizer: Any) -> None:
     """Have BOS and EOS put around a text as settings say. IndexerError where they and the file contradict
     each other and no class says which of them holds."""
     settings = read_json(source.name, source.folder / SETTINGS, {})
-    before, after = (ids.tolist() for ids in tokens_around(tokenizer.backend_tokenizer))
     ends, differs = {}, False
-    for role, end in (("bos", before[:1]), ("eos", after[-1:])):
+    for role, adds in _ends_of(tokenizer).items():
         token, asked = getattr(tokenizer, f"{role}_token"), settings.get(f"add_{role}_token")
-        adds = token is not None and end == [getattr(tokenizer, f"{role}_token_id")]
         ends[role] = asked if token is not None and isinstance(asked, bool) else adds
         if ends[role] == adds:
             continue
@@ -102,6 +100,34 @@ def _settle_ends(source: Source, tokenizer: Any) -> None:
         differs = True
     if differs:
         _put_around(tokenizer, ends)
+
+
+def settle_as_asked(source: Source, tokenizer: Any, asked: Mapping[str, int | None]) -> None:
+    """Have the tokens of these ids put around a text as "bos" and "eos", None being none.
+
+    Raises IndexerError where the tokenizer has others for them.
+    """
+    adds = _ends_of(tokenizer)
+    for role, token_id in asked.items():
+        has = getattr(tokenizer, f"{role}_token_id")
+        if token_id not in (None, has):
+            raise IndexerError(
+                f"model {source.name}: its file has token {token_id} as {role.upper()}, and the installed "
+                f"transformers reads {has}; take a newer one, or put the model's {FILE} beside the file"
+            )
+    ends = {**adds, **{role: token_id is not None for role, token_id in asked.items()}}
+    if ends != adds:
+        _put_around(tokenizer, ends)
+
+
+def _ends_of(tokenizer: Any) -> dict[str, bool]:
+    """Whether "bos" and "eos" are put around a text."""
+    before, after = (ids.tolist() for ids in tokens_around(tokenizer.backend_tokenizer))
+    return {
+        role: getattr(tokenizer, f"{role}_token") is not None
+        and end == [getattr(tokenizer, f"{role}_token_id")]
+        for role, end in (("bos", before[:1]), ("eos", after[-1:]))
+    }
 
 
 def _put_around(tokenizer: Any, ends: dict[str, bool]) -> None:
