@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from indexer.errors import IndexerError
 from indexer.models import LoadedModel, Runner, adapt
 from indexer.models.forward import call_model
+from indexer.models.matmul import linear
 from indexer.models.probe import Probe, Values, Workspace, groups_of
 from indexer.names import MLP, Key
 from tests.tiny_batches import Keeper, TinyBatch, mlps, tiny_batch
@@ -22,8 +23,8 @@ from tests.tiny_models import BIDIRECTIONAL, FUSED, HOOKED, LAYERS, fresh, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = [torch.float32, torch.bfloat16]
-# of the largest magnitude in a layer; two roundings of a bfloat16 value, grown over three layers
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+# of the largest magnitude in a layer; two roundings of a 16-bit value, grown over three layers
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
 _adapted: dict[tuple[str, torch.dtype], LoadedModel] = {}
 _found: dict[tuple[str, torch.dtype, bool], list[Probe]] = {}
@@ -152,17 +153,36 @@ def test_onednn_changes_rounding_only(name: str, hooks: bool) -> None:
         close(actual.layer(layer), expected.layer(layer), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_in_16_bits_onednn_rounds_each_product_once(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.models.matmul._by_itself", lambda dtype: False)
+    loaded, batch = adapted(name, dtype), tiny_batch(20, 13, 20)
+    expected, actual = (run(loaded, batch, matmul=matmul) for matmul in ("torch", "onednn"))
+    for layer in range(LAYERS):
+        close(actual.layer(layer), expected.layer(layer), dtype)
+    x, weight, bias = torch.randn(3, 5, 33), torch.randn(33, 7), torch.randn(7)
+    x, weight, bias = (part.to(dtype) for part in (x, weight, bias))
+    exact = (x.double() @ weight.double() + bias.double()).to(dtype)
+    assert torch.equal(linear(x, weight.t(), bias), exact)
+
+
 def runner(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Runner:
     loaded = adapted(name, dtype)
     return Runner(loaded, probes(loaded), Keeper().take, **options)
 
 
-def test_which_matrix_product_is_taken() -> None:
+def test_which_matrix_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner("gpt2").onednn
     assert not runner("gpt2", matmul="torch").onednn
-    assert not runner("gpt2", torch.bfloat16).onednn
+    for has_instructions in (False, True):
+        monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda has=has_instructions: has)
+        assert runner("gpt2").onednn
+        assert runner("gpt2", torch.bfloat16).onednn is not has_instructions
     with pytest.raises(
-        IndexerError, match=r"matmul onednn: it is for float32 on the CPU, and this is torch\.bfloat16"
+        IndexerError, match=r"matmul onednn: torch needs no help for torch\.bfloat16 on cpu; take auto"
     ):
         runner("gpt2", torch.bfloat16, matmul="onednn")
     with pytest.raises(IndexerError, match="matmul fast: choose among auto, torch, onednn"):

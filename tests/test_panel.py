@@ -152,9 +152,12 @@ def test_two_models_of_one_tokenizer_have_the_same_panel(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_activations_are_those_of_the_plain_model(
-    name: str, dtype: str, hooks: bool, models: dict[str, Path], corpus: Path, tmp_path: Path
-) -> None:
+    name: str, dtype: str, hooks: bool, models: dict[str, Path], corpus: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     model = models[name]
+    # as on a processor with instructions for bfloat16
+    monkeypatch.setattr("indexer.models.matmul._by_itself", lambda dtype: dtype == torch.bfloat16)
     output = build(options(tmp_path / "a.index", model, corpus, dtype=dtype, hooks=hooks))
     windows = windows_of(texts_of(corpus), model, W, SEED, CONTEXT)
     place = {"llama": "layers.{}.mlp.down_proj", "bert": "encoder.layer.{}.output.dense"}[name]
