@@ -25,6 +25,7 @@ from indexer.names import Key
 from indexer.partials.merge import merge_indexes
 from indexer.sites import Asked, find
 from indexer.sites.sae import probe as probes_of
+from indexer.web.live import Live
 from tests.kernel_cases import assert_equal
 from tests.test_resume import stopped_after
 from tests.tiny_batches import tiny_batch
@@ -70,7 +71,9 @@ def rows(index: Path) -> list[Any]:
         return [opened.sql(f"SELECT * FROM {view} ORDER BY ALL").to_pylist() for view in views]
 
 
-def plain(model: Path, texts: list[str]) -> dict[tuple[int, int], NDArray[np.float32]]:
+def plain(
+    model: Path, texts: list[str], encode: Any = encoded
+) -> dict[tuple[int, int], NDArray[np.float32]]:
     """By document and ordinal: features [tokens, FEATURES] of each sequence, run by itself."""
     body, found = AutoModel.from_pretrained(model, dtype=torch.float32).eval(), {}
     for number, file in enumerate(texts):
@@ -80,7 +83,7 @@ def plain(model: Path, texts: list[str]) -> dict[tuple[int, int], NDArray[np.flo
             with torch.inference_mode():
                 states = body(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
             # what the second block returns
-            found[number << 40, ordinal] = encoded(states[2][0], weights()).numpy()
+            found[number << 40, ordinal] = encode(states[2][0], weights()).numpy()
     return found
 
 
@@ -172,6 +175,47 @@ def test_parts_merged_added_and_beside_other_sites(texts: list[str], tmp_path: P
     assert [[row for row in view if row["site"] == SITE] for view in rows(together)] == whole
     with indexer.open_index(together) as index:
         assert index.info()["layers"] == {"resid": "0-2", SITE: "1", "sae.second.one": "0"}
+
+
+def jumped(pre: torch.Tensor) -> torch.Tensor:
+    return torch.relu(pre) * (pre > 1.5)
+
+
+def largest(pre: torch.Tensor) -> torch.Tensor:
+    top = pre.topk(5, dim=1)
+    return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+
+
+@pytest.mark.parametrize(
+    ("settings", "function"),
+    [
+        ({"architecture": "jumprelu", "tensors": {"threshold": torch.full((FEATURES,), 1.5)}}, jumped),
+        ({"architecture": "topk", "k": 5}, largest),
+    ],
+    ids=["jumprelu", "topk"],
+)
+def test_features_that_jump(
+    settings: dict[str, Any], function: Any, texts: list[str], tmp_path: Path
+) -> None:
+    model, sae = saved(tmp_path / "model", "llama"), saved_dictionary(tmp_path / "small", **settings)
+    tensors = weights()
+
+    def encode(x: torch.Tensor, _: Any) -> torch.Tensor:
+        return function((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"])
+
+    counted = np.concatenate([values[1:-1] for values in plain(model, texts, encode).values()])
+    with indexer.open_index(build(model, texts, tmp_path / "index", sae=str(sae))) as index:
+        index.verify(full=True)
+        units = index.sql("SELECT * FROM units ORDER BY unit").to_pydict()
+    np.testing.assert_allclose(units["maximum"], counted.max(axis=0), **NEAR)
+    # rounding may move few values over a threshold
+    assert np.abs(np.array(units["positive"]) - (counted > 0).sum(axis=0)).sum() <= 2
+    # in bfloat16 many are moved; sequences are told apart by what is encoded
+    low = build(model, texts, tmp_path / "low", sae=str(sae), dtype="bfloat16", panel=0)
+    with indexer.open_index(low) as index:
+        assert index.manifest.model["batches"] == "padded"
+        positive = index.sql("SELECT sum(positive) AS n FROM units").to_pylist()[0]["n"]
+    np.testing.assert_allclose(float(positive), (counted > 0).sum(), rtol=0.05)
 
 
 def test_a_build_that_was_stopped_goes_on(
@@ -282,6 +326,27 @@ def test_mistakes(options: dict[str, Any], said: str | None, texts: list[str], t
         return
     with pytest.raises(IndexerError, match=said):
         build(model, texts, tmp_path / "index", **options)
+
+
+def test_texts_are_run_live(texts: list[str], tmp_path: Path) -> None:
+    model, sae = saved(tmp_path / "model", "llama"), saved_dictionary(tmp_path / "small")
+    with indexer.open_index(build(model, texts, tmp_path / "index", sae=str(sae))) as index:
+        found = Live(index, str(model)).run("w3 w50 w7 w7").values[Key(SITE, 1)]
+        ids = torch.tensor([[1, 7, 54, 11, 11, 2]])
+        with torch.inference_mode():
+            states = AutoModel.from_pretrained(model)(ids, output_hidden_states=True).hidden_states
+        np.testing.assert_allclose(found, encoded(states[2][0], weights()), **NEAR)
+        saved_dictionary(tmp_path / "small", seed=1)
+        with pytest.raises(IndexerError, match=r"small: it is not the dictionary that sae\.small\.1 was"):
+            Live(index, str(model))
+
+
+def test_a_place_without_weights_of_its_own(texts: list[str], tmp_path: Path) -> None:
+    """The activation module of an MLP, which is read where the MLP is not computed by us."""
+    tensors = weights(inputs=80)
+    sae = saved_dictionary(tmp_path / "small", "layers.2.mlp.act_fn", tensors=tensors, d_in=80)
+    index = build(saved(tmp_path / "model", "llama"), texts, tmp_path / "index", sae=str(sae))
+    assert {row["layer"] for row in rows(index)[0]} == {2}
 
 
 def test_a_dictionary_of_another_width_is_refused(tmp_path: Path) -> None:

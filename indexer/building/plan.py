@@ -33,8 +33,8 @@ from indexer.models.forward import embedding_rows
 from indexer.models.matmul import uses_onednn
 from indexer.models.memory import MemoryPlan, plan_memory
 from indexer.models.placement import device_type
-from indexer.names import EXPERTS, SAE, Key, kind_of, parse_layers
-from indexer.sites import Asked, check_sites, find
+from indexer.names import EXPERTS, Key, kind_of, parse_layers
+from indexer.sites import Asked, check_sites, find, with_dictionaries
 from indexer.tokens.chat import chat_writer
 
 # Rows that a fused probe takes at a time on a CPU, so that its values stay in cache until they are projected.
@@ -143,7 +143,7 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     asked = Asked(
         keep, config.hooks, config.output_projection, dictionaries=config.sae, units=config.sae_units
     )
-    every = find(loaded, _sites(config), asked)
+    every = find(loaded, with_dictionaries(config.sites, asked), asked)
     probes = _chosen(config, every)
     plan = Plan(
         config=config,
@@ -167,11 +167,6 @@ def kept(config: BuildConfig) -> Keep:
     """What is kept of every unit."""
     names = ("top", "bottom", "window", "by", "distinct", "samples", "panel", "seed")
     return Keep(**{name: getattr(config, name) for name in names}).within(config.context)
-
-
-def _sites(config: BuildConfig) -> tuple[str, ...]:
-    """Those that are indexed: those that are asked for, and that of dictionaries where there are some."""
-    return config.sites if not config.sae or SAE in config.sites else (*config.sites, SAE)
 
 
 def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:

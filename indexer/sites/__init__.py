@@ -6,6 +6,6 @@ docs/add-a-site.md says how one is added.
 from __future__ import annotations
 
 from indexer.sites.asked import Asked
-from indexer.sites.found import SITES, check_sites, find
+from indexer.sites.found import SITES, check_sites, find, with_dictionaries
 
-__all__ = ["SITES", "Asked", "check_sites", "find"]
+__all__ = ["SITES", "Asked", "check_sites", "find", "with_dictionaries"]

@@ -46,6 +46,11 @@ def check_sites(names: Sequence[str]) -> None:
             )
 
 
+def with_dictionaries(sites: Sequence[str], asked: Asked) -> tuple[str, ...]:
+    """The sites that are asked for, and that of dictionaries where there are some."""
+    return (*sites, SAE) if asked.dictionaries and SAE not in sites else tuple(sites)
+
+
 def find(loaded: LoadedModel, sites: Sequence[str] = (MLP,), asked: Asked | None = None) -> list[Probe]:
     """The probes of some sites, in the order in which the running model reaches them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from indexer.errors import IndexerError
 from indexer.index.read import Index
 from indexer.index.spelled import spell
-from indexer.models import Runner, Values, load
+from indexer.models import Probe, Runner, Values, load
 from indexer.models.runner import Part
 from indexer.names import MLP, Key, Unit, parse_unit
-from indexer.sites import Asked, find
+from indexer.sites import Asked, find, with_dictionaries
 from indexer.tokens.encode import Encoder
 from indexer.web.rarity import Rarity, rarest
 
@@ -63,12 +64,19 @@ class Live:
         if manifest.model.get("adapter_digest") != self.loaded.provenance.get("adapter_digest"):
             raise IndexerError(f"adapter {options['adapter']}: the index was made with another one")
         self._units = {entry.key: entry.units for entry in manifest.layers}
-        asked = Asked(hooks=True, output_projection=options.get("output_projection"))
+        units = options.get("sae_units")
+        asked = Asked(
+            hooks=True,
+            output_projection=options.get("output_projection"),
+            dictionaries=tuple(options.get("sae") or ()),
+            units=None if units is None else (units[0], units[1]),
+        )
         probes = [
             probe
-            for probe in find(self.loaded, options.get("sites", [MLP]), asked)
+            for probe in find(self.loaded, with_dictionaries(options.get("sites", [MLP]), asked), asked)
             if probe.key in self._units
         ]
+        _check_dictionaries(probes, manifest.model.get("dictionaries") or {})
         self.context = int(options.get("context", 256))
         wrapped = not options.get("no_special_tokens") and options.get("ids_column") is None
         self.encoder = Encoder(self.loaded.tokenizer, wrapped)
@@ -162,3 +170,14 @@ class Live:
 def _plain(values: NDArray[np.float32]) -> list[float | None]:
     """As JSON has them, with the fewest digits that tell a float32; None for what is not finite."""
     return [float(str(value)) if np.isfinite(value) else None for value in values]
+
+
+def _check_dictionaries(probes: Sequence[Probe], digests: dict[str, str]) -> None:
+    """Raise IndexerError where a dictionary is another one now than the index was made of."""
+    for probe in probes:
+        wanted, found = digests.get(str(probe.key)), probe.provenance.get("digest")
+        if wanted != found:
+            raise IndexerError(
+                f"{probe.provenance['source']}: it is not the dictionary that {probe.key} was made of "
+                f"(SHA-256 {str(found)[:12]}, the index has {str(wanted)[:12]})"
+            )

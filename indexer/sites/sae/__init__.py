@@ -38,6 +38,8 @@ def find(loaded: LoadedModel, asked: Asked) -> Sequence[Features]:
             f"--sae: model {loaded.provenance['architecture']} has two stacks, and which one a dictionary is "
             "for, none says; leave --sae out"
         )
+    if loaded.device.type != "cpu":
+        raise IndexerError("--sae: features are encoded on the CPU alone, as yet; take --device cpu")
     points = Points(loaded)
     probes: dict[Key, Features] = {}
     for source, name in map(named, asked.dictionaries):
@@ -71,7 +73,7 @@ def _fitted(dictionary: Dictionary, place: Place) -> Dictionary:
 
 
 def _probe(dictionary: Dictionary, name: str, place: Place, keep: Keep) -> Features:
-    file, device = dictionary.files[0], next(place.module.parameters()).device
+    file = dictionary.files[0]
     layer = place.layer if place.layer is not None else dictionary.layer
     if layer is None:
         raise IndexerError(f"{file}: it reads {dictionary.point}, and neither that nor a key tells its layer")
@@ -88,5 +90,5 @@ def _probe(dictionary: Dictionary, name: str, place: Place, keep: Keep) -> Featu
     site = f"sae.{name}.from{first}" if first else f"sae.{name}"
     return Features(
         key=Key(site, layer), units=len(dictionary.units), keep=keep, place=place.path, module=place.module,
-        returned=place.returned, across=place.across, facts=facts, dictionary=dictionary.to(device),
+        returned=place.returned, across=place.across, facts=facts, dictionary=dictionary,
     )  # fmt: skip

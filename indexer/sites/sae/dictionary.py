@@ -272,14 +272,6 @@ class Dictionary:
             raise IndexerError(f"--sae-units {first}-{last}: {has}")
         return replace(self, part=range(first, last + 1))
 
-    def to(self, device: torch.device) -> Dictionary:
-        """The same on a device."""
-        if self.weight.device == device:
-            return self
-        raise IndexerError(
-            f"{self.files[0]}: dictionaries are encoded on the CPU alone, as yet; take --device cpu"
-        )
-
 
 def _spread(values: Tensor, units: Tensor, block: slice) -> Tensor:
     """[rows, units of the block]: the values of those that are among `units`, [rows, k], and else 0."""

@@ -25,6 +25,11 @@ class Features(Hook):
     dictionary: Dictionary = field(repr=False)
 
     @property
+    def device(self) -> torch.device:
+        """Where they are encoded."""
+        return self.dictionary.weight.device
+
+    @property
     def width(self) -> int:
         """Units that are encoded together."""
         return BLOCK_UNITS
