@@ -11,7 +11,7 @@ export async function layersPage(main, { signal }) {
   main.replaceChildren(
     h("h1", {}, "Layers"),
     table(
-      ["layer", "units", "never active", "active (median)", "", "maximum (median)", "highest", "kurtosis (median)"],
+      ["layer", "units", "never active", "active (median)", "beside each other", "maximum (median)", "highest", "kurtosis (median)"],
       layers.map((layer) => [
         h("a", { href: `#/units?site=${layer.site}&where=layer%3E%3D${layer.layer}&where=layer%3C%3D${layer.layer}` }, `${layer.site}.${layer.layer}`),
         number(layer.units),

@@ -1,0 +1,163 @@
+"""All pages in a browser, of an index made to harm: nothing runs or is asked elsewhere, all can be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from starlette.applications import Starlette
+from starlette.staticfiles import StaticFiles
+
+import indexer
+from indexer.web.answers import Answers
+from indexer.web.server import application
+from indexer.web.site import write_site
+from tests.browser_cases import CHROMIUM, HOSTILE, answering, chromium, write_hostile
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+TOKEN = "a-token"
+SQL = "SELECT unit_name(site, layer, unit) AS unit, token, text, tokens FROM examples LIMIT 9"
+LIGHT = ("#/", "#/compare?a=mlp.0.1&b=mlp.1.2", f"#/sql?q={quote(SQL)}")
+DARK = ("#/u/mlp.1.3",)
+FURTHER = (
+    "#/units", "#/u/mlp.0.0?wrap=1&width=6", "#/compare", f"#/search?token={quote(HOSTILE[0])}", "#/text",
+    "#/about", "#/nowhere",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield write_hostile(tmp_path_factory.mktemp("pages") / "hostile.index", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def address(index: Path) -> Iterator[str]:
+    with indexer.open_index(index) as opened, answering(application(Answers(opened), TOKEN)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def static(index: Path) -> Iterator[str]:
+    app = Starlette()
+    app.mount("/", StaticFiles(directory=write_site(index, index.with_name("site")), html=True))
+    with answering(app) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+class Watched:
+    """A page, and what is wrong about it."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.address, self.wrong = address, list[str]()
+        self.context = browser.new_context(viewport={"width": 1300, "height": 900}, **options)
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        # refusals of the policy, too, are messages
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("dialog", lambda dialog: self.wrong.append(f"dialog {dialog.message}"))
+        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.goto(f"{address}?token={TOKEN}")
+
+    def open(self, path: str) -> None:
+        self.page.evaluate("document.getElementById('main').replaceChildren()")
+        self.page.goto(self.address + path)
+        self.page.wait_for_selector("main h1")
+        # lists of units are completed once they are there
+        if path.startswith("#/units"):
+            self.page.wait_for_selector("svg.spark")
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((self.address, "data:", "blob:")):
+            self.wrong.append(f"asked for {url}")
+
+
+@pytest.mark.parametrize(
+    "of_each_scheme",
+    [
+        {"light": LIGHT, "dark": DARK},
+        pytest.param({"light": DARK + FURTHER, "dark": LIGHT + FURTHER}, marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_pages_can_be_read_by_everyone_and_ask_nothing_elsewhere(
+    browser: Any, address: str, of_each_scheme: dict[str, tuple[str, ...]]
+) -> None:
+    axe = (files(pytest.importorskip("axe_playwright_python")) / "axe.min.js").read_text()
+    found = []
+    for scheme, paths in of_each_scheme.items():
+        watched = Watched(browser, address, color_scheme=scheme, reduced_motion="reduce")
+        for path in paths:
+            watched.open(path)
+            watched.page.evaluate(f"window.axe || (() => {{ {axe} }})()")
+            for one in watched.page.evaluate("axe.run()")["violations"]:
+                found.append((scheme, path, one["id"], one["nodes"][0]["html"][:120]))
+        assert watched.wrong == []
+        assert watched.page.evaluate("window.ran") is None
+    assert found == []
+
+
+def test_hostile_words_in_an_address_run_nothing(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    for text in HOSTILE:
+        name = quote(text, safe="")
+        for path in (f"#/search?text={name}", f"#/{name}", f"#/u/{name}", f"#/units?where={name}"):
+            watched.page.evaluate("path => { location.hash = path }", path)
+    watched.open(f"#/compare?a={quote(HOSTILE[0])}&b={quote(HOSTILE[1])}")
+    watched.open("#/u/mlp.0.1")
+    watched.page.hover(".example .token.peak")
+    assert any(text[:20] in watched.page.locator("#tip").inner_text() for text in HOSTILE)
+    assert watched.page.evaluate("window.ran") is None
+    # the server refuses names that are none, and the browser says so
+    assert {line for line in watched.wrong if "400" not in line} == set()
+
+
+def test_a_cut_network_is_told(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    watched.page.wait_for_selector("table")
+    watched.context.set_offline(True)
+    watched.page.evaluate("location.hash = '#/u/mlp.0.1'")
+    watched.page.wait_for_selector("[role=alert]")
+    assert "does not answer" in watched.page.locator("[role=alert]").inner_text()
+    watched.context.set_offline(False)
+    watched.page.evaluate("location.hash = '#/u/mlp.0.2'")
+    watched.page.wait_for_selector(".example")
+
+
+def test_the_static_pages_show_the_same(browser: Any, address: str, static: str) -> None:
+    seen, ranges = [], list[str]()
+    for place in (address, static):
+        watched = Watched(browser, place)
+        watched.page.on(
+            "response", lambda response: ranges.append(response.url) if response.status == 206 else None
+        )
+        watched.open("#/u/mlp.1.3")
+        shown = watched.page.locator(".examples").all_inner_texts()
+        seen.append(
+            (watched.page.locator(".facts").inner_text(), shown, watched.page.locator("rect").count())
+        )
+        assert watched.wrong == []
+        assert watched.page.evaluate("window.ran") is None
+    assert seen[0] == seen[1]
+    assert len(seen[0][1]) == 3
+    assert 1 <= len(ranges) <= 12
+    watched.open("#/search")
+    assert "neuron-indexer serve" in watched.page.locator("main").inner_text()
+    watched.page.goto(static + "#/u/mlp.1.3")
+    watched.page.wait_for_selector(".source")
+    watched.page.locator(".source").first.click()
+    watched.page.wait_for_selector(".document")
+    assert re.search(
+        "neuron-indexer serve to read whole documents", watched.page.locator(".document").inner_text()
+    )
