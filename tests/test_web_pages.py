@@ -152,6 +152,10 @@ def test_the_static_pages_show_the_same(browser: Any, address: str, static: str)
     assert seen[0] == seen[1]
     assert len(seen[0][1]) == 3
     assert 1 <= len(ranges) <= 12
+    watched.open("#/u/mlp.1.3?embed=hist,top2")
+    assert watched.page.locator(".example").count() == 2
+    assert watched.page.locator("svg.histogram").is_visible()
+    assert not watched.page.locator("header").is_visible()
     watched.open("#/search")
     assert "neuron-indexer serve" in watched.page.locator("main").inner_text()
     watched.page.goto(static + "#/u/mlp.1.3")

@@ -36,6 +36,7 @@ async function open() {
   const { signal } = leaving;
   const { page, name, state, path } = address();
   document.getElementById("tip").hidden = true;
+  document.body.classList.toggle("embed", Boolean(state.embed));
   for (const link of document.querySelectorAll("header nav a")) link.toggleAttribute("aria-current", link.hash === `#/${page}`);
   jump.value = page === "u" ? name : "";
   const go = (changes) => { location.hash = written(path, { ...state, ...changes }); };

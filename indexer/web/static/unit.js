@@ -19,6 +19,10 @@ export async function unitPage(main, { name, state, go, about, signal }) {
   const side = KINDS[state.side] ? state.side : "";
   const view = { unit, scale, tail, mark, aligned, width: Number(state.width) || 0 };
 
+  if (state.embed) {
+    main.replaceChildren(...embedded(state.embed, view, picture));
+    return;
+  }
   main.replaceChildren(
     h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours), others(unit.name, about)),
     statistics(numbers),
@@ -32,6 +36,20 @@ export async function unitPage(main, { name, state, go, about, signal }) {
     peaks(unit) ?? "",
     about.live ? tryText(unit, view, signal) : about.static ? "" : h("p", { className: "quiet" }, "Start the server with --model to try a text of your own on this unit."),
   );
+}
+
+// Chosen parts for a page of somebody else's, as embed=facts,hist,top5: facts, hist, top, samples and bottom, with how many.
+function embedded(wanted, view, picture) {
+  const { unit } = view;
+  const title = h("h1", {}, h("a", { href: `#/u/${unit.name}`, target: "_blank" }, unit.name));
+  const parts = wanted.split(",").map((part) => {
+    const [, name, most] = /^([a-z]+)(\d*)$/.exec(part) ?? [];
+    if (name === "facts") return statistics(unit.numbers);
+    if (name === "hist") return picture;
+    if (!Object.hasOwn(KINDS, name ?? "")) throw new Error(`embed: there is no part "${part}"; there are facts, hist, ${Object.keys(KINDS).join(", ")}, as top5`);
+    return section(KINDS[name], unit[name].slice(0, Number(most) || undefined), view);
+  });
+  return [title, ...parts];
 }
 
 // The same unit in the other indexes that are served.
