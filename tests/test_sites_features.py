@@ -328,6 +328,15 @@ def test_mistakes(options: dict[str, Any], said: str | None, texts: list[str], t
         build(model, texts, tmp_path / "index", **options)
 
 
+def test_memory_that_is_not_there(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = saved_dictionary(tmp_path / "small")
+    monkeypatch.setattr("indexer.models.memory.free_main_memory", lambda: 1000)
+    with pytest.raises(IndexerError, match=r"the statistics of 200 units take .* choose fewer --sae-units, "):
+        build(saved(tmp_path / "model", "llama"), texts, tmp_path / "index", sae=str(sae))
+
+
 def test_texts_are_run_live(texts: list[str], tmp_path: Path) -> None:
     model, sae = saved(tmp_path / "model", "llama"), saved_dictionary(tmp_path / "small")
     with indexer.open_index(build(model, texts, tmp_path / "index", sae=str(sae))) as index:

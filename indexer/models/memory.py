@@ -23,6 +23,7 @@ from indexer.models.loading import LoadedModel
 from indexer.models.peak import forward_bytes
 from indexer.models.placement import free_memory
 from indexer.models.probe import Probe
+from indexer.names import SAE
 from indexer.talk import in_bytes
 
 CPU_BATCH_TOKENS = 4096
@@ -198,11 +199,12 @@ def _check_host(probes: Sequence[Probe], state: int) -> int:
     """Bytes of main memory that are free; raises IndexerError where the states take more."""
     free = free_main_memory()
     if state > free:
+        part = "--sae-units, " if any(probe.key.site.startswith(f"{SAE}.") for probe in probes) else ""
         where, fewer = (" for each build on this machine", "--workers, ") if is_shared() else ("", "")
         raise IndexerError(
             f"the statistics of {sum(probe.units for probe in probes):,} units take {in_bytes(state)}, and "
-            f"{in_bytes(free)} of memory are free{where}; choose fewer {fewer}--layers, a smaller --top, "
-            "--bottom or --samples, or a shorter --window"
+            f"{in_bytes(free)} of memory are free{where}; choose fewer {part}{fewer}--layers, a smaller "
+            "--top, --bottom or --samples, or a shorter --window"
         )
     return free
 
