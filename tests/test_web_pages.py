@@ -69,6 +69,8 @@ class Watched:
         self.page.on("dialog", lambda dialog: self.wrong.append(f"dialog {dialog.message}"))
         self.page.on("request", lambda request: self._asked(request.url))
         self.page.goto(f"{address}?token={TOKEN}")
+        # what comes late would be taken for the page that is opened next
+        self.page.wait_for_selector("main h1")
 
     def open(self, path: str) -> None:
         self.page.evaluate("document.getElementById('main').replaceChildren()")
@@ -121,6 +123,22 @@ def test_hostile_words_in_an_address_run_nothing(browser: Any, address: str) -> 
     assert watched.page.evaluate("window.ran") is None
     # the server refuses names that are none, and the browser says so
     assert {line for line in watched.wrong if "400" not in line} == set()
+
+
+def test_a_histogram_is_saved_as_a_figure(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    watched.open("#/u/mlp.1.3")
+    bars = watched.page.locator("svg.histogram rect").count()
+    found = {}
+    for kind in ("SVG", "PNG"):
+        with watched.page.expect_download() as download:
+            watched.page.get_by_role("button", name=f"Save as {kind}").click()
+        assert download.value.suggested_filename == f"mlp.1.3.{kind.lower()}"
+        found[kind] = Path(download.value.path()).read_bytes()
+    coloured = found["SVG"].count(b'fill="rgb(') - found["SVG"].count(b"<text")
+    assert found["SVG"].count(b"<rect") == bars == coloured > 0
+    assert found["PNG"].startswith(b"\x89PNG")
+    assert watched.wrong == []
 
 
 def test_a_cut_network_is_told(browser: Any, address: str) -> None:

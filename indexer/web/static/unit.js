@@ -1,6 +1,7 @@
 // The page of one unit.
 
 import { h, number, share, visible } from "./dom.js";
+import { savers } from "./figure.js";
 import { histogram } from "./histogram.js";
 import { ask, run } from "./source.js";
 import { binOf, factsOf, legend, scaleOf, tailOf, tokenLine } from "./tokens.js";
@@ -27,7 +28,7 @@ export async function unitPage(main, { name, state, go, about, signal }) {
     h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours), others(unit.name, about)),
     statistics(numbers),
     unit.head ? headScores(unit.head) : "",
-    h("section", { ariaLabel: "Histogram" }, picture),
+    h("section", { ariaLabel: "Histogram" }, picture, savers(picture, unit.name)),
     controls(state, go, unit),
     legend(scale),
     ...Object.entries(KINDS)
