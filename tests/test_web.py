@@ -198,6 +198,8 @@ def test_no_file_but_those_of_the_pages(client: TestClient) -> None:
 def test_running_a_text_takes_the_token_and_a_model(client: TestClient) -> None:
     for headers in ({}, {"X-Token": "other"}):
         assert client.post("/api/text", json={"text": "a"}, headers=headers).status_code == 403
+    foreign = {b"x-token": "\u00e9".encode("latin-1")}
+    assert client.post("/api/text", json={"text": "a"}, headers=foreign).status_code == 403
     answer = client.post("/api/text", json={"text": "a"}, headers={"X-Token": TOKEN})
     assert (answer.status_code, "--model" in answer.json()["error"]) == (400, True)
 

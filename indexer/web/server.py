@@ -77,7 +77,7 @@ def application(
     questions = Questions(answers.index)
 
     def lacks_token(request: Request) -> Response | None:
-        if secrets.compare_digest(request.headers.get(TOKEN, ""), token):
+        if secrets.compare_digest(request.headers.get(TOKEN, "").encode(), token.encode()):
             return None
         return _json({"error": "the address lacks its token; open the one that the program printed"}, 403)
 
