@@ -148,16 +148,20 @@ def test_two_models_of_one_tokenizer_have_the_same_panel(
     assert told(one) != told(build(options(tmp_path / "c", models["llama"], corpus, seed=SEED + 1)))
 
 
+@pytest.fixture
+def products_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of 16-bit numbers, as on a processor with instructions for them."""
+    monkeypatch.setattr("indexer.models.matmul._by_itself", lambda dtype: dtype != torch.float32)
+
+
 @pytest.mark.parametrize("hooks", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.usefixtures("products_of_torch")
 def test_activations_are_those_of_the_plain_model(
-    name: str, dtype: str, hooks: bool, models: dict[str, Path], corpus: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    name: str, dtype: str, hooks: bool, models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
     model = models[name]
-    # as on a processor with instructions for bfloat16
-    monkeypatch.setattr("indexer.models.matmul._by_itself", lambda dtype: dtype == torch.bfloat16)
     output = build(options(tmp_path / "a.index", model, corpus, dtype=dtype, hooks=hooks))
     windows = windows_of(texts_of(corpus), model, W, SEED, CONTEXT)
     place = {"llama": "layers.{}.mlp.down_proj", "bert": "encoder.layer.{}.output.dense"}[name]
@@ -174,6 +178,7 @@ def test_activations_are_those_of_the_plain_model(
                 assert (torch.from_numpy(found.copy()).bfloat16().float().numpy() == found).all()
 
 
+@pytest.mark.usefixtures("products_of_torch")
 def test_every_site_has_the_same_panel(models: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
     model, sites = models["llama"], ("mlp", "attn", "heads", "resid")
     output = build(options(tmp_path / "a.index", model, corpus, dtype="bfloat16", hooks=True, sites=sites))

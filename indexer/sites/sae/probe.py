@@ -68,7 +68,7 @@ def _product(workspace: Workspace) -> Product:
     """x @ weight.T + bias, in memory that the next one takes again."""
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if workspace.onednn and x.dtype == torch.float32:
+        if workspace.onednn:
             return linear(x, weight, bias)
         out = workspace.take(2, len(x), len(weight), x)
         return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
