@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from indexer.errors import IndexerError
 
@@ -183,3 +184,17 @@ def format_layers(layers: Sequence[int]) -> str:
         else:
             ranges.append((layer, layer))
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def named_unit(unit: Any, number: Any) -> Unit:
+    """The unit of a name, or of the layer and number of a neuron."""
+    if number is None and isinstance(unit, str | Unit):
+        return parse_unit(unit) if isinstance(unit, str) else unit
+    try:
+        return Unit(MLP, operator.index(unit), operator.index(number))
+    except TypeError:
+        given = repr(unit) if number is None else f"{unit!r}, {number!r}"
+        raise IndexerError(
+            f'unit {given}: give a name, "mlp.5.1733", or a layer and a number, 5, 1733; '
+            "how many examples is k, by its name: k=10"
+        ) from None

@@ -21,8 +21,9 @@ from indexer import open_index
 from indexer.commands import app
 from indexer.commands.demo import FIRES_ON, SELECTIVE, _show
 from indexer.display.histogram import bars
-from indexer.display.pages import console, source_name, window
+from indexer.display.pages import console, window
 from indexer.index.read import Index
+from indexer.index.results import source_name
 
 UNIT = "mlp.1.5"
 # what takes longer to import than most questions take to answer

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from indexer.display.harmless import literal, one_line, visible
 from indexer.display.text import Window, concordance, marked
+from indexer.index.harmless import literal, one_line, visible
 from indexer.index.spelled import spell
 
 DANGEROUS = ("Cc", "Cf", "Cs", "Zl", "Zp")

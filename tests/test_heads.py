@@ -31,7 +31,7 @@ from indexer.sites import find
 from indexer.sites.patterns import Patterns
 from tests.real_model import minilm, standard_library
 from tests.test_sites import build
-from tests.tiny_models import FUSED, fresh, saved, tiny
+from tests.tiny_models import FUSED, fresh, saved, tiny, word_files
 
 CONTEXT = 24
 
@@ -98,11 +98,7 @@ def scores_of(index: Path) -> dict[str, NDArray[np.float64]]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    generator = np.random.default_rng(0)
-    for number, size in enumerate((70, 3, 41, 22)):
-        words = " ".join(f"w{word}" for word in generator.integers(0, 90, size))
-        (tmp_path / f"{number}.txt").write_text(words)
-    return [str(tmp_path / f"{number}.txt") for number in range(4)]
+    return word_files(tmp_path, (70, 3, 41, 22))
 
 
 def slow(*values: Any) -> Any:

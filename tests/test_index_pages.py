@@ -83,7 +83,7 @@ def test_pages_begin_with_units_and_one_unit_is_a_small_read(
     monkeypatch.setattr(Pages, "_read", lambda self, at, size: read.append(size) or plain(self, at, size))
     with open_index(index) as opened:
         opened.top("mlp.0.150")
-        file: Any = opened._files[EXAMPLES.file(Key(MLP, 0))]
+        file: Any = opened._files.get(EXAMPLES.file(Key(MLP, 0)), UnitFile, EXAMPLES.columns)
         [chunks] = file._pages._chunks.values()
         for name in ("token_ids", "activations"):
             # Arrow gives the last row of whole pages one of its own

@@ -31,7 +31,7 @@ from indexer.partials.merge import merge_indexes
 from indexer.sites import find
 from tests.test_resume import stopped_after
 from tests.tiny_batches import tiny_batch
-from tests.tiny_models import fresh, saved, tiny
+from tests.tiny_models import fresh, saved, tiny, word_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,11 +53,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Documents of unequal lengths, the last one shorter than a window."""
-    folder, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
-    for number, length in enumerate((150, 70, 31, 4)):
-        words = generator.integers(0, 90, length)
-        (folder / f"{number}.txt").write_text(" ".join(f"w{word}" for word in words))
-    return [str(folder / f"{number}.txt") for number in range(4)]
+    return word_files(tmp_path_factory.mktemp("texts"), (150, 70, 31, 4))
 
 
 def build(model: Path, texts: list[str], output: Path, **options: Any) -> Path:

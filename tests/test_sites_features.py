@@ -30,7 +30,7 @@ from tests.kernel_cases import assert_equal
 from tests.test_resume import stopped_after
 from tests.tiny_batches import tiny_batch
 from tests.tiny_dictionaries import FEATURES, encoded, saved_dictionary, weights
-from tests.tiny_models import saved, tiny
+from tests.tiny_models import saved, tiny, word_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,11 +43,7 @@ SITE = "sae.small"
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Documents of unequal lengths, the last one shorter than a window."""
-    folder, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
-    for number, length in enumerate((150, 70, 31, 4)):
-        words = generator.integers(0, 90, length)
-        (folder / f"{number}.txt").write_text(" ".join(f"w{word}" for word in words))
-    return [str(folder / f"{number}.txt") for number in range(4)]
+    return word_files(tmp_path_factory.mktemp("texts"), (150, 70, 31, 4))
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from indexer.partials.merge import merge_indexes
 from indexer.sites import Asked, find
 from tests.test_sites import build, rows
 from tests.tiny_batches import TinyBatch, tiny_batch
-from tests.tiny_models import HIDDEN, LAYERS, POSITIONS, UNITS, fresh, saved, tiny
+from tests.tiny_models import HIDDEN, LAYERS, POSITIONS, UNITS, fresh, saved, tiny, word_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONTEXT, BEFORE, AFTER = 24, 5, 3
@@ -43,11 +43,7 @@ Truth = dict[tuple[int, int], tuple[list[int], dict[str, NDArray[np.float32]]]]
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
-    for number, length in enumerate((70, 3, 41, 120)):
-        words = generator.integers(0, 90, length)
-        (folder / f"{number}.txt").write_text(" ".join(f"w{word}" for word in words))
-    return [str(folder / f"{number}.txt") for number in range(4)]
+    return word_files(tmp_path_factory.mktemp("texts"), (70, 3, 41, 120))
 
 
 def projection(name: str, stack: str, layer: int) -> str:

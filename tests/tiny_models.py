@@ -6,10 +6,11 @@ wrong order of factors, a wrong mask or a wrong position shows in the first digi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -249,3 +250,12 @@ def saved(
     model.save_pretrained(folder)  # type: ignore[operator]
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def word_files(folder: Path, lengths: Sequence[int]) -> list[str]:
+    """Text files of so many words each, drawn from those that the tokenizer of `saved` has."""
+    generator, files = np.random.default_rng(0), []
+    for number, length in enumerate(lengths):
+        files.append(folder / f"{number}.txt")
+        files[-1].write_text(" ".join(f"w{word}" for word in generator.integers(0, 90, length)))
+    return [str(file) for file in files]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer.display.data import print_table, rows
-from indexer.display.harmless import one_line
 from indexer.display.histogram import print_bars
 from indexer.display.pages import console, print_examples, print_title, sources
 from indexer.errors import IndexerError
+from indexer.index.harmless import one_line
 from indexer.talk import tell
 
 if TYPE_CHECKING:

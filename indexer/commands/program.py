@@ -133,7 +133,7 @@ def _status(run: Callable[[], Any]) -> int:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    from indexer.display.harmless import one_line
+    from indexer.index.harmless import one_line
 
     tell(f"error: {one_line(message)}")
     return status

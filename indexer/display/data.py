@@ -18,9 +18,9 @@ from typing import IO, Any, TextIO
 import pyarrow as pa
 from rich.cells import cell_len, set_cell_size
 
-from indexer.display.harmless import CUT, literal, one_line
 from indexer.errors import IndexerError
 from indexer.index.arrow import cast
+from indexer.index.harmless import CUT, literal, one_line
 
 # a cut column narrower than this says too little to be worth its place
 _NARROWEST = 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from indexer.display.data import number
-from indexer.display.harmless import CUT, one_line
 from indexer.display.histogram import UP, chart
 from indexer.display.text import Window, concordance, marked
+from indexer.index.harmless import CUT, one_line
+from indexer.index.results import source_name
 from indexer.index.spelled import spell
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 PAGE = 120
 _SOURCE_WIDEST = 26
 _FILES_SHOWN = 5
-# files whose rows are lines, also compressed ones
-LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$")
 
 
 class _Page(Console):
@@ -257,10 +255,3 @@ def sources(index: Index, examples: list[dict[str, Any]]) -> dict[int, str]:
     """What to call the documents of some examples: their file, and where in it they are."""
     found = index.documents(example["document"] for example in examples)
     return {row["document"]: source_name(row["source"], row["row"]) for row in found.to_pylist()}
-
-
-def source_name(source: str, row: int) -> str:
-    """A document's file and its place there: a line as people count, else the row as `documents` has it."""
-    if LINES.search(source.lower()):
-        return f"{source} line {row + 1}"
-    return f"{source} row {row}" if row else source

@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 from rich.text import Text
 
-from indexer.display.harmless import CUT, visible
+from indexer.index.harmless import CUT, visible
 
 OPEN, CLOSE = "«", "»"
 

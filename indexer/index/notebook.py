@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from indexer.errors import IndexerError
+from indexer.index.harmless import visible
 from indexer.index.spelled import spell
 
 _HIGH, _LOW = "240,140,0", "47,143,224"
@@ -141,5 +142,4 @@ def _number(value: float | int | None) -> str:
 
 
 def _text(text: str) -> str:
-    text = text.replace("\n", "↵").replace("\t", "⇥")
-    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+    return escape(visible(text))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,19 +95,12 @@ class Queries:
         with _in_one_line():
             self._tables[name] = table if isinstance(table, pa.Table) else pa.table(table)
 
-    def run(
-        self,
-        query: str,
-        parameters: Parameters = None,
-        *,
-        seconds: float | None = None,
-        rows: int | None = None,
-    ) -> pa.Table:
+    def run(self, query: str, parameters: Parameters = None, rows: int | None = None) -> pa.Table:
         """The result of one SELECT, with `rows` that many of it at most.
 
-        Raises IndexerError, one line, for a mistake, for anything else, and for what takes more `seconds`.
+        Raises IndexerError, one line, for a mistake or for anything else.
         """
-        with _in_one_line(), self._connection.cursor() as cursor, _ended_after(cursor, seconds):
+        with _in_one_line(), self._connection.cursor() as cursor:
             # a cursor sees the views of the connection, and no tables but its own
             for name, table in list(self._tables.items()):
                 cursor.register(name, table)
@@ -158,23 +150,6 @@ def _check_plan(nodes: Any) -> None:
         if _WRITES.search(node["name"].upper()):
             raise IndexerError(f"SQL: {node['name'].strip()} is not allowed; an index can only be read")
         _check_plan(node.get("children", []))
-
-
-@contextmanager
-def _ended_after(cursor: duckdb.DuckDBPyConnection, seconds: float | None) -> Iterator[None]:
-    """Interrupt what a cursor does for longer than some seconds."""
-    if seconds is None:
-        yield
-        return
-    timer = threading.Timer(seconds, cursor.interrupt)
-    timer.start()
-    try:
-        yield
-    except duckdb.InterruptException:
-        raise IndexerError(f"SQL: the query took more than {seconds:g} s; ask for less") from None
-    finally:
-        timer.cancel()
-        timer.join()
 
 
 @contextmanager

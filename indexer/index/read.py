@@ -6,11 +6,10 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,73 +24,33 @@ from indexer.index.codecs.heads import shown_of
 from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
-from indexer.index.notebook import Shown, examples_html, unit_html
+from indexer.index.notebook import Shown, examples_html
+from indexer.index.opened import OpenFiles
 from indexer.index.restore import LayerFiles
+from indexer.index.results import (
+    EXAMPLES_ROWS,
+    HISTOGRAMS_ROWS,
+    PANEL_ROWS,
+    UNITS_ROWS,
+    PanelOfLayer,
+    UnitRecord,
+    source_name,
+    with_names,
+)
 from indexer.index.spelled import STORED, of_kind, spelled
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import HEADS, MLP, Key, Unit, by_site, format_layers, kind_of, parse_key, parse_unit
+from indexer.names import HEADS, MLP, Key, Unit, by_site, format_layers, kind_of, named_unit, parse_key
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from indexer.index.query import Parameters, Queries
 
-Opened = TypeVar("Opened", bound=GroupedFile)
 _One = TypeVar("_One")
 _Other = TypeVar("_Other")
 
 _BINS = ["lower", "upper", "count"]
-
-
-def _plain(wanted: pa.Schema) -> pa.Schema:
-    """The schema with nullable columns and list elements, as tables have that SQL returns."""
-    kinds = [pa.list_(kind.value_type) if pa.types.is_list(kind) else kind for kind in wanted.types]
-    return pa.schema(list(zip(wanted.names, kinds, strict=True)))
-
-
-_UNITS, _EXAMPLES, _HISTOGRAMS, _PANEL = map(
-    _plain, (schema.UNITS, EXAMPLES.shown, HISTOGRAMS.columns, SHOWN)
-)
 _READERS = min(4, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True)
-class UnitRecord:
-    """Everything an index says about one unit, as rows of its views.
-
-    statistics: one row of `units`. histogram: rows of `histograms`, ascending by value.
-    top, bottom: rows of `examples`, by rank. samples: too, by band, the highest first, and rank.
-    head: the row of `heads`, where it is an attention head.
-    """
-
-    unit: Unit
-    statistics: pa.Table
-    histogram: pa.Table
-    top: pa.Table
-    bottom: pa.Table
-    samples: pa.Table
-    head: pa.Table | None
-
-    def _repr_html_(self) -> str:
-        return self.shown({}).html
-
-    def shown(self, sources: Mapping[int, str]) -> Shown:
-        """The record for a notebook; sources: names of documents by id, which stands for one without."""
-        numbers, bins = self.statistics.to_pylist()[0], self.histogram.to_pylist()
-        examples = (self.top, self.samples, self.bottom)
-        return Shown(unit_html(str(self.unit), numbers, bins, examples, sources), f"unit {self.unit}")
-
-
-class PanelOfLayer(NamedTuple):
-    """What all units of a layer do on the same windows of text.
-
-    windows: rows of the view `panel`, in its order.
-    activations: float32 [tokens, units]; the tokens are those of the windows, one window after the other. The
-    activations of one unit lie together in memory.
-    """
-
-    windows: pa.Table
-    activations: np.ndarray
 
 
 def open_index(path: Path | str) -> Index:
@@ -123,12 +82,11 @@ class Index:
     def __init__(self, path: Path, source: Source = on_disk) -> None:
         """source: what opens its Parquet files; the manifest is read from the disk."""
         self.path = path
-        self._source = source
         self._stamp = _stamp(path)
         self.manifest: Manifest = read_manifest(path)
         check_files(path, self.manifest)
         self._folder = path.resolve()
-        self._files: dict[str, GroupedFile] = {}
+        self._files = OpenFiles(self._folder, source, self._check_unchanged)
         self._vocabulary: Vocabulary | None = None
         self._queries: Queries | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -156,9 +114,7 @@ class Index:
     def close(self) -> None:
         """Close all files; tables read before stay valid."""
         with self._lock:
-            for file in self._files.values():
-                file.close()
-            self._files.clear()
+            self._files.close()
             if self._threads is not None:
                 self._threads.shutdown(wait=False)
                 self._threads = None
@@ -171,7 +127,7 @@ class Index:
         """The tokenizer's tokens by id, and the texts they make up."""
         with self._lock:
             if self._vocabulary is None:
-                file = self._open(schema.VOCABULARY_FILE, RowFile, schema.VOCABULARY)
+                file = self._files.get(schema.VOCABULARY_FILE, RowFile, schema.VOCABULARY)
                 row = file.row(0, schema.SPELLING)
                 with in_one_line(file.path):
                     self._vocabulary = Vocabulary.from_table(row)
@@ -187,18 +143,18 @@ class Index:
         Raises IndexerError for a unit it has not.
         """
         found = self._find(unit, number)
-        file = self._open(schema.UNITS_FILE, RowFile, schema.UNITS)
+        file = self._files.get(schema.UNITS_FILE, RowFile, schema.UNITS)
         row = file.row(self._first_row[found.key] + found.unit, schema.UNITS.names)
         if row.num_rows != 1 or Unit(*(row[name][0].as_py() for name in ("site", "layer", "unit"))) != found:
             raise IndexerError(f"{file.path}: the row of {found} is not in its place; {DAMAGED}")
-        return pa.Table.from_arrays(row.columns, schema=_UNITS)
+        return pa.Table.from_arrays(row.columns, schema=UNITS_ROWS)
 
     def histogram(self, unit: str | Unit | int, number: int | None = None) -> pa.Table:
         """The unit's rows of `histograms`, ascending by value: bins with a count above 0."""
         found = self._find(unit, number)
         path = HISTOGRAMS.file(found.key)
-        rows = self._open(path, UnitFile, HISTOGRAMS.columns).rows(found.unit, _BINS)
-        return _with_names(found, {name: rows[name] for name in _BINS}, _HISTOGRAMS)
+        rows = self._files.get(path, UnitFile, HISTOGRAMS.columns).rows(found.unit, _BINS)
+        return with_names(found, {name: rows[name] for name in _BINS}, HISTOGRAMS_ROWS)
 
     def top(self, unit: str | Unit | int, number: int | None = None, *, k: int | None = None) -> pa.Table:
         """The unit's k strongest examples, best first; all that the index has without k."""
@@ -224,7 +180,7 @@ class Index:
         found = self._find(unit, None)
         if kind_of(found.site) != HEADS:
             raise IndexerError(f'unit "{found}": no attention head; name one, for example heads.3.5')
-        file = self._open(HEAD_SCORES.file(found.key), UnitFile, HEAD_SCORES.columns)
+        file = self._files.get(HEAD_SCORES.file(found.key), UnitFile, HEAD_SCORES.columns)
         return shown_of(found, file.rows(found.unit, HEAD_SCORES.columns.names), file.path)
 
     def keep(self, unit: str | Unit | int, number: int | None = None) -> Keep:
@@ -266,9 +222,9 @@ class Index:
         return record.shown(self._sources(documents))
 
     def _sources(self, documents: list[int]) -> dict[int, str]:
-        """Of documents the last two parts of their source's name, and the row."""
+        """What to call some documents: the last two parts of their source, and the place in it."""
         return {
-            row["document"]: "/".join(row["source"].split("/")[-2:]) + f" row {row['row']}" * bool(row["row"])
+            row["document"]: "/".join(source_name(row["source"], row["row"]).split("/")[-2:])
             for row in self.documents(documents).to_pylist()
         }
 
@@ -279,9 +235,6 @@ class Index:
         Raises IndexerError for a layer that it has not, and where no panel was kept.
         Cost: reads the layer's file; memory of its activations, and of a few row groups.
         """
-        # imported here: it takes a few milliseconds, and no other question needs it
-        from concurrent.futures import ThreadPoolExecutor
-
         key = parse_key(layer) if isinstance(layer, str) else layer
         key = key if isinstance(key, Key) else Key(MLP, operator.index(key))
         file, windows, tokens = self._panel(key, f'layer "{key}"')
@@ -292,8 +245,7 @@ class Index:
             units = range(rows[group], rows[group + 1])
             found[units.start : units.stop] = matrix_of(file.group(group), units, tokens, file.path)
 
-        with ThreadPoolExecutor(_READERS) as pool:
-            list(pool.map(read, range(len(file.group_rows))))
+        list(self._pool().map(read, range(len(file.group_rows))))
         return PanelOfLayer(windows, found.T)
 
     def panel_row(self, unit: str | Unit | int, number: int | None = None) -> np.ndarray:
@@ -305,7 +257,7 @@ class Index:
 
     def documents(self, documents: Iterable[int]) -> pa.Table:
         """The rows of `documents` of some ids, ascending; ids that it does not know have none."""
-        file = self._open(schema.DOCUMENTS_FILE, GroupedFile, schema.DOCUMENTS)
+        file = self._files.get(schema.DOCUMENTS_FILE, GroupedFile, schema.DOCUMENTS)
         wanted = pa.array(sorted(set(documents)), pa.int64())
         return pa.concat_tables(
             [file.empty(schema.DOCUMENTS.names)]
@@ -408,26 +360,30 @@ class Index:
         """
         if self._vocabulary is None:
             return one(), other()
+        later = self._pool().submit(other)
+        return one(), later.result()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        # imported here: it takes a few milliseconds, and most questions need none
         from concurrent.futures import ThreadPoolExecutor
 
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_READERS, "index")
-            later = self._threads.submit(other)
-        return one(), later.result()
+            return self._threads
 
     def _examples(self, unit: Unit) -> pa.Table:
         """All examples of a unit, with tokens and text from the vocabulary."""
         path = EXAMPLES.file(unit.key)
-        file = self._open(path, UnitFile, EXAMPLES.columns)
+        file = self._files.get(path, UnitFile, EXAMPLES.columns)
         vocabulary = self.vocabulary
         with in_one_line(file.path):
             columns = spelled(file.rows(unit.unit, STORED).combine_chunks(), vocabulary, file.path)
-        return _with_names(unit, columns, _EXAMPLES)
+        return with_names(unit, columns, EXAMPLES_ROWS)
 
     def _find(self, unit: str | Unit | int, number: int | None = None) -> Unit:
         """The unit, if the index has it; else IndexerError saying what it has."""
-        named = _named(unit, number)
+        named = named_unit(unit, number)
         entry = self._entry(named.key, f'unit "{named}"')
         found = named.of_layer(entry.units, entry.experts)
         if not 0 <= found.unit < entry.units:
@@ -455,15 +411,15 @@ class Index:
         entry = self._entry(key, asked)
         if PANEL.name not in entry.statistics:
             raise IndexerError(f"{asked}: index {self.path} was built without a panel; build it with --panel")
-        file = self._open(WINDOWS_FILE, GroupedFile, WINDOWS)
+        file = self._files.get(WINDOWS_FILE, GroupedFile, WINDOWS)
         groups = (file.group(group) for group in range(file.metadata.num_row_groups))
         table = pa.concat_tables([WINDOWS.empty_table(), *groups]).combine_chunks()
         ids = table["token_ids"].combine_chunks()
         with in_one_line(file.path):
             tokens = pa.ListArray.from_arrays(ids.offsets, self.vocabulary.token_strings(ids.flatten()))
         columns = {**{name: table[name] for name in WINDOWS.names}, "tokens": tokens}
-        windows = pa.table([columns[name] for name in SHOWN.names], schema=_PANEL)
-        rows = self._open(PANEL.file(key), UnitFile, PANEL.columns)
+        windows = pa.table([columns[name] for name in SHOWN.names], schema=PANEL_ROWS)
+        rows = self._files.get(PANEL.file(key), UnitFile, PANEL.columns)
         if sum(rows.group_rows) != entry.units:
             raise IndexerError(f"{rows.path}: it has not a row for each of {entry.units} units; {DAMAGED}")
         return rows, windows, len(ids.flatten())
@@ -473,30 +429,6 @@ class Index:
         if _stamp(self.path) != self._stamp:
             raise IndexerError(f"index {self.path}: it was replaced after it had been opened; open it again")
 
-    def _open(
-        self, path: str, kind: Callable[[Path, pa.Schema, Source], Opened], wanted: pa.Schema
-    ) -> Opened:
-        with self._lock:
-            file = self._files.get(path)
-            if file is None:
-                self._check_unchanged()
-                file = self._files[path] = kind(self._folder / path, wanted, self._source)
-            return file  # type: ignore[return-value]
-
-
-def _named(unit: Any, number: Any) -> Unit:
-    """The unit of a name, or of the layer and number of a neuron."""
-    if number is None and isinstance(unit, str | Unit):
-        return parse_unit(unit) if isinstance(unit, str) else unit
-    try:
-        return Unit(MLP, operator.index(unit), operator.index(number))
-    except TypeError:
-        given = repr(unit) if number is None else f"{unit!r}, {number!r}"
-        raise IndexerError(
-            f'unit {given}: give a name, "mlp.5.1733", or a layer and a number, 5, 1733; '
-            "how many examples is k, by its name: k=10"
-        ) from None
-
 
 def _stamp(index: Path) -> tuple[int, int, int] | None:
     """What tells one manifest on the disk from another; None where there is none."""
@@ -505,14 +437,3 @@ def _stamp(index: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def _with_names(unit: Unit, columns: dict[str, Any], wanted: pa.Schema) -> pa.Table:
-    """A table in the order of `wanted`, with the columns that name the unit."""
-    rows = len(next(iter(columns.values())))
-    columns |= {
-        "site": pa.repeat(unit.site, rows),
-        "layer": pa.repeat(pa.scalar(unit.layer, pa.int32()), rows),
-        "unit": pa.repeat(pa.scalar(unit.unit, pa.int32()), rows),
-    }
-    return pa.Table.from_arrays([columns[name] for name in wanted.names], schema=wanted)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,8 @@ from indexer_kernels import Keep
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.files import DAMAGED, GroupedFile, UnitFile, in_one_line
+from indexer.index.opened import OpenFiles
 from indexer.names import Key
-
-Opened = TypeVar("Opened", bound=GroupedFile)
 
 
 class LayerRows:
@@ -28,7 +26,7 @@ class LayerRows:
     def __init__(self, index: Path, key: Key, units: int, first_row: int, keep: Keep) -> None:
         self.index, self.key, self.units, self.keep = index, key, units, keep
         self._first_row = first_row
-        self._files: dict[str, GroupedFile] = {}
+        self._files = OpenFiles(index)
 
     def __enter__(self) -> LayerRows:
         return self
@@ -36,13 +34,11 @@ class LayerRows:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._files.close()
 
     def of_units(self, units: slice, columns: Sequence[str]) -> pa.Table:
         """Columns of units.parquet, one row for each unit of a block."""
-        file = self._open(schema.UNITS_FILE, GroupedFile, schema.UNITS)
+        file = self._files.get(schema.UNITS_FILE, GroupedFile, schema.UNITS)
         wanted = ["unit", *columns]
         first, last = self._first_row + units.start, self._first_row + units.stop
         tables, before = [file.empty(wanted)], 0
@@ -62,7 +58,7 @@ class LayerRows:
         self, path: str, wanted: pa.Schema, units: slice, columns: Sequence[str]
     ) -> Iterator[pa.Table]:
         """The rows of a block of units in a file sorted by unit, a table for each row group with some."""
-        file = self._open(path, UnitFile, wanted)
+        file = self._files.get(path, UnitFile, wanted)
         place = file.schema.get_field_index("unit")
         for group in range(file.metadata.num_row_groups):
             with in_one_line(file.path):
@@ -77,7 +73,7 @@ class LayerRows:
 
     def groups(self, path: str, wanted: pa.Schema) -> Iterator[pa.Table]:
         """All rows of a file, one row group after the other."""
-        file = self._open(path, GroupedFile, wanted)
+        file = self._files.get(path, GroupedFile, wanted)
         for group in range(file.metadata.num_row_groups):
             yield file.group(group)
 
@@ -96,12 +92,6 @@ class LayerRows:
                 f"0 to {self.units - 1}"
             )
         return units
-
-    def _open(self, path: str, kind: Callable[[Path, pa.Schema], Opened], wanted: pa.Schema) -> Opened:
-        file = self._files.get(path)
-        if file is None:
-            file = self._files[path] = kind(self.index / path, wanted)
-        return file  # type: ignore[return-value]
 
 
 def _group(file: GroupedFile, group: int, columns: Sequence[str]) -> pa.Table:

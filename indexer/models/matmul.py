@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+from indexer_kernels.statistics import DTYPES
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,7 +24,6 @@ from indexer.errors import IndexerError
 
 Matmul = Literal["auto", "torch", "onednn"]
 CHOICES = get_args(Matmul)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def uses_onednn(choice: str, dtype: torch.dtype, device: torch.device) -> bool:
@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a module does x @ W.T + b and nothing else: subclasses may do more."""
-    return type(module) in (nn.Linear, Conv1D) and module.weight.dtype in _DTYPES
+    return type(module) in (nn.Linear, Conv1D) and module.weight.dtype in DTYPES
 
 
 class OnednnForward:

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from indexer.display.data import rows
-from indexer.display.pages import source_name
 from indexer.errors import IndexerError
 from indexer.index.read import Index
+from indexer.index.results import source_name
 from indexer.index.spelled import spell
 from indexer.names import Unit
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from indexer_kernels.statistics import DTYPES
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from indexer.errors import IndexerError
 
-DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 _MISSING = object()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from indexer.models.loading import DTYPES as BY_NAME
 from indexer.sites.sae.dictionary import Activation, Dictionary, Gated, Jump, Relu, TopK
 from indexer.sites.sae.files import Settings, Tensors
 
@@ -23,11 +24,7 @@ ARCHITECTURES = {
     "transcoder": "standard", "skip_transcoder": "standard", "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }  # fmt: skip
-DTYPES = {
-    name: getattr(torch, name.removeprefix("torch."))
-    for plain in ("float32", "bfloat16", "float16")
-    for name in (plain, f"torch.{plain}")
-}
+DTYPES = {spelled: dtype for name, dtype in BY_NAME.items() for spelled in (name, f"torch.{name}")}
 NORMS = ("none", "layer_norm", "constant_norm_rescale")
 # of the model that a dictionary was trained on, as TransformerLens loads it: these change no activation
 HARMLESS = {"fold_ln": False, "fold_value_biases": False, "center_unembed": False}
