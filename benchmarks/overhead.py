@@ -32,12 +32,14 @@ from benchmarks.overhead_check import check_index
 from benchmarks.peers import TopSequences, UnitHistograms
 from benchmarks.plain_check import check_bare, check_histograms, check_top
 from benchmarks.report import Report, Table, say
-from benchmarks.subject import MODELS, Subject, prepare
+from benchmarks.subject import Subject, prepare
 from indexer.building.run import build
+from indexer.errors import IndexerError
 from indexer.index.manifest import read_manifest
 from indexer.models.forward import call_model
 from indexer.models.matmul import OnednnForward, is_plain_linear, uses_onednn
 from indexer.models.probe import Probe, forward_of
+from indexer.names import MLP
 from indexer.tokens import Batch
 
 BARE, BARE_ONEDNN = "bare", "bare, oneDNN"
@@ -49,7 +51,8 @@ PEER_TOP_ONCE = "peer: top sequences, all layers in a pass"
 
 @dataclass(frozen=True)
 class Options:
-    model: str = option("minilm", "the packaged MiniLM, or GPT-2 small's shape", choices=MODELS)
+    model: str = option("minilm", "minilm, the packaged one; gpt2, GPT-2 small's shape; or a folder")
+    sites: str = option("mlp", "what is indexed, as mlp,attn,heads,resid; others than mlp need --no-peers")
     dtype: str = option("float32", "of weights and activations", choices=("float32", "bfloat16"))
     tokens: int = option(100_000, "counted tokens of the corpus", quick=400)
     repeats: int = option(5, "measured rounds of all sides", quick=1)
@@ -146,6 +149,8 @@ def run(options: Options) -> Report:
     """Measure all sides in turns, then verify what they made."""
     import psutil
 
+    if options.peers and options.sites != MLP:
+        raise IndexerError(f"--sites {options.sites}: the peers know MLP neurons alone; add --no-peers")
     threads = options.threads or psutil.cpu_count(logical=False) or 1
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -157,6 +162,7 @@ def run(options: Options) -> Report:
                 options.tokens,
                 Path(folder),
                 small=options.small,
+                sites=options.sites,
                 context=options.context,
                 batch_tokens=options.batch_tokens,
                 top=options.top,
@@ -224,7 +230,7 @@ def _report(options: Options, sides: Sides, seconds: dict[str, list[float]], che
         "tokens": tokens,
         "sequences": totals.sequences,
         "padding_share": totals.padding / (totals.padding + totals.tokens),
-        "layers": len(subject.probes),
+        "layers": len({probe.key.layer for probe in subject.probes}),
         "units": subject.units,
         "writing_seconds": spread(writing),
         "writing_share": spread([part / whole for part, whole in zip(writing, seconds[BUILD], strict=True)]),
@@ -237,8 +243,8 @@ def _report(options: Options, sides: Sides, seconds: dict[str, list[float]], che
 
 def _table(options: Options, results: dict[str, Any]) -> Table:
     title = (
-        f"{options.model} {options.dtype}, {results['tokens']:,} tokens, {results['units']:,} neurons of "
-        f"{results['layers']} layers, medians of {options.repeats} rounds"
+        f"{options.model} {options.dtype}, {results['tokens']:,} tokens, {results['units']:,} units of "
+        f"{options.sites} in {results['layers']} layers, medians of {options.repeats} rounds"
     )
     rows: list[tuple[str, ...]] = []
     for name, row in results["sides"].items():

@@ -78,9 +78,12 @@ def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> li
 
 
 def _recorded(subject: Subject, threads: int) -> Recorder:
-    """The batches once more, some units of the first, middle and last layer written down."""
+    """The batches once more, some units of every site's first, middle and last layer written down."""
     probes, random = subject.probes, np.random.default_rng(0)
-    chosen = {probes[place].key: probes[place].units for place in (0, len(probes) // 2, -1)}
+    chosen: dict[Key, int] = {}
+    for site in subject.config.sites:
+        of_site = [probe for probe in probes if probe.key.site == site]
+        chosen |= {of_site[place].key: of_site[place].units for place in (0, len(of_site) // 2, -1)}
     units = {key: np.sort(random.choice(count, SAMPLED, replace=False)) for key, count in chosen.items()}
     recorder = Recorder(subject, units, threads)
     with Runner(subject.loaded, probes, recorder.take, chunk_tokens=CHUNK_TOKENS) as runner:

@@ -22,7 +22,6 @@ from indexer.tokens import Batch, Batches, TokenTotals
 
 # A token of source code has fewer: the corpus is larger than what is taken of it.
 CHARACTERS_PER_TOKEN = 5
-MODELS = ("minilm", "gpt2")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Subject:
 
     @cached_property
     def probes(self) -> list[Probe]:
-        return find(self.loaded, asked=Asked(kept(self.config)))
+        return find(self.loaded, self.config.sites, asked=Asked(kept(self.config)))
 
     @property
     def units(self) -> int:
@@ -48,12 +47,15 @@ def prepare(
 ) -> Subject:
     """Load the model, write a corpus into `folder` and collect its batches.
 
-    model: "minilm", the packaged one, or "gpt2", the shape of GPT-2 small with random weights of a fixed seed
-    and the packaged tokenizer, whose ids it has embeddings for. tokens: counted ones.
+    model: "minilm", the packaged one; "gpt2", the shape of GPT-2 small with random weights of a fixed seed
+    and the packaged tokenizer, whose ids it has embeddings for; or a model's folder. tokens: counted ones.
     small: cut the shape down to two layers. config: further fields of BuildConfig.
     Raises IndexerError where the text does not last for so many tokens.
     """
-    loaded = load(str(model_folder()), dtype=dtype) if model == "minilm" else _gpt2(dtype, small)
+    if model == "gpt2":
+        loaded = _gpt2(dtype, small)
+    else:
+        loaded = load(str(model_folder()) if model == "minilm" else model, dtype=dtype)
     corpus = write_corpus(folder / "corpus", tokens * CHARACTERS_PER_TOKEN)
     made = BuildConfig(
         model=model,
