@@ -5,6 +5,7 @@
 #pragma once
 #include "isa.hpp"
 #include <cstdint>
+#include <utility>
 
 #include "half.hpp"
 #include "hashes.hpp"
@@ -42,46 +43,56 @@ inline bool may_enter(const std::uint32_t* bars, std::int64_t bars_row, std::int
   return ((own ^ bar) & 255) != 0 || own <= bar;
 }
 
-// The places of one unit, as long as a sequence competes for them.
+// The places of one unit, as long as a sequence competes for them. Its bands are made of what is held once, when it
+// comes: the highest octaves of what is held and of its own, highest first, and the rest.
 class BandPlaces {
  public:
-  BandPlaces(const Bands& state, std::int64_t unit)
-      : state_(state), unit_(unit), first_(unit * state.places), end_(first_ + state.places) {}
+  BandPlaces(const Bands& state, std::int64_t unit, std::int32_t own)
+      : state_(state), unit_(unit), first_(unit * state.places), end_(first_ + state.places) {
+    add_octave(own);
+    for (std::int64_t place = first_; place < end_; ++place)
+      if (held(place)) add_octave(octave_of(state_.value[place]));
+    for (std::int64_t place = first_; place < end_; ++place)
+      if (held(place)) add_member(bands_[band_of(octave_of(state_.value[place]))], place);
+    own_ = band_of(own);
+  }
 
   // The place that a sequence takes, or -1; examples that have to go are gone then.
-  std::int64_t place_won(std::int32_t octave, const Sampled& sequence) {
+  std::int64_t place_won(const Sampled& sequence) {
     for (std::int64_t place = first_; place < end_; ++place)
       if (held(place) && state_.document[place] == sequence.document && state_.sequence[place] == sequence.sequence)
         return -1;
-    const std::int32_t least = least_octave(octave);
     // an octave that falls out of the highest brings its examples to the rest
-    while (members(least, 0) > state_.samples) state_.window_length[last_of(least, 0)] = 0;
-    const std::int32_t band = octave < least ? 0 : octave;
-    if (members(least, band) == state_.samples) {
-      const std::int64_t last = last_of(least, band);
-      return precedes(sequence, sampled(last)) ? last : -1;
+    while (bands_[kOctaves].members > state_.samples) {
+      state_.window_length[bands_[kOctaves].last] = 0;
+      count(kOctaves);
     }
+    const Band& band = bands_[own_];
+    if (band.members == state_.samples) return precedes(sequence, sampled(band.last)) ? band.last : -1;
     std::int64_t free = first_;
     while (held(free)) ++free;
     return free;
   }
 
-  void set_bars() const {
-    const std::int32_t least = least_octave(0);
+  // After the place was written.
+  void set_bars() {
+    count(own_);
     std::uint32_t* bars = state_.bars + unit_;
-    bars[0] = static_cast<std::uint32_t>(least);
-    for (std::int32_t row = 1; row < kRestRow; ++row) {
-      std::int32_t band = 0;
-      for (std::int64_t place = first_; place < end_; ++place) {
-        const std::int32_t octave = held(place) ? band_of(least, place) : 0;
-        if (octave % kResidues == row - 1 && octave > band) band = octave;
-      }
-      bars[row * state_.bars_row] = band ? bar(least, band) : kNoOctave;
-    }
-    bars[kRestRow * state_.bars_row] = bar(least, 0);
+    const std::int32_t least = bands_[kOctaves - 1].octave;
+    bars[0] = static_cast<std::uint32_t>(least > 0 ? least : 1);
+    for (std::int32_t row = 1; row < kRestRow; ++row) bars[row * state_.bars_row] = kNoOctave;
+    // of bands that meet in a row the highest has it
+    for (std::int32_t number = kOctaves; number-- > 0;)
+      if (bands_[number].octave > 0) bars[(1 + bands_[number].octave % kResidues) * state_.bars_row] = bar(bands_[number]);
+    bars[kRestRow * state_.bars_row] = bar(bands_[kOctaves]);
   }
 
  private:
+  struct Band {
+    std::int32_t octave = 0;  // 0: there is none, or it is the rest
+    std::int64_t members = 0, last = -1;
+  };
+
   bool held(std::int64_t place) const { return state_.window_length[place] > 0; }
 
   Sampled sampled(std::int64_t place) const {
@@ -94,49 +105,39 @@ class BandPlaces {
     return left.sequence < right.sequence;
   }
 
-  // the least octave that has a band, of those held and one more
-  std::int32_t least_octave(std::int32_t own) const {
-    std::int32_t least = 256;
-    for (std::int32_t number = 0; number < kOctaves; ++number) {
-      std::int32_t next = own < least ? own : 0;
-      for (std::int64_t place = first_; place < end_; ++place) {
-        const std::int32_t octave = held(place) ? octave_of(state_.value[place]) : 0;
-        if (octave < least && octave > next) next = octave;
-      }
-      least = next;
-    }
-    return least > 0 ? least : 1;
+  void add_octave(std::int32_t octave) {
+    for (std::int32_t number = 0; number < kOctaves && octave != bands_[number].octave; ++number)
+      if (octave > bands_[number].octave) std::swap(octave, bands_[number].octave);
   }
 
-  std::int32_t band_of(std::int32_t least, std::int64_t place) const {
-    const std::int32_t octave = octave_of(state_.value[place]);
-    return octave < least ? 0 : octave;
-  }
-
-  bool member(std::int32_t least, std::int32_t band, std::int64_t place) const {
-    return held(place) && band_of(least, place) == band;
-  }
-
-  std::int64_t members(std::int32_t least, std::int32_t band) const {
-    std::int64_t number = 0;
-    for (std::int64_t place = first_; place < end_; ++place) number += member(least, band, place);
+  std::int32_t band_of(std::int32_t octave) const {
+    std::int32_t number = 0;
+    while (number < kOctaves && (octave == 0 || bands_[number].octave != octave)) ++number;
     return number;
   }
 
-  std::int64_t last_of(std::int32_t least, std::int32_t band) const {
-    std::int64_t last = -1;
-    for (std::int64_t place = first_; place < end_; ++place)
-      if (member(least, band, place) && (last < 0 || precedes(sampled(last), sampled(place)))) last = place;
-    return last;
+  void add_member(Band& band, std::int64_t place) const {
+    ++band.members;
+    if (band.last < 0 || precedes(sampled(band.last), sampled(place))) band.last = place;
   }
 
-  std::uint32_t bar(std::int32_t least, std::int32_t band) const {
-    const bool full = members(least, band) == state_.samples;
-    return bar_of(full ? state_.hash[last_of(least, band)] : kNoHash, static_cast<std::uint32_t>(band));
+  // the members of a band once more
+  void count(std::int32_t number) {
+    Band& band = bands_[number];
+    band = {band.octave};
+    for (std::int64_t place = first_; place < end_; ++place)
+      if (held(place) && band_of(octave_of(state_.value[place])) == number) add_member(band, place);
+  }
+
+  std::uint32_t bar(const Band& band) const {
+    const bool full = band.members == state_.samples;
+    return bar_of(full ? state_.hash[band.last] : kNoHash, static_cast<std::uint32_t>(band.octave));
   }
 
   const Bands& state_;
   const std::int64_t unit_, first_, end_;
+  Band bands_[kOctaves + 1];
+  std::int32_t own_;
 };
 
 }  // namespace INDEXER_ISA

@@ -368,8 +368,8 @@ class Block {
     for (int unit = 0; unit < units_; ++unit) {
       const std::int32_t octave = octave_of(maximum_[unit]);
       if (!may_enter(state.bars + first_ + unit, state.bars_row, octave, hashes[unit]) || !is_finite(maximum_[unit])) continue;
-      BandPlaces places(state, first_ + unit);
-      const std::int64_t place = places.place_won(octave, {hashes[unit], document, ordinal});
+      BandPlaces places(state, first_ + unit, octave);
+      const std::int64_t place = places.place_won({hashes[unit], document, ordinal});
       if (place < 0) continue;
       const std::int64_t row = row_of(sequence, unit, maximum_[unit], maximum_tile_[unit]);
       write_place(state, sequence, unit, place, maximum_[unit] + 0.0f, row);
