@@ -1,8 +1,8 @@
 """What fair samples cost: in a pass over a corpus, in an index, and in the states of a unit.
 
 The same model builds over the same text with and without them, in turns; neither keeps a panel. Samples are
-taken in the kernels, so what they cost is also told by these alone: how much longer they run, as a share of the
-pass without samples. That is steadier than the passes, of which the model's own products are most.
+taken in the kernels, so what they cost is also told by these alone: how much longer they run, as a share of
+the pass without samples. That is steadier than the passes, of which the model's own products are most.
 """
 
 from __future__ import annotations

@@ -43,6 +43,20 @@ inline bool may_enter(const std::uint32_t* bars, std::int64_t bars_row, std::int
   return ((own ^ bar) & 255) != 0 || own <= bar;
 }
 
+// Asks for what BandPlaces looks at.
+inline void prefetch_places(const Bands& state, std::int64_t unit) {
+  const std::int64_t first = unit * state.places;
+  const auto ask = [&](const auto* values) {
+    for (std::int64_t byte = 0; byte < state.places * std::int64_t(sizeof *values); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(values + first) + byte, 1);
+  };
+  ask(state.window_length);
+  ask(state.value);
+  ask(state.document);
+  ask(state.sequence);
+  ask(state.hash);
+}
+
 // The places of one unit, as long as a sequence competes for them. Its bands are made of what is held once, when it
 // comes: the highest octaves of what is held and of its own, highest first, and the rest.
 class BandPlaces {

@@ -365,9 +365,17 @@ class Block {
     const std::uint64_t key = sequence_key(document, ordinal);
     std::uint64_t hashes[kBlockUnits];
     for (int unit = 0; unit < units_; ++unit) hashes[unit] = scrambled(key ^ state.key[first_ + unit]);
+    // their places are asked for while those of others are looked through
+    int entering[kBlockUnits], number = 0;
     for (int unit = 0; unit < units_; ++unit) {
+      if (!is_finite(maximum_[unit])) continue;
+      if (!may_enter(state.bars + first_ + unit, state.bars_row, octave_of(maximum_[unit]), hashes[unit])) continue;
+      entering[number++] = unit;
+      prefetch_places(state, first_ + unit);
+    }
+    for (int entry = 0; entry < number; ++entry) {
+      const int unit = entering[entry];
       const std::int32_t octave = octave_of(maximum_[unit]);
-      if (!may_enter(state.bars + first_ + unit, state.bars_row, octave, hashes[unit]) || !is_finite(maximum_[unit])) continue;
       BandPlaces places(state, first_ + unit, octave);
       const std::int64_t place = places.place_won({hashes[unit], document, ordinal});
       if (place < 0) continue;
