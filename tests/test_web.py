@@ -19,13 +19,14 @@ from transformers import AutoModel
 
 import indexer
 from benchmarks.synthetic import Size, write_synthetic
+from indexer.display.data import json_text
 from indexer.errors import IndexerError
 from indexer.index.read import Index
 from indexer.names import Key
 from indexer.web.answers import NUMBERS, Answers
-from indexer.web.live import Live
+from indexer.web.live import Live, aligned
 from indexer.web.questions import Questions
-from indexer.web.rarity import Rarity, rarest
+from indexer.web.rarity import Rarity, most_changed, rarest
 from indexer.web.serve import names, run
 from indexer.web.server import POLICY, application, several
 from tests.tiny_models import saved
@@ -123,14 +124,28 @@ def test_units_are_filtered_and_paged(index: Index) -> None:
 
 def test_search_finds_what_the_examples_hold(index: Index) -> None:
     answers, best = Answers(index), index.top(UNIT, k=1).to_pylist()[0]
-    assert UNIT in [
-        f"{row['site']}.{row['layer']}.{row['unit']}" for row in answers.with_token(best["token"], 200)
-    ]
-    assert UNIT in [
-        f"{row['site']}.{row['layer']}.{row['unit']}" for row in answers.with_text(best["text"], 200)
-    ]
+    word = best["tokens"][2].strip()
+    sought = {"token": best["token"], "text": best["text"], "pattern": f"{re.escape(word)}(?:.|\\n)+$"}
+    for way, words in sought.items():
+        found = answers.search(way, words, limit=200)
+        (row,) = [one for one in found if (one["layer"], one["unit"]) == (1, 5)]
+        top = [
+            example
+            for example in index.top(UNIT).to_pylist()
+            if {"token": example["token"] == words, "text": words in example["text"]}.get(way)
+            or (way == "pattern" and re.search(words, example["text"]))
+        ]
+        assert (row["examples"], row["text"]) == (len(top), best["text"])
+        assert np.float32(row["value"]) == np.float32(best["value"])
+        assert way != "pattern" or re.search(words, best["text"])[0] == row["found"]  # type: ignore[index]
+        # examples below it are none
+        least = answers.search(way, words, least=best["value"], limit=200)
+        assert [one["examples"] for one in least if (one["layer"], one["unit"]) == (1, 5)] == [1]
+        assert all(np.float32(one["value"]) >= best["value"] for one in least)
     # signs that patterns have stand for themselves
-    assert answers.with_text("%no such text_") == []
+    assert answers.search("text", "%no such text_") == []
+    with pytest.raises(IndexerError, match=r"SQL: .*missing"):
+        answers.search("pattern", "(")
 
 
 def test_pages_and_answers_over_http(client: TestClient, index: Index) -> None:
@@ -140,7 +155,9 @@ def test_pages_and_answers_over_http(client: TestClient, index: Index) -> None:
     assert page.headers["Content-Security-Policy"] == POLICY
     assert client.get("/app.js").headers["content-type"].startswith("text/javascript")
     assert client.get(f"/api/unit/{UNIT}").json()["numbers"]["unit"] == 5
-    assert client.get("/api/about").json()["live"] is False
+    about = client.get("/api/about").json()
+    assert about["live"] is False
+    assert about["digest"] == json.loads((index.path / "manifest.json").read_text())["sha256"]
     assert len(client.get("/api/layers").json()) == len(index.manifest.layers)
     rows = client.get("/api/units", params={"where": ["layer>=1", "unit<=2"], "sort": "mean"}).json()["rows"]
     assert {(row["layer"] >= 1, row["unit"] <= 2) for row in rows} == {(True, True)}
@@ -149,6 +166,7 @@ def test_pages_and_answers_over_http(client: TestClient, index: Index) -> None:
         "/api/unit/mlp.99.0",
         "/api/unit/nonsense",
         "/api/search",
+        "/api/search?token=a&text=b",
         "/api/units?where=x",
         "/api/document/7",
     ):
@@ -211,6 +229,8 @@ def test_hostile_words_are_only_words(client: TestClient, text: str) -> None:
         assert answer.headers["content-type"] == "application/json"
         assert isinstance(answer.json(), list)
     assert client.get("/api/units", params={"sort": text}).status_code == 400
+    pattern = client.get("/api/search", params={"pattern": text})
+    assert pattern.status_code == 200 or "\n" not in pattern.json()["error"]
 
 
 def test_shares_are_those_of_the_histogram(index: Index) -> None:
@@ -239,6 +259,39 @@ def test_the_rarest_come_first_and_only_what_is_positive() -> None:
     values = {one: np.array([[1, 2, np.inf]], np.float32), two: np.array([[3, -1]], np.float32)}
     assert rarest(shares, values, 0, 2) == [(two, 0), (one, 1)]
     assert rarest(shares, values, 0, 9) == [(two, 0), (one, 1), (one, 0)]
+
+
+def test_what_differs_most_comes_first() -> None:
+    one, two = Key("mlp", 0), Key("mlp", 1)
+    shares = [
+        {
+            one: np.array([[9, 9, 9], [0.5, 0.1, 0.5]], np.float32),
+            two: np.array([[9, 9], [0.2, 0]], np.float32),
+        },
+        {one: np.array([[0.5, 0.2, 0.5]], np.float32), two: np.array([[np.nan, 0.1]], np.float32)},
+    ]
+    values = [
+        {one: np.array([[0, 0, 0], [1, 2, 3]], np.float32), two: np.array([[0, 0], [3, 4]], np.float32)},
+        {one: np.array([[1, 1, 2]], np.float32), two: np.array([[np.inf, 3]], np.float32)},
+    ]
+    # a share of 0 counts as 0.01: ten times as rare as 0.1; unit 0 does the same at both
+    wanted = [(two, 1), (one, 1), (one, 2)]
+    assert most_changed(shares, values, (1, 0), 0.01, 9) == wanted
+    assert most_changed(shares, values, (1, 0), 0.01, 1) == wanted[:1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        ([], [], []),
+        ([1, 2, 3], [1, 2, 3], [(0, 0), (1, 1), (2, 2)]),
+        # replaced one by one, and what is left over
+        ([1, 5, 6, 3], [1, 7, 3], [(0, 0), (1, 1), (2, None), (3, 2)]),
+        ([1, 2], [1, 9, 2, 8], [(0, 0), (None, 1), (1, 2), (None, 3)]),
+    ],
+)
+def test_tokens_that_belong_together(first: list[int], second: list[int], wanted: list[Any]) -> None:
+    assert aligned(first, second) == wanted
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -293,6 +346,33 @@ def test_every_site_is_run_live(name: str, sites: tuple[str, ...], built: Path, 
         assert len(seen) >= len(sites)
         head = Answers(index).unit(f"{index.manifest.layers[-1].key}.0")["head"]
         assert (head is None) == ("heads" not in sites)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_texts_side_by_side(built: Path, model: Path) -> None:
+    texts = ["w1 w2 w3", "w1 w7 w3 w4"]
+    with indexer.open_index(built) as index:
+        live = Live(index, str(model))
+        client = TestClient(application(Answers(index), TOKEN, live), base_url=f"http://{HOST}")
+        asked = {"texts": texts, "pinned": ["mlp.0.3"]}
+        told = client.post("/api/texts", json=asked, headers={"X-Token": TOKEN}).json()
+        assert told["texts"] == [json.loads(json_text(live.answer(text, ["mlp.0.3"]))) for text in texts]
+        pairs = [(0, 0), (1, 1), (2, 2), (3, 3), (None, 4), (4, 5)]
+        assert [tuple(pair["places"]) for pair in told["pairs"]] == pairs
+        # the model is causal: before the texts part nothing differs
+        assert [bool(pair["units"]) for pair in told["pairs"]] == [False, False, True, True, False, False]
+        ran, ratios = [live.run(text) for text in texts], []
+        tokens = index.manifest.totals["counted_tokens"]
+        for unit in told["pairs"][2]["units"]:
+            layer, number = map(int, unit["name"].split(".")[1:])
+            wanted = [one.values[Key("mlp", layer)][2, number] for one in ran]
+            np.testing.assert_array_equal(np.array(unit["values"], np.float32), wanted)
+            ratios.append(abs(np.log(np.maximum(unit["shares"], 0.5 / tokens)) @ [1, -1]))
+        assert ratios == pytest.approx(sorted(ratios, reverse=True))
+        for wrong in (["a"], "ab", ["a", 5], None):
+            answer = client.post("/api/texts", json={"texts": wrong}, headers={"X-Token": TOKEN})
+            assert answer.status_code == 400, wrong
+        assert client.post("/api/texts", json=asked).status_code == 403
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -136,10 +136,43 @@ def test_a_text_is_edited_and_its_units_change(page: Any, address: str, index: P
     assert "sea" in page.url
 
 
+def test_two_texts_are_compared(page: Any, address: str, index: Path) -> None:
+    from indexer.names import Key
+    from indexer.web.live import Live
+
+    other = TEXT.replace("brown", "old brown").replace("fox", "dog")
+    _open(page, address, f"#/text?text={TEXT}&pin={UNIT}", ".rare li")
+    page.get_by_role("button", name="Beside a second text").click()
+    page.wait_for_selector(".pairs .word")
+    assert page.locator(".word.different").count() == 0
+    page.get_by_label("Second text").fill(other)
+    page.wait_for_function("() => document.querySelectorAll('.word.different').length === 2")
+    page.locator(".word.different").last.click()
+    page.wait_for_selector(".units tbody tr")
+    assert page.locator(".units q").all_inner_texts() == [" fox", " dog"]
+    with indexer.open_index(index) as opened:
+        live = Live(opened, str(minilm()))
+        ran = [live.run(text) for text in (TEXT, other)]
+    name, *cells = page.locator(".units tbody tr").first.locator("td").all_inner_texts()
+    layer, unit = map(int, name.split(".")[1:])
+    # both texts end with the token, and [SEP] behind it
+    wanted = [float(one.values[Key("mlp", layer)][-2, unit]) for one in ran]
+    shown = [float(cell.replace("+", "")) for cell in cells[:3]]
+    assert shown == pytest.approx([*wanted, wanted[1] - wanted[0]], rel=2e-3)
+    # the pinned unit, over both texts
+    assert page.locator(".pin .line").count() == 2
+    page.hover(".pin .line >> nth=1 >> .token >> nth=3")
+    assert "in the first text" in page.locator("#tip").inner_text()
+    told = page.url
+    page.reload()
+    page.wait_for_selector(".units tbody tr")
+    assert (page.url, page.locator(".units tbody td").first.inner_text()) == (told, name)
+
+
 def test_lists_searches_and_layers(page: Any, address: str) -> None:
     _open(page, address, "#/units?sort=kurtosis&where=layer%3E%3D2", "svg.spark rect")
     numbers = [
-        float(text.replace(",", "")) for text in page.locator("tbody tr td:nth-child(2)").all_inner_texts()
+        float(text.replace(",", "")) for text in page.locator("tbody tr td:nth-child(4)").all_inner_texts()
     ]
     assert numbers == sorted(numbers, reverse=True)
     assert all(

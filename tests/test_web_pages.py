@@ -26,7 +26,8 @@ LIGHT = ("#/", "#/compare?a=mlp.0.1&b=mlp.1.2", f"#/sql?q={quote(SQL)}")
 DARK = ("#/u/mlp.1.3",)
 FURTHER = (
     "#/units", "#/u/mlp.0.0?wrap=1&width=6", "#/compare", f"#/search?token={quote(HOSTILE[0])}", "#/text",
-    "#/about", "#/nowhere",
+    "#/about", "#/nowhere", "#/search?pattern=a&least=0.5", "#/units?sort=mean&where=unit%3E%3D1&at=0badc0de",
+    "#/u/mlp.1.1?counts=linear&side=top",
 )  # fmt: skip
 
 
@@ -114,7 +115,9 @@ def test_hostile_words_in_an_address_run_nothing(browser: Any, address: str) -> 
     watched = Watched(browser, address)
     for text in HOSTILE:
         name = quote(text, safe="")
-        for path in (f"#/search?text={name}", f"#/{name}", f"#/u/{name}", f"#/units?where={name}"):
+        for path in (
+            f"#/search?text={name}", f"#/{name}", f"#/u/{name}", f"#/units?where={name}", f"#/about?at={name}"
+        ):  # fmt: skip
             watched.page.evaluate("path => { location.hash = path }", path)
     watched.open(f"#/compare?a={quote(HOSTILE[0])}&b={quote(HOSTILE[1])}")
     watched.open("#/u/mlp.0.1")
@@ -123,6 +126,49 @@ def test_hostile_words_in_an_address_run_nothing(browser: Any, address: str) -> 
     assert watched.page.evaluate("window.ran") is None
     # the server refuses names that are none, and the browser says so
     assert {line for line in watched.wrong if "400" not in line} == set()
+
+
+def test_what_is_set_on_a_unit_stays_in_its_address(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    watched.open("#/u/mlp.1.3")
+    page, tokens = watched.page, watched.page.locator(".example").first.locator(".token")
+    whole = tokens.count()
+    # the slider goes token by token, and nothing is asked for again
+    page.locator("input[type=range]").fill("3")
+    assert "width=3" in page.url
+    assert tokens.count() == 3 + 1 + 1 < whole
+    logarithmic = page.locator("rect").nth(3).get_attribute("height")
+    page.get_by_label("linear counts").check()
+    page.wait_for_url("**counts=linear**")
+    assert "width=3" in page.url
+    page.wait_for_function(
+        "height => document.querySelectorAll('rect')[3].getAttribute('height') !== height", arg=logarithmic
+    )
+    for key, wanted in (("s", "side=top"), ("s", "side=samples"), ("c", "?counts=linear&side=samples")):
+        page.keyboard.press(key)
+        page.wait_for_function("wanted => location.hash.endsWith(wanted)", arg=wanted)
+    assert page.locator(".examples").count() == 1
+    page.get_by_role("button", name="keep it in the address").click()
+    page.wait_for_function("() => location.hash.includes('at=')")
+    assert not page.locator("#version").is_visible()
+    watched.open("#/u/mlp.1.3?at=0badc0de")
+    assert "version 0badc0de of the index" in page.locator("#version").inner_text()
+    # the page's answer, as it stands at the address of the link
+    href = page.get_by_role("link", name="unit/mlp.1.3 as JSON").get_attribute("href")
+    assert page.request.get(address + href).json()["name"] == "mlp.1.3"
+    assert watched.wrong == []
+
+
+def test_the_jump_goes_anywhere(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    for words, title in (("mlp.1.2", "mlp.1.2"), ("mlp.1", "Units 5"), ("1/4", "mlp.1.4"), ("a b", "Search")):
+        watched.page.keyboard.press("/")
+        watched.page.keyboard.type(words)
+        watched.page.keyboard.press("Enter")
+        watched.page.wait_for_function(
+            "title => document.querySelector('h1')?.innerText === title", arg=title
+        )
+    assert watched.wrong == []
 
 
 def test_a_histogram_is_saved_as_a_figure(browser: Any, address: str) -> None:
@@ -174,6 +220,8 @@ def test_the_static_pages_show_the_same(browser: Any, address: str, static: str)
     assert watched.page.locator(".example").count() == 2
     assert watched.page.locator("svg.histogram").is_visible()
     assert not watched.page.locator("header").is_visible()
+    watched.open("#/units")
+    assert watched.page.locator("tbody .chip").count() > 0
     watched.open("#/search")
     assert "neuron-indexer serve" in watched.page.locator("main").inner_text()
     watched.page.goto(static + "#/u/mlp.1.3")

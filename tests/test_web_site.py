@@ -135,6 +135,17 @@ def test_lists_are_those_of_the_server(index: Index, site: Path) -> None:
         assert found["rows"] == shown
 
 
+def test_a_list_shows_bins_and_tokens(index: Index, site: Path) -> None:
+    chosen = random.Random(4)
+    names = [f"mlp.{chosen.randrange(3)}.{chosen.randrange(150)}" for _ in range(30)]
+    (found,) = asked(site, ("briefly", {"unit": names}))
+    assert numbered(found["answer"]) == json.loads(json_text(Answers(index).briefly(names)))
+    # units of the same row group are read once
+    (same,) = asked(site, ("briefly", {"unit": [f"mlp.0.{unit}" for unit in range(20)]}))
+    (one,) = asked(site, ("briefly", {"unit": ["mlp.0.0"]}))
+    assert (same["requests"], same["bytes"]) == (one["requests"], one["bytes"])
+
+
 def test_what_it_cannot_answer_it_says(index: Index, site: Path) -> None:
     found = asked(
         site, ("about", {}), ("layers", {}), ("search", {"token": "a"}), ("document/3", {}),

@@ -128,6 +128,8 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
     software: dict[str, Any]
     sites: list[SiteEntry]
     files: list[FileEntry]
+    # of the text before it; empty until it is written
+    sha256: str = ""
 
     @cached_property
     def layers(self) -> list[LayerEntry]:

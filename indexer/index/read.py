@@ -317,6 +317,7 @@ class Index:
         return {
             "index": str(self.path),
             "format_version": manifest.version,
+            "digest": manifest.sha256,
             "created": manifest.created,
             "layers": by_site(entry.key for entry in manifest.layers),
             "experts": {str(entry.key): self._experts(entry) for entry in manifest.layers if entry.experts},

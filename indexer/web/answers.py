@@ -24,6 +24,11 @@ NUMBERS = (
 )  # fmt: skip
 MOST_ROWS = 200
 PEAKS = 5
+_WAYS = {
+    "token": "token = ?",
+    "text": "text ILIKE ? ESCAPE '\\'",
+    "pattern": "regexp_matches(text, ?)",
+}
 
 
 class Answers:
@@ -114,24 +119,29 @@ class Answers:
         )
         return list(rows(found))
 
-    def with_token(self, token: str, limit: int = 50) -> list[dict[str, Any]]:
-        """Units whose strongest examples have their peaks at a token, those with most of them first."""
-        found = self.index.sql(
-            "SELECT site, layer, unit, count(*) AS examples, max(value) AS value FROM examples "
-            "WHERE kind = 'top' AND token = ? GROUP BY site, layer, unit "
-            "ORDER BY examples DESC, value DESC, site, layer, unit LIMIT ?",
-            [token, min(limit, MOST_ROWS)],
-        )
-        return list(rows(found))
+    def search(
+        self, way: str, words: str, least: float | None = None, limit: int = 50
+    ) -> list[dict[str, Any]]:
+        """Units by their strongest examples, those with most that are sought first.
 
-    def with_text(self, text: str, limit: int = 50) -> list[dict[str, Any]]:
-        """Units with strong examples whose text holds a text, whatever the case of its letters."""
-        escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        way: "token" for those whose peak is at a token, "text" for those whose text holds `words`, whatever
+            the case of letters, "pattern" for those in whose text a regular expression (RE2) is found.
+        least: the activation that an example has at its peak, at least.
+        Of each unit `value` is the highest of them, `text` that example's, and `found` what is sought in it.
+        Raises IndexerError for what is no regular expression.
+        """
+        given: list[Any] = [words, *([] if least is None else [least])]
+        if way == "text":
+            escaped = words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            given[0] = f"%{escaped}%"
         found = self.index.sql(
-            "SELECT site, layer, unit, count(*) AS examples, max(value) AS value FROM examples "
-            "WHERE kind = 'top' AND text ILIKE ? ESCAPE '\\' GROUP BY site, layer, unit "
-            "ORDER BY examples DESC, value DESC, site, layer, unit LIMIT ?",
-            [f"%{escaped}%", min(limit, MOST_ROWS)],
+            f"SELECT *, {'regexp_extract(text, ?)' if way == 'pattern' else '?'} AS found FROM ("
+            "SELECT site, layer, unit, count(*) AS examples, max(value) AS value, "
+            "arg_max(text, value) AS text "
+            f"FROM examples WHERE kind = 'top' AND {_WAYS[way]} {'' if least is None else 'AND value >= ?'} "
+            "GROUP BY site, layer, unit ORDER BY examples DESC, value DESC, site, layer, unit LIMIT ?"
+            ") ORDER BY examples DESC, value DESC, site, layer, unit",
+            [words, *given, min(limit, MOST_ROWS)],
         )
         return list(rows(found))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from indexer.models.runner import Part
 from indexer.names import MLP, Key, Unit, parse_unit
 from indexer.sites import Asked, find, with_dictionaries
 from indexer.tokens.encode import Encoder
-from indexer.web.rarity import Rarity, rarest
+from indexer.web.rarity import Rarity, most_changed, rarest
 
 MOST_CHARACTERS = 20_000
 UNITS_OF_A_TOKEN = 12
@@ -119,7 +120,24 @@ class Live:
     def answer(self, text: str, pinned: list[str]) -> dict[str, Any]:
         """A text's tokens, each with the units whose activation is rarest there, and what pinned units do."""
         ran = self.run(text)
-        shares = {key: self.rarity.above(key, found) for key, found in ran.values.items()}
+        return self._told(ran, self._shares(ran), pinned)
+
+    def both(self, texts: Sequence[str], pinned: list[str]) -> dict[str, Any]:
+        """Two texts side by side: `texts`, each as `answer` has it, and `pairs` of their tokens.
+
+        Of a pair `places` are those of the tokens that belong together, None where a text has none, and
+        `units` those whose rarity differs most between them, with their values and shares in both.
+        """
+        ran = [self.run(text) for text in texts]
+        shares = [self._shares(one) for one in ran]
+        pairs = [
+            {"places": pair, "units": self._changed(ran, shares, pair)}
+            for pair in aligned(*(one.token_ids.tolist() for one in ran))
+        ]
+        told = [self._told(one, found, pinned) for one, found in zip(ran, shares, strict=True)]
+        return {"texts": told, "pairs": pairs}
+
+    def _told(self, ran: Text, shares: Shares, pinned: list[str]) -> dict[str, Any]:
         tokens = [
             {
                 "piece": piece,
@@ -131,6 +149,27 @@ class Live:
         ]
         pins = [self._pinned(ran, shares, parse_unit(name)) for name in pinned[:50]]
         return {"tokens": tokens, "pinned": pins, "cut": ran.cut, "context": self.context}
+
+    def _shares(self, ran: Text) -> Shares:
+        return {key: self.rarity.above(key, found) for key, found in ran.values.items()}
+
+    def _changed(
+        self, ran: list[Text], shares: list[Shares], pair: tuple[int | None, int | None]
+    ) -> list[dict[str, Any]]:
+        one, other = pair
+        if one is None or other is None or not (ran[0].counted[one] and ran[1].counted[other]):
+            return []
+        # half a token, so that what never occurred is rarer than what occurred once
+        least = 0.5 / max(int(self._index.manifest.totals.get("counted_tokens") or 0), 1)
+        values = [text.values for text in ran]
+        return [
+            {
+                "name": f"{key}.{unit}",
+                "values": _plain(np.array([values[0][key][one, unit], values[1][key][other, unit]])),
+                "shares": _plain(np.array([shares[0][key][one, unit], shares[1][key][other, unit]])),
+            }
+            for key, unit in most_changed(shares, values, (one, other), least, UNITS_OF_A_TOKEN)
+        ]
 
     def _rarest(self, ran: Text, shares: Shares, place: int) -> list[dict[str, Any]]:
         found = rarest(shares, ran.values, place, UNITS_OF_A_TOKEN)
@@ -181,3 +220,16 @@ def _check_dictionaries(probes: Sequence[Probe], digests: dict[str, str]) -> Non
                 f"{probe.provenance['source']}: it is not the dictionary that {probe.key} was made of "
                 f"(SHA-256 {str(found)[:12]}, the index has {str(wanted)[:12]})"
             )
+
+
+def aligned(first: Sequence[int], second: Sequence[int]) -> list[tuple[int | None, int | None]]:
+    """Places of tokens of two texts that belong together, in their order; None where a text has none.
+
+    first, second: token ids. Equal runs belong together, as `difflib` finds them; of tokens that stand in the
+    place of others the first two do, the second two, and so on.
+    """
+    found: list[tuple[int | None, int | None]] = []
+    for _, a, a_end, b, b_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+        for step in range(max(a_end - a, b_end - b)):
+            found.append((a + step if a + step < a_end else None, b + step if b + step < b_end else None))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from indexer_kernels.histogram import BINS, bins_between, bins_of
@@ -74,15 +74,53 @@ def rarest(
     keys = list(shares)
     share = np.concatenate([shares[key][token] for key in keys])
     value = np.concatenate([values[key][token] for key in keys])
-    first = np.cumsum([0, *(shares[key].shape[1] for key in keys)])
     share = np.where((value > 0) & np.isfinite(share), share, np.float32(np.inf))
-    most = min(most, len(share))
-    bar = np.partition(share, most - 1)[most - 1]
-    candidates = np.flatnonzero(share <= bar)
-    order = candidates[np.lexsort((-value[candidates], share[candidates]))][:most]
+    return _first(shares, share, value, most)
+
+
+def most_changed(
+    shares: Sequence[Mapping[Key, NDArray[np.float32]]],
+    values: Sequence[Mapping[Key, NDArray[np.float32]]],
+    tokens: tuple[int, int],
+    least: float,
+    most: int,
+) -> list[tuple[Key, int]]:
+    """The units whose rarity differs most between tokens of two texts, by the ratio of their shares.
+
+    shares, values: of both texts. least: what a smaller share counts as.
+    Of equal ratios the larger difference of values comes first; units that do the same at both take no part.
+    """
+    one, other = (
+        np.concatenate([found[token] for found in of_text.values()])
+        for of_text, token in zip(shares, tokens, strict=True)
+    )
+    before, after = (
+        np.concatenate([found[token] for found in of_text.values()])
+        for of_text, token in zip(values, tokens, strict=True)
+    )
+    ratio = np.abs(np.log(np.maximum(one, least)) - np.log(np.maximum(other, least)))
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(before - after)
+    differs = np.isfinite(ratio) & np.isfinite(apart) & (apart > 0)
+    return _first(shares[0], np.where(differs, -ratio, np.inf), apart, most)
+
+
+def _first(
+    rows: Mapping[Key, NDArray[np.float32]], score: NDArray[np.float32], tie: NDArray[np.float32], most: int
+) -> list[tuple[Key, int]]:
+    """The units with the lowest scores that are finite, of equal ones those with the higher tie first.
+
+    rows: of all layers [tokens, units]. score, tie: of all their units, one layer after the other.
+    """
+    most = min(most, len(score))
+    bar = np.partition(score, most - 1)[most - 1]
+    candidates = np.flatnonzero(score <= bar)
+    order = candidates[np.lexsort((-tie[candidates], score[candidates]))][:most]
+    keys = list(rows)
+    first = np.cumsum([0, *(rows[key].shape[1] for key in keys)])
     place = np.searchsorted(first, order, "right") - 1
     return [
         (keys[where], int(number - first[where]))
         for where, number in zip(place.tolist(), order.tolist(), strict=True)
-        if np.isfinite(share[number])
+        if np.isfinite(score[number])
     ]

@@ -114,30 +114,51 @@ def application(
         return _json(answers.briefly(unit))
 
     @app.get("/api/search")
-    def search(token: str | None = None, text: str | None = None) -> Response:
-        if (token is None) == (text is None):
-            raise IndexerError("search: give either a token or a text")
-        return _json(answers.with_token(token) if token is not None else answers.with_text(str(text)))
+    def search(
+        token: str | None = None,
+        text: str | None = None,
+        pattern: str | None = None,
+        least: float | None = None,
+    ) -> Response:
+        given = {"token": token, "text": text, "pattern": pattern}
+        asked = [(way, words) for way, words in given.items() if words is not None]
+        if len(asked) != 1:
+            raise IndexerError("search: give one of token, text and pattern")
+        return _json(answers.search(*asked[0], least))
 
     @app.get("/api/document/{number}")
     def document(number: int) -> Response:
         return _json(answers.document(number))
 
+    def runs(request: Request, asked: dict[str, Any]) -> tuple[Response | None, list[str]]:
+        """Why a text is not run, or None; and the pinned units."""
+        refused = lacks_token(request)
+        if refused is None and live is None:
+            raise IndexerError("no model is loaded: start the server with --model")
+        pinned = asked.get("pinned", [])
+        if not _are_texts(pinned):
+            raise IndexerError('text: give the pinned units as {"pinned": ["mlp.5.1733"]}')
+        return refused, pinned
+
     @app.post("/api/text")
     def text(request: Request, asked: dict[str, Any] = Body()) -> Response:  # noqa: B008
-        refused = lacks_token(request)
+        refused, pinned = runs(request, asked)
         if refused is not None:
             return refused
-        if live is None:
-            raise IndexerError("no model is loaded: start the server with --model")
-        given, pinned = asked.get("text"), asked.get("pinned", [])
-        if (
-            not isinstance(given, str)
-            or not isinstance(pinned, list)
-            or not all(isinstance(n, str) for n in pinned)
-        ):
+        given = asked.get("text")
+        if not isinstance(given, str):
             raise IndexerError('text: give {"text": "...", "pinned": ["mlp.5.1733"]}')
         return _json(live.answer(given, pinned))
+
+    @app.post("/api/texts")
+    def texts(request: Request, asked: dict[str, Any] = Body()) -> Response:  # noqa: B008
+        refused, pinned = runs(request, asked)
+        if refused is not None:
+            return refused
+        given: Any = asked.get("texts")
+        if not _are_texts(given) or len(given) != 2:
+            raise IndexerError('texts: give {"texts": ["...", "..."], "pinned": ["mlp.5.1733"]}')
+        return _json(live.both(given, pinned))
 
     @app.post("/api/sql")
     def sql(request: Request, asked: dict[str, Any] = Body()) -> Response:  # noqa: B008
@@ -171,6 +192,10 @@ def _refusal(request: Request) -> str:
 def _split(host: str) -> tuple[str, str]:
     name, colon, port = host.rpartition(":")
     return (name, port) if colon and port.isdigit() else (host, "80")
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(one, str) for one in given)
 
 
 def _condition(text: str) -> tuple[str, str, float]:

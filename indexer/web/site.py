@@ -6,7 +6,6 @@ what pages ask of the index as a whole, and where in its files the footers are.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -65,12 +64,11 @@ def write_site(path: Path, output: Path) -> Path:
 def _described(index: Index, kept: list[str]) -> dict[str, Any]:
     """What site.json holds."""
     answers, manifest = Answers(index), index.manifest
-    digest = json.loads((index.path / schema.MANIFEST).read_bytes())["sha256"]
     parquet = [file for file in manifest.files if file.path in kept and file.path.endswith(".parquet")]
     return {
         "about": answers.about() | {"live": False},
         "overview": answers.layers(),
-        "digest": digest[:16],
+        "digest": manifest.sha256[:16],
         "layers": [
             {
                 "name": str(entry.key),

@@ -26,11 +26,11 @@ export function number(value, digits = 4) {
   return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(digits)));
 }
 
-// A share of tokens, never rounded to nothing: 12 %, 0.03 %, 1 in 250,000, no token.
+// A share of tokens, never rounded to nothing: 12 %, 0.03 %, 4.1e-6, no token.
 export function share(value) {
   if (value === null || value === undefined) return "-";
   if (value === 0) return "no token";
-  return value >= 1e-4 ? `${Number((100 * value).toPrecision(3))} %` : `1 in ${number(Math.round(1 / value))}`;
+  return value >= 1e-4 ? `${Number((100 * value).toPrecision(3))} %` : value.toExponential(1);
 }
 
 // A token so that it can be seen: blanks and line breaks have signs, and what drives a terminal or turns text has none.

@@ -8,6 +8,9 @@ const SMALL_COLUMNS = ["unit", "kind", "rank", "band", "value", "up", "document"
 const PAGE_INDEX = 1 << 16;
 // smaller files of which most is needed are read whole
 const WHOLE = 1 << 18;
+// of a list, beside what it is sorted and filtered by
+const SHOWN = ["active", "maximum", "kurtosis"];
+const PEAKS = 5;
 const LINES = /\.(jsonl|ndjson)(\.\w+)?$/;
 const SERVER = "These pages have no server; look at the index with neuron-indexer serve to";
 
@@ -36,6 +39,7 @@ export class Files {
     if (kind === "layers") return this.site.overview;
     if (kind === "unit") return this.unit(decodeURIComponent(rest.join("/")));
     if (kind === "units") return this.units(parameters);
+    if (kind === "briefly") return Promise.all([parameters.unit].flat().map((name) => this.briefly(name)));
     throw new Error(`${SERVER} ${kind === "search" ? "search it" : kind === "document" ? "read whole documents" : `ask for ${kind}`}.`);
   }
 
@@ -107,6 +111,12 @@ export class Files {
     return { top: found.top, samples: found.sample, bottom: found.bottom };
   }
 
+  async briefly(name) {
+    const { layer, unit } = this.named(name);
+    const [bins, { rows }, { tokens }] = await Promise.all([this.bins(layer, unit), this.ofUnit(`examples/${layer.name}.parquet`, unit, SMALL_COLUMNS, { tail: PAGE_INDEX }), this.vocabulary()]);
+    return { name, bins, tokens: rows.filter(({ kind, rank }) => kind === "top" && rank <= PEAKS).map(({ token_id }) => tokens[token_id]) };
+  }
+
   async vocabulary() {
     // its one row is nearly all of the file
     this.spelled ??= this.file("vocabulary.parquet", { tail: Infinity }).rows(0, 1, ["spaced", "tokens", "pieces"]);
@@ -148,7 +158,7 @@ export class Files {
       return { column, at: comparison, bound: Number(bound) };
     });
     if (!this.site.units.includes(sort)) throw new Error(`column "${sort}": there is none of this name`);
-    const columns = [...new Set(["layer", "unit", "count", "active", sort, ...conditions.map(({ column }) => column)])];
+    const columns = [...new Set(["layer", "unit", "count", ...SHOWN, sort, ...conditions.map(({ column }) => column)])];
     const total = this.layers.at(-1).first + this.layers.at(-1).units;
     const rows = await this.file("units.parquet").rows(0, total, columns);
     for (const layer of this.layers) for (let unit = 0; unit < layer.units; unit++) rows[layer.first + unit].site = layer.site;

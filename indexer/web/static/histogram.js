@@ -1,15 +1,17 @@
-// A histogram as a picture: a bar for each bin, eight to an octave, counts on a logarithmic axis.
+// A histogram as a picture: a bar for each bin, eight to an octave, counts on a logarithmic axis or a linear one.
 
 import { number, s } from "./dom.js";
 
 const HEIGHT = 120;
 const FOOT = 18;
 
-export function histogram(bins, { width = 640, onBin = undefined, small = false } = {}) {
+// over: counts of another unit in the same bins, drawn as an outline; in tokens of the first one's corpus.
+export function histogram(bins, { width = 640, onBin = undefined, small = false, linear = false, over = undefined } = {}) {
   const height = small ? 22 : HEIGHT;
-  const most = Math.max(...bins.map((bin) => bin[2]), 1);
+  const most = Math.max(...bins.map((bin) => bin[2]), ...(over ?? []), 1);
   const bar = width / Math.max(bins.length, 1);
-  const tall = (count) => (count ? Math.max((Math.log(count + 1) / Math.log(most + 1)) * height, 1) : 0);
+  const part = (count) => (linear ? count / most : Math.log(count + 1) / Math.log(most + 1));
+  const tall = (count) => (count ? Math.max(part(count) * height, 1) : 0);
   const bars = bins.map(([lower, upper, count], place) => {
     const node = s(
       "rect",
@@ -23,6 +25,7 @@ export function histogram(bins, { width = 640, onBin = undefined, small = false 
   const foot = small ? 0 : FOOT;
   const picture = s("svg", { viewBox: `0 0 ${width} ${height + foot}`, class: small ? "spark" : "histogram", role: "img", "aria-label": label }, bars);
   if (!small) picture.append(...axis(bins, bar, height));
+  if (over) picture.append(s("path", { class: "over", d: `M0 ${height}${over.map((count, place) => `V${height - tall(count)}H${(place + 1) * bar}`).join("")}V${height}` }));
   const mark = s("line", { class: "mark", y1: 0, y2: height, visibility: "hidden" });
   picture.append(mark);
   picture.mark = (place) => {

@@ -6,12 +6,15 @@ import { decompress } from "./vendor/fzstd.js";
 const compressors = { ZSTD: (input, length) => decompress(input, new Uint8Array(length)) };
 // a smaller file is read whole, and a smaller gap between two ranges with them
 const SMALL = 1 << 16;
+// parts of a file that are kept
+const MOST_KEPT = 8;
 
 export class Parquet {
   // bytes: of the file; footer: of its footer, with the eight behind it; tail: what is read at once of its end, at least
   constructor(address, { bytes, footer, tail = 0 }) {
     this.address = address;
     this.byteLength = bytes;
+    this.read = new Map();
     this.waiting = [];
     const start = bytes <= SMALL ? 0 : Math.max(bytes - Math.max(footer, tail), 0);
     this.held = this.fetched(start, bytes).then((content) => ({ start, content }));
@@ -43,12 +46,13 @@ export class Parquet {
 
   // What was read last is kept: the next unit's rows mostly lie there, too.
   kept(asked, read) {
-    if (this.last?.asked !== asked) {
-      const found = read();
-      this.last = { asked, found };
-      found.catch(() => (this.last = undefined));
-    }
-    return this.last.found;
+    const found = this.read.get(asked) ?? read();
+    found.catch(() => this.read.delete(asked));
+    // what is asked for again becomes the last
+    this.read.delete(asked);
+    this.read.set(asked, found);
+    if (this.read.size > MOST_KEPT) this.read.delete(this.read.keys().next().value);
+    return found;
   }
 
   // Called by hyparquet: what is asked for in the same moment is read together where it lies together.

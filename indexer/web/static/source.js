@@ -5,6 +5,9 @@ let files = null;
 
 let token = sessionStorage.getItem("token") ?? "";
 
+// What the page that is shown asked the server for: addresses at which the same is told as JSON.
+export const asked = new Set();
+
 // The token comes with the address that the program printed, and does not stay in it.
 export function takeToken() {
   const address = new URL(location.href);
@@ -34,15 +37,18 @@ export async function ask(path, parameters = {}, signal = undefined, index = "")
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters))
     for (const one of Array.isArray(value) ? value : [value]) if (one !== undefined && one !== "") query.append(name, one);
-  return answered(await reached(fetch(`${index ? `../${index}/` : ""}api/${path}${query.size ? `?${query}` : ""}`, { signal })));
+  const address = `${index ? `../${index}/` : ""}api/${path}${query.size ? `?${query}` : ""}`;
+  asked.add(address);
+  return answered(await reached(fetch(address, { signal })));
 }
 
 export const run = (text, pinned, signal) => posted("text", { text, pinned }, signal);
+export const runBoth = (texts, pinned, signal) => posted("texts", { texts, pinned }, signal);
 export const runSql = (query, signal) => posted("sql", { query }, signal);
 
-async function posted(path, asked, signal) {
+async function posted(path, given, signal) {
   const headers = { "Content-Type": "application/json", "X-Token": token };
-  return answered(await reached(fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(asked), signal })));
+  return answered(await reached(fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(given), signal })));
 }
 
 async function reached(response) {

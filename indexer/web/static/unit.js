@@ -6,34 +6,47 @@ import { histogram } from "./histogram.js";
 import { ask, run } from "./source.js";
 import { binOf, factsOf, legend, scaleOf, tailOf, tokenLine } from "./tokens.js";
 
-const KINDS = { top: "Strongest", samples: "Samples", bottom: "Lowest" };
+export const KINDS = { top: "Strongest", samples: "Samples", bottom: "Lowest" };
+// tokens before the peak, a third as many after it; at first the whole window
+export const WIDTHS = [undefined, "24", "12", "6"];
 
-export async function unitPage(main, { name, state, go, about, signal }) {
+export async function unitPage(main, { name, state, go, replace, about, signal }) {
   const unit = await ask(`unit/${encodeURIComponent(name)}`, {}, signal);
   document.title = `${unit.name} - neuron index`;
   const { numbers, bins } = unit;
   const scale = scaleOf(numbers.minimum, numbers.maximum);
   const tail = tailOf(bins);
-  const picture = histogram(bins, { onBin: (place) => go({ band: bandOf(bins[place]), side: "samples" }) });
+  const linear = state.counts === "linear";
+  const picture = histogram(bins, { linear, onBin: (place) => go({ band: bandOf(bins[place]), side: "samples" }) });
   const mark = (value) => picture.mark(binOf(bins, value));
   const aligned = state.wrap !== "1";
   const side = KINDS[state.side] ? state.side : "";
-  const view = { unit, scale, tail, mark, aligned, width: Number(state.width) || 0 };
+  const view = { unit, scale, tail, mark, aligned, width: /^\d+$/.test(state.width) ? Number(state.width) : Infinity };
 
   if (state.embed) {
     main.replaceChildren(...embedded(state.embed, view, picture));
     return;
   }
+  const examples = h("div", {});
+  const draw = () => examples.replaceChildren(
+    ...Object.entries(KINDS)
+      .filter(([kind]) => (!side || side === kind) && unit[kind].length)
+      .map(([kind, title]) => section(title, ofBand(unit[kind], kind, state.band), view)),
+  );
+  const widen = (width) => {
+    view.width = width ?? Infinity;
+    replace({ width });
+    draw();
+  };
+  draw();
   main.replaceChildren(
     h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours), others(unit.name, about)),
     statistics(numbers),
     unit.head ? headScores(unit.head) : "",
-    h("section", { ariaLabel: "Histogram" }, picture, savers(picture, unit.name)),
-    controls(state, go, unit),
+    h("section", { ariaLabel: "Histogram" }, picture, h("div", { className: "controls" }, counted(bins, linear, go), savers(picture, unit.name))),
+    controls(state, go, unit, widen),
     legend(scale),
-    ...Object.entries(KINDS)
-      .filter(([kind]) => (!side || side === kind) && unit[kind].length)
-      .map(([kind, title]) => section(title, ofBand(unit[kind], kind, state.band), view, state, go)),
+    examples,
     peaks(unit) ?? "",
     about.live ? tryText(unit, view, signal) : about.static ? "" : h("p", { className: "quiet" }, "Start the server with --model to try a text of your own on this unit."),
   );
@@ -76,7 +89,7 @@ export function statistics(numbers) {
     deviation: [number(numbers.variance === null ? null : Math.sqrt(Math.max(numbers.variance, 0))), "the root of the variance over all tokens"],
     skewness: [number(numbers.skewness), "third standardised moment; 0 for a symmetric distribution"],
     kurtosis: [number(numbers.kurtosis), "fourth standardised moment; 3 for a normal distribution"],
-    ...Object.fromEntries(["p01", "p50", "p99", "p999", "p9999"].map((name) => [name, [number(numbers[name]), "a quantile, known to one bin"]])),
+    ...Object.fromEntries(["p01", "p10", "p50", "p90", "p99", "p999", "p9999"].map((name) => [name, [number(numbers[name]), "a quantile, known to one bin"]])),
   };
   if (numbers.nan) facts.nan = [number(numbers.nan), "tokens without a number"];
   if (numbers.inf) facts.inf = [number(numbers.inf), "tokens with an infinite value"];
@@ -97,7 +110,13 @@ function headScores(head) {
   return h("dl", { className: "facts", ariaLabel: "What the head looks at" }, scores);
 }
 
-function controls(state, go, unit) {
+function counted(bins, linear, go) {
+  const most = h("small", {}, `tokens per bin, ${number(Math.max(...bins.map((bin) => bin[2]), 0))} in the highest; `);
+  const change = (event) => go({ counts: event.target.checked ? "linear" : undefined });
+  return [most, h("label", {}, h("input", { type: "checkbox", checked: linear, onchange: change }), " linear counts")];
+}
+
+function controls(state, go, unit, widen) {
   const choice = (label, key, options) =>
     h("label", {}, label, " ", h("select", { onchange: (event) => go({ [key]: event.target.value || undefined }) }, options.map(([value, said]) => h("option", { value, selected: (state[key] ?? "") === value }, said))));
   return h(
@@ -105,9 +124,21 @@ function controls(state, go, unit) {
     { className: "controls" },
     choice("Examples", "side", [["", "all"], ...Object.entries(KINDS).map(([kind, title]) => [kind, title.toLowerCase()])]),
     choice("Layout", "wrap", [["", "aligned on the peak"], ["1", "whole windows"]]),
-    choice("Context", "width", [["", `${unit.window[0]} + ${unit.window[1]}`], ["24", "24 + 8"], ["12", "12 + 4"], ["6", "6 + 2"]]),
+    context(state, unit, widen),
     state.band !== undefined ? h("button", { type: "button", onclick: () => go({ band: undefined }) }, `band ${state.band} ×`) : null,
   );
+}
+
+// How much of a window is shown; a window goes a third as far after its peak as before it.
+function context(state, { window: [before, after] }, widen) {
+  const said = (width) => (width === undefined ? `${before} + ${after}` : `${width} + ${Math.ceil(width / 3)}`);
+  const told = h("output", {}, said(state.width));
+  const moved = (event) => {
+    const width = Number(event.target.value) < before ? event.target.value : undefined;
+    told.textContent = said(width);
+    widen(width);
+  };
+  return h("label", {}, "Context ", h("input", { type: "range", min: 0, max: before, value: state.width ?? before, oninput: moved }), " ", told);
 }
 
 // The octave that a bin lies in, as samples name it; 0 for what is in no octave.
@@ -151,8 +182,8 @@ function exampleRow(group, view) {
 
 function example(found, { unit, scale, tail, mark, aligned, width, index }) {
   const whole = found.position - found.window_start;
-  const first = width ? Math.max(0, whole - width) : 0;
-  const last = width ? whole + 1 + width / 3 : found.pieces.length;
+  const first = Math.max(0, whole - width);
+  const last = whole + 1 + Math.ceil(width / 3);
   const cut = (values) => values.slice(first, last);
   const pieces = cut(found.pieces);
   const values = cut(found.activations);
@@ -196,11 +227,28 @@ async function openDocument(button, found, index) {
 }
 
 function peaks(unit) {
+  if (!unit.top.length) return null;
+  const next = unit.top.filter((example) => peakOf(example) + 1 < example.ids.length);
+  const at = chips(unit.top, (example) => example.token, (token) => `#/search?token=${encodeURIComponent(token)}`);
+  const after = chips(next, (example) => example.pieces[peakOf(example) + 1]);
+  const column = (title, found) => h("div", {}, h("h3", {}, title), found);
+  return h("section", {}, h("h2", {}, "Tokens of the strongest examples"), h("div", { className: "sides" }, column("At the peak", at), column("Right after it", after)), signs(unit) ?? "");
+}
+
+const peakOf = (example) => example.position - example.window_start;
+
+function chips(examples, of, address = undefined) {
   const counts = new Map();
-  for (const example of unit.top) counts.set(example.token, (counts.get(example.token) ?? 0) + 1);
+  for (const example of examples) counts.set(of(example), (counts.get(of(example)) ?? 0) + 1);
   const sorted = [...counts].sort((one, other) => other[1] - one[1]);
-  if (!sorted.length) return null;
-  return h("section", {}, h("h2", {}, "Tokens of the strongest peaks"), h("p", { className: "chips" }, sorted.map(([token, count]) => h("a", { className: "chip", href: `#/search?token=${encodeURIComponent(token)}` }, visible(token), " ", h("small", {}, `× ${count}`)))));
+  return h("p", { className: "chips" }, sorted.map(([token, count]) => h(address ? "a" : "span", { className: "chip", href: address?.(token) }, visible(token), " ", h("small", {}, `× ${count}`))));
+}
+
+// Of gated MLPs, how the peaks come about: a value is f(gate) times up.
+function signs(unit) {
+  const cases = [...unit.top, ...unit.bottom].filter(({ up }) => up !== null).map(({ value, up }) => `f(gate) ${value * up > 0 ? ">" : "≤"} 0, up ${up > 0 ? ">" : "≤"} 0`);
+  if (!cases.length) return null;
+  return h("p", { className: "quiet" }, "Signs at the peaks of the strongest and lowest: ", [...new Set(cases)].map((one) => `${one}: ${cases.filter((other) => other === one).length}`).join("; "));
 }
 
 function tryText(unit, view, signal) {
@@ -220,11 +268,12 @@ function tryText(unit, view, signal) {
   return h("section", {}, h("h2", {}, "Try a text"), h("label", {}, "Text ", h("textarea", { rows: 3, oninput: changed, placeholder: "Type or paste a text to see what this unit does at its tokens" })), out);
 }
 
-export function pinnedLine(answer, pin, scale, tail, mark) {
+// more: further facts of a token, by its place.
+export function pinnedLine(answer, pin, scale, tail, mark, more = () => []) {
   const pieces = answer.tokens.map((token) => token.piece);
   const peak = pin.values.reduce((best, value, place) => (answer.tokens[place].counted && (best < 0 || value > pin.values[best]) ? place : best), -1);
   const told = (place) => ({
-    facts: factsOf(pieces[place], answer.tokens[place].id, pin.values[place], tail ?? (() => pin.shares[place])),
+    facts: factsOf(pieces[place], answer.tokens[place].id, pin.values[place], tail ?? (() => pin.shares[place]), more(place)),
     mark: () => mark?.(pin.values[place]),
   });
   return tokenLine(pieces, pin.values, peak, scale, told, false);
