@@ -33,6 +33,7 @@ CASES = {
     "samples": "what fair samples cost: in the pass, in the index, in memory",
     "experts": "a pass over routed experts against transformers' own forward, on OLMoE's shape",
     "features": "a pass over features of a dictionary against encoding alone, and against re-encoding",
+    "features_memory": "peak memory of a build of features, over that of their states and weights",
     "plot": "pictures of the records in benchmarks/results",
 }
 

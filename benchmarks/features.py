@@ -67,7 +67,7 @@ def run(options: Options) -> Report:
 def _measured(options: Options, threads: int, folder: Path) -> Report:
     subject = prepare("minilm", "float32", options.tokens, folder)
     block: nn.Module = subject.loaded.model.encoder.layer[options.layer]  # type: ignore[index,union-attr,assignment]
-    weight, bias = _weights(subject, block, options)
+    weight, bias = random_encoder(subject, block, options.features, options.active)
     features = _Features(subject, block, weight, bias)
     states: list[States] = []
 
@@ -147,16 +147,16 @@ class _Features:
             handle.remove()
 
 
-def _weights(subject: Subject, block: nn.Module, options: Options) -> tuple[Tensor, Tensor]:
-    """Random directions, and biases by which each feature is as seldom active as asked for."""
+def random_encoder(subject: Subject, block: nn.Module, features: int, active: int) -> tuple[Tensor, Tensor]:
+    """Random directions [features, channels], and biases by which so many are active at a token, about."""
     generator = torch.Generator().manual_seed(0)
     channels: int = subject.loaded.model.config.hidden_size  # type: ignore[union-attr, assignment]
-    weight = torch.randn(options.features, channels, generator=generator)
-    plain = _Features(subject, block, weight, torch.zeros(options.features))
-    _, x = next(plain._streams())
-    some = x.flatten(0, 1)[:512] @ weight.t()
-    share = min(0.5, options.active / options.features)
-    return weight, -torch.quantile(some, 1 - share, dim=0)
+    weight = torch.randn(features, channels, generator=generator)
+    _, x = next(_Features(subject, block, weight, torch.zeros(features))._streams())
+    some, share = x.flatten(0, 1)[:512], min(0.5, active / features)
+    # torch.quantile takes no more than 2^24 numbers
+    thresholds = [torch.quantile(some @ part.t(), 1 - share, dim=0) for part in weight.split(CHUNK_TOKENS)]
+    return weight, -torch.cat(thresholds)
 
 
 def _gathered(subject: Subject, block: nn.Module, weight: Tensor, bias: Tensor, threads: int) -> States:

@@ -118,8 +118,8 @@ def synthetic_records(size: Size, seed: int = 0) -> Iterator[LayerRecord]:
         moments.minimum[:] = record.bottom.value[:, 0] if size.bottom else -4
         if size.samples:
             record.samples.offer(_candidates(random, size, moments.maximum, keep))
-        counts = record.histogram.counts
-        counts[:] = _histogram(random, size, moments.minimum, moments.maximum)
+        counts = _histogram(random, size, moments.minimum, moments.maximum)
+        record.histogram.add(..., counts)
         moments.sums[:] = _sums(counts, moments.minimum, moments.maximum)
         states = {"panel": _panel(random, size)} if size.panel else {}
         yield replace(record, states={**record.states, **states})

@@ -38,9 +38,9 @@ struct Held {
 };
 
 struct HeldHistogram : Held<Histogram> {
-  HeldHistogram(const Array<std::int64_t>& counts, const Array<std::uint16_t>& recent,
+  HeldHistogram(const Array<std::uint32_t>& low, const Array<std::uint32_t>& high, const Array<std::uint16_t>& recent,
                 const Array<std::int32_t>& recent_tokens) {
-    state = {hold(counts), hold(recent), hold(recent_tokens)};
+    state = {hold(low), hold(high), hold(recent), hold(recent_tokens)};
   }
 };
 
@@ -185,8 +185,9 @@ PYBIND11_MODULE(_cpp, module) {
   module.doc() = "Statistics of neuron activations on the CPU; indexer_kernels wraps and documents it.";
 
   py::class_<HeldHistogram>(module, "Histogram")
-      .def(py::init<Array<std::int64_t>, Array<std::uint16_t>, Array<std::int32_t>>(), py::arg("counts").noconvert(),
-           py::arg("recent").noconvert(), py::arg("recent_tokens").noconvert());
+      .def(py::init<Array<std::uint32_t>, Array<std::uint32_t>, Array<std::uint16_t>, Array<std::int32_t>>(),
+           py::arg("low").noconvert(), py::arg("high").noconvert(), py::arg("recent").noconvert(),
+           py::arg("recent_tokens").noconvert());
 
   py::class_<HeldMoments>(module, "Moments")
       .def(py::init<Array<std::int64_t>, Array<std::int64_t>, Array<float>, Array<float>, Array<std::int64_t>,

@@ -1,7 +1,7 @@
 // The bin of a float32 and the settling of the 16-bit counters.
 //
 // A bin is read off the bits: sign, exponent, top 3 mantissa bits; 8 bins an octave over [2^-10, 2^14). New counts go to
-// 16-bit counters (a block of 64 units is 50 kB and stays in cache) and move to the 64-bit ones before they could wrap.
+// 16-bit counters (a block of 64 units is 50 kB and stays in cache) and move to the others before they could wrap.
 #pragma once
 #include "isa.hpp"
 #include <cstdint>
@@ -28,8 +28,15 @@ inline int bin_of(float value) {
 
 inline void settle_histogram(const Histogram& state, std::int64_t first_unit, std::int64_t units) {
   std::uint16_t* recent = state.recent + first_unit * kBins;
-  std::int64_t* counts = state.counts + first_unit * kBins;
-  for (std::int64_t bin = 0; bin < units * kBins; ++bin) counts[bin] += recent[bin];
+  std::uint32_t* low = state.low + first_unit * kBins;
+  std::uint32_t wrapped = 0;
+  for (std::int64_t bin = 0; bin < units * kBins; ++bin) {
+    low[bin] += recent[bin];
+    wrapped |= low[bin] < recent[bin];
+  }
+  // once in 2^32 counts of a bin
+  for (std::int64_t bin = 0; wrapped && bin < units * kBins; ++bin)
+    state.high[first_unit * kBins + bin] += low[bin] < recent[bin];
   for (std::int64_t bin = 0; bin < units * kBins; ++bin) recent[bin] = 0;
   state.recent_tokens[first_unit] = 0;
 }

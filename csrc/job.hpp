@@ -42,8 +42,9 @@ struct Batch {
 };
 
 struct Histogram {
-  std::int64_t* counts = nullptr;          // [units, kBins]
-  std::uint16_t* recent = nullptr;         // [units, kBins] not yet added to counts
+  std::uint32_t* low = nullptr;            // [units, kBins] a count is high * 2^32 + low
+  std::uint32_t* high = nullptr;           // [units, kBins] written to seldom
+  std::uint16_t* recent = nullptr;         // [units, kBins] not yet added to these
   std::int32_t* recent_tokens = nullptr;   // [units] tokens in recent, kept at each block's first unit
 };
 

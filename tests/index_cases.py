@@ -50,7 +50,7 @@ def ragged_record(layer: int = 0, units: int = 7, seed: int = 0) -> LayerRecord:
     columns = [every[finite[:, unit], unit].astype(np.float64) for unit in range(units)]
     histogram = Histogram.empty(units)
     for unit, values in enumerate(columns):
-        np.add.at(histogram.counts[unit], bins_of(values.astype(np.float32)), 1)
+        np.add.at(histogram.low[unit], bins_of(values.astype(np.float32)), 1)
     powers = [[(values**power).sum() for power in range(1, POWERS + 1)] for values in columns]
     moments = Moments(
         nan=np.isnan(every).sum(axis=0),

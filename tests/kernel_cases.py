@@ -145,7 +145,7 @@ def merged(records: Sequence[LayerRecord]) -> LayerRecord:
     for record in records:
         whole.count[:] += record.count
         whole.moments.merge(record.moments)
-        whole.histogram.counts[:] += record.histogram.counts
+        whole.histogram.add(..., record.histogram.counts)
         for name in ("top", "bottom", "samples"):
             whole.states[name].offer(rows_of(record.states[name]))
     return whole

@@ -170,10 +170,10 @@ def test_update_refuses_a_wrong_state(
     def wrong(self: Statistics, function: int, *rest: Any) -> None:
         right(self, function, *rest)
         if (function > 0) == fused:
-            self.histogram.counts[0, 100] += 1  # type: ignore[union-attr]
+            self.histogram.low[0, 100] += 1  # type: ignore[union-attr]
 
     monkeypatch.setattr(Statistics, "_process", wrong)
-    assert "histogram counts[0, 100]" in refused(capsys, "update")
+    assert "histogram low[0, 100]" in refused(capsys, "update")
 
 
 def test_query(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

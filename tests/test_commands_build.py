@@ -120,7 +120,7 @@ def test_the_help_tells_the_configs_defaults() -> None:
         if isinstance(default, str | int | float) and not isinstance(default, bool):
             written = str(default).removesuffix(".0")
             assert f"{str(field.description).partition(' ')[2]} Default: {written}." in told, name
-    assert "before and after a peak. Default: 48,15." in told
+    assert "before and after a peak. Default: 48,15; of features 24,7." in told
     assert "Processor threads. Default: all cores." in told
     assert "Undefined" not in told
 

@@ -139,7 +139,7 @@ def test_the_states_are_the_references_of_what_was_encoded(tmp_path: Path) -> No
     with Runner(loaded, probes, take, chunk_tokens=12) as runner:
         runner.run(tiny_batch(9, 5, 3, 12, 7, 1, 8, 11, 2, 10))
     reference = Statistics.empty(
-        FEATURES, replace(Asked().keep, bottom=0), layer=f"{SITE}.1", kernels="reference"
+        FEATURES, replace(Asked().features, bottom=0), layer=f"{SITE}.1", kernels="reference"
     )
     made = []
     while blocks:

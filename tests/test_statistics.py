@@ -123,7 +123,9 @@ def test_no_tokens_leave_the_empty_state(instruction_set: str) -> None:
     assert_equal(gathered(33, [(torch.zeros(0, 33), nothing)], "cpp"), Statistics.empty(33, KEEP))
 
 
-def test_counters_survive_more_tokens_than_sixteen_bits_count(instruction_set: str) -> None:
+# wrapped by no settling of counters, by that of the compiled kernel, and by the last one
+@pytest.mark.parametrize("before", [0, 2**32 - 5, 2**32 - 139_999])
+def test_counters_survive_more_tokens_than_their_bits_count(before: int, instruction_set: str) -> None:
     tokens = 70_000
     sequences = Sequences.from_offsets(
         np.array([0, tokens]), np.array([5]), np.array([0]), np.zeros(tokens, np.int32)
@@ -131,11 +133,13 @@ def test_counters_survive_more_tokens_than_sixteen_bits_count(instruction_set: s
     activations = torch.full((tokens, 70), 0.25)
     activations[-1] = 0.5
     statistics = Statistics.empty(70, KEEP)
+    statistics.histogram.low[:] = before
     for _ in range(2):
         statistics.update(activations, sequences)
     statistics.settle()
     quarter = bins_of(np.array([0.25], np.float32))[0]
-    assert (statistics.histogram.counts[:, quarter] == 2 * (tokens - 1)).all()
+    assert (statistics.histogram.counts[:, quarter] == before + 2 * (tokens - 1)).all()
+    assert (statistics.histogram.counts[:, quarter - 1] == before).all()
     summary = statistics.moments.summary(statistics.count)
     np.testing.assert_allclose(summary["mean"], (0.25 * (tokens - 1) + 0.5) / tokens, rtol=1e-12)
     assert (statistics.top.position[:, 0] == tokens - 1).all()

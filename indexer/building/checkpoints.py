@@ -99,6 +99,8 @@ def restored(plan: Plan, gathered: Gathered, checkpoint: Checkpoint, folder: Wor
         )
     manifest = read_manifest(checkpoint.index)
     for probe in plan.probes:
+        # what is there of no tokens makes room
+        del gathered.states.statistics[probe.key]
         record = read_layer(checkpoint.index, manifest, probe.key)
         statistics = statistics_of(
             record, kernels=plan.kernels, threads=plan.threads, width=probe.width

@@ -7,12 +7,15 @@ filled in depends on the sequence and on nothing else, and no kernel and no stat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 from indexer_kernels import Sequences
 from indexer_kernels.panel import WINDOW, Panel, Windows, window_hashes, windows_in
+from numpy.typing import NDArray
 
 from indexer.models import Runner, Values
 from indexer.models.alone import Plain, SequenceId, SequenceRows, alone
@@ -100,7 +103,7 @@ class Chosen:
             runner.run_for(alone(part, 0, copies=2) if runner.compiled else part, filling.take)
             between(number / len(self.sequences))
         return {
-            key: Panel(self.most, self.seed, self.windows, values.T) for key, values in filling.read().items()
+            key: Panel(self.most, self.seed, self.windows, values) for key, values in filling.read().items()
         }
 
 
@@ -141,18 +144,41 @@ class _Filling(Plain):
             # rows of tokens that follow each other do so in the file, too, where they are of a whole layer
             apart = (np.diff(token) > 1) | (activations.shape[1] < self.units[key])
             for run in filter(len, np.split(np.arange(len(token)), np.flatnonzero(apart) + 1)):
+                # a hole in the file is zeros, and takes no room
+                if not activations[found[run]].any():
+                    continue
                 self.file.seek(4 * (self.begin[key] + int(token[run[0]]) * self.units[key] + values.first))
                 self.file.write(activations[found[run]].tobytes())
 
-    def read(self) -> dict[Key, np.ndarray]:
-        """All matrices, of which memory holds no more than what is looked at; 0 where nothing was written."""
+    def read(self) -> dict[Key, Filled]:
+        """All matrices; 0 where nothing was written."""
         tokens = len(self.windows.token_ids)
         self.file.truncate(4 * tokens * sum(self.units.values()))
         self.file.flush()
-        whole = np.memmap(self.file, np.float32, "r") if tokens else np.zeros(0, np.float32)
-        ends = {key: begin + tokens * self.units[key] for key, begin in self.begin.items()}
-        flat = {key: whole[begin : ends[key]] for key, begin in self.begin.items()}
-        return {key: values.reshape(tokens, self.units[key]) for key, values in flat.items()}
+        file = os.fdopen(os.dup(self.file.fileno()), "rb")
+        return {key: Filled(file, 4 * begin, self.units[key], tokens) for key, begin in self.begin.items()}
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a probe does on the windows: a matrix float32 [tokens, units] that stays in its file.
+
+    begin: bytes before it there.
+    """
+
+    file: IO[bytes]
+    begin: int
+    units: int
+    tokens: int
+
+    def __getitem__(self, units: slice) -> NDArray[np.float32]:
+        """That of some units, read now: float32 [units, tokens]."""
+        first, last, _ = units.indices(self.units)
+        read = np.empty((self.tokens, last - first), np.float32)
+        for token, row in enumerate(read):
+            place = self.begin + 4 * (token * self.units + first)
+            row[:] = np.frombuffer(os.pread(self.file.fileno(), row.nbytes, place), np.float32)
+        return read.T
 
 
 def _id(part: Part) -> SequenceId:

@@ -19,7 +19,7 @@ from indexer.building.identity import (
     options_of,
     tokenizer_digest,
 )
-from indexer.config.build import BuildConfig
+from indexer.config.build import FEATURE_WINDOW, WINDOW, BuildConfig
 from indexer.corpus import Corpus
 from indexer.corpus.pieces import share_of
 from indexer.errors import IndexerError
@@ -139,9 +139,13 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     vocabulary = Vocabulary.from_tokenizer(loaded.tokenizer)
     corpus.write_chat = chat_writer(loaded.tokenizer)
     corpus.token_ids = min(embedding_rows(loaded.model), len(vocabulary))
-    keep = kept(config)
     asked = Asked(
-        keep, config.hooks, config.output_projection, dictionaries=config.sae, units=config.sae_units
+        keep=kept(config),
+        hooks=config.hooks,
+        output_projection=config.output_projection,
+        dictionaries=config.sae,
+        units=config.sae_units,
+        features=kept(config, FEATURE_WINDOW),
     )
     every = find(loaded, with_dictionaries(config.sites, asked), asked)
     probes = _chosen(config, every)
@@ -163,10 +167,11 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     return plan
 
 
-def kept(config: BuildConfig) -> Keep:
-    """What is kept of every unit."""
-    names = ("top", "bottom", "window", "by", "distinct", "samples", "panel", "seed")
-    return Keep(**{name: getattr(config, name) for name in names}).within(config.context)
+def kept(config: BuildConfig, window: tuple[int, int] = WINDOW) -> Keep:
+    """What is kept of a unit; window: where none is asked for."""
+    names = ("top", "bottom", "by", "distinct", "samples", "panel", "seed")
+    keep = Keep(window=config.window or window, **{name: getattr(config, name) for name in names})
+    return keep.within(config.context)
 
 
 def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:

@@ -15,6 +15,8 @@ from indexer.names import MLP, format_layers
 
 # what the arrays of a build hold
 LARGEST = 2**63 - 1
+# tokens before and after a peak, of units and of features, which are many
+WINDOW, FEATURE_WINDOW = (48, 15), (24, 7)
 
 
 def _whole(units: Mapping[str, int], examples: str) -> BeforeValidator:
@@ -118,7 +120,7 @@ Units = Annotated[
     AfterValidator(_ascending),
 ]
 Layers = Annotated[Text | None, BeforeValidator(_layers)]
-Window = Annotated[tuple[Places, Places], BeforeValidator(_window)]
+Window = Annotated[tuple[Places, Places] | None, BeforeValidator(_window)]
 Shard = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], BeforeValidator(_shard)]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
@@ -222,7 +224,9 @@ class BuildConfig(BaseModel):
     distinct: bool = _keep(
         False, "", "Of strongest or lowest examples with the same eight tokens up to the peak keep the best."
     )
-    window: Window = _keep((48, 15), "B,A", "Tokens kept before and after a peak.")
+    window: Window = _keep(
+        None, "B,A", "Tokens kept before and after a peak.", otherwise="48,15; of features 24,7"
+    )
     panel: Places = _keep(
         64, "W", "Windows of 64 tokens, by hash, on which every unit's activations are kept; 0 keeps none."
     )

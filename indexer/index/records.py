@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from indexer_kernels import Bands, Histogram, Keep, Moments, TopK
+from indexer_kernels.blocks import view_of
 from indexer_kernels.heads import HeadScores
 from indexer_kernels.panel import Panel
 
@@ -40,6 +41,11 @@ class LayerRecord:
         if kind_of(key.site) == HEADS:
             states["scores"] = HeadScores.empty(units, keep.panel)
         return cls(key, np.zeros(units, np.int64), states, experts)
+
+    def part(self, units: slice) -> LayerRecord:
+        """The record of some of the units, of the same memory."""
+        states = {name: view_of(state, units) for name, state in self.states.items()}
+        return replace(self, count=self.count[units], states=states)
 
     @property
     def units(self) -> int:

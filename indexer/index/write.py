@@ -37,6 +37,8 @@ from indexer.index.vocabulary import Vocabulary
 from indexer.names import Key, check_site
 
 _MOST_THREADS = 4
+# whose numbers are made together
+_UNITS_AT_ONCE = 4_096
 
 
 class IndexWriter:
@@ -222,11 +224,15 @@ class IndexWriter:
 
     def _note(self, record: LayerRecord, first: int) -> None:
         """Keep what goes into the files that all layers share."""
-        self._units[record.key].append(unit_table(record, first))
-        for codec in codecs_for(record.states):
+        codecs = codecs_for(record.states)
+        for codec in codecs:
             if not self._common.keys() >= codec.common.keys():
                 self._common |= codec.common_tables(record)
-            self._documents.add(codec.documents(record))
+        for start in range(0, record.units, _UNITS_AT_ONCE):
+            part = record.part(slice(start, start + _UNITS_AT_ONCE))
+            self._units[record.key].append(unit_table(part, first + start))
+            for codec in codecs:
+                self._documents.add(codec.documents(part))
 
     def _layer_files(
         self, stack: ExitStack, record: LayerRecord, units: int

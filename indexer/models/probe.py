@@ -34,7 +34,8 @@ class Values:
     kernels' name of it, and are yet to be written into matrix; up: as matrix, None for one.
     first: which unit of the layer the first column is. rows_follow: whether more rows of the batch come for
     these units; parts_follow: whether other units of the layer come.
-    source: [rows, any], where the values jump as these change little: two runs are told apart by these then.
+    source: [rows, any], what each row of all parts is made of, where that is less: two runs are told apart by
+    it then, and not by values that may jump where it changes little.
     """
 
     matrix: Tensor

@@ -14,7 +14,8 @@ class Asked:
     hooks: read values after the model computed them, also where they could be computed together with their
     statistics. output_projection: pattern of the paths of the MLPs' output projections, * being the layer
     number, for models whose MLPs are not recognised. experts: whether routed experts are a site of their own.
-    dictionaries: of features, as SOURCE[=NAME]; units: the first and the last of each to be indexed, or all.
+    dictionaries: of features, as SOURCE[=NAME]; units: the first and the last of each to be indexed, or all;
+    features: what is kept of one.
     """
 
     keep: Keep = field(default_factory=Keep)
@@ -23,3 +24,4 @@ class Asked:
     experts: bool = False
     dictionaries: tuple[str, ...] = ()
     units: tuple[int, int] | None = None
+    features: Keep = field(default_factory=Keep)

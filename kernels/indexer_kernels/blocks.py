@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,3 +41,15 @@ def sum_blocks(sequences: Sequences) -> Iterator[NDArray[np.int64]]:
         block = (rows - sequences.start[index]) // BLOCK_TOKENS
         for number in np.unique(block):
             yield rows[block == number]
+
+
+def view_of(state: Any, units: slice) -> Any:
+    """Some units of a state, whose arrays are views of its own; None for one that is not kept."""
+    if state is None:
+        return None
+    view = copy.copy(state)
+    for name, array in vars(state).items():
+        if isinstance(array, np.ndarray):
+            # bars are the one array whose units come last
+            setattr(view, name, array[..., units] if name == "bars" else array[units])
+    return view

@@ -82,8 +82,8 @@ class DeviceSums:
         if histogram is not None:
             recent = self.recent.sum(dim=0).cpu().numpy()  # int64 [390, units]
             positive, negative = recent[: MAGNITUDES + 1], recent[MAGNITUDES + 1 :]
-            histogram.counts[:, MAGNITUDES:BINS] += positive.T
-            histogram.counts[:, MAGNITUDES::-1] += negative.T
+            histogram.add((slice(None), slice(MAGNITUDES, BINS)), positive.T)
+            histogram.add((slice(None), slice(MAGNITUDES, None, -1)), negative.T)
         if moments is not None:
             self.settle_carries()
             moments.nan += self.nan.sum(dim=0).cpu().numpy()

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from indexer_kernels.blocks import committed_zeros, counted_rows
 from indexer_kernels.sequences import Sequences
 
+# units whose new counts are added together
+_UNITS_AT_ONCE = 1_024
 BINS_PER_OCTAVE = 8
 SMALLEST_EXPONENT, LARGEST_EXPONENT = -10, 14
 MAGNITUDES = BINS_PER_OCTAVE * (LARGEST_EXPONENT - SMALLEST_EXPONENT) + 2
@@ -109,12 +111,14 @@ def quantiles(
 class Histogram:
     """Counts per unit and bin.
 
-    counts: int64 [units, 389].
-    recent: uint16 [units, 389], new counts of the compiled kernel that `settle` moves to `counts`.
+    low, high: uint32 [units, 389]; a count is high * 2^32 + low. What no count has reached of `high` takes no
+        memory: a corpus of less than 2^32 tokens writes nothing there.
+    recent: uint16 [units, 389], new counts of the compiled kernel that `settle` moves to the others.
     recent_tokens: int32 [units], tokens in `recent`.
     """
 
-    counts: NDArray[np.int64]
+    low: NDArray[np.uint32]
+    high: NDArray[np.uint32] = field(metadata={"seldom": True})
     recent: NDArray[np.uint16]
     recent_tokens: NDArray[np.int32]
     _native: Any = field(default=None, repr=False, compare=False)
@@ -123,7 +127,8 @@ class Histogram:
     def empty(cls, units: int) -> Histogram:
         """The histogram of no tokens."""
         return cls(
-            committed_zeros((units, BINS), np.int64),
+            committed_zeros((units, BINS), np.uint32),
+            np.zeros((units, BINS), np.uint32),
             committed_zeros((units, BINS), np.uint16),
             np.zeros(units, np.int32),
         )
@@ -133,12 +138,33 @@ class Histogram:
         values = activations[counted_rows(sequences)]
         units = np.broadcast_to(np.arange(values.shape[1]), values.shape)
         finite = np.isfinite(values)
-        np.add.at(self.counts, (units[finite], bins_of(values[finite])), 1)
+        found = np.zeros(self.low.shape, np.int64)
+        np.add.at(found, (units[finite], bins_of(values[finite])), 1)
+        self.add(..., found)
+
+    def add(self, bins: Any, counts: NDArray[Any]) -> None:
+        """Add counts, none negative, to some bins, by an index of [units, 389] that has each of them once."""
+        total = self.low[bins] + counts.astype(np.uint64)
+        self.low[bins] = total.astype(np.uint32)
+        carry = total >> np.uint64(32)
+        if carry.any():
+            self.high[bins] += carry.astype(np.uint32)
+
+    def of(self, units: slice) -> NDArray[np.int64]:
+        """The counts of some units, int64 [chosen, 389]."""
+        return (self.high[units].astype(np.int64) << 32) + self.low[units]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Those of all units, made anew: int64 [units, 389]."""
+        return self.of(slice(None))
 
     def settle(self) -> None:
-        """Bring `counts` up to date."""
+        """Bring the counts up to date."""
         if self.recent_tokens.any():
-            self.counts += self.recent
+            for first in range(0, len(self.low), _UNITS_AT_ONCE):
+                units = slice(first, first + _UNITS_AT_ONCE)
+                self.add(units, self.recent[units])
             self.recent[:] = 0
             self.recent_tokens[:] = 0
 
@@ -150,7 +176,7 @@ class Histogram:
         if self._native is None:
             from indexer_kernels import _cpp
 
-            self._native = _cpp.Histogram(self.counts, self.recent, self.recent_tokens)
+            self._native = _cpp.Histogram(self.low, self.high, self.recent, self.recent_tokens)
         return self._native
 
 

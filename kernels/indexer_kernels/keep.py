@@ -70,7 +70,8 @@ class Keep:
         return Bands.empty(key, self.samples, window=self.window, seed=self.seed)
 
     def bytes_per_unit(self) -> int:
-        """Main memory of one unit's states, in bytes."""
+        """Main memory of one unit's states, in bytes, but for what is seldom written to."""
         states = (state for state in self.states(1, "").values() if getattr(state, "places", True))
-        values = (getattr(state, one.name) for state in states for one in fields(state))
+        arrays = ((state, one) for state in states for one in fields(state) if "seldom" not in one.metadata)
+        values = (getattr(state, one.name) for state, one in arrays)
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

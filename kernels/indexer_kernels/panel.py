@@ -10,6 +10,7 @@ corpus and tokenizer give the same windows for every model; and the smallest of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,13 +95,14 @@ class Panel:
     """What some units do on the windows.
 
     most, seed: how many windows there may be, and what they are chosen by. windows: in their order.
-    activations: float32 [units, tokens], any strides; the columns are those of windows.token_ids.
+    activations: float32 [units, tokens], any strides; the columns are those of windows.token_ids. Or, to be
+        written, what gives such of a slice of units.
     """
 
     most: int
     seed: int
     windows: Windows
-    activations: NDArray[np.float32]
+    activations: Any
 
     @classmethod
     def empty(cls, units: int, most: int, seed: int) -> Panel:

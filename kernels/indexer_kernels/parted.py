@@ -6,12 +6,12 @@ what is gathered part by part is there as one.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer_kernels.blocks import view_of
 from indexer_kernels.statistics import Statistics
 
 
@@ -56,21 +56,9 @@ class PartedStatistics(Statistics):
         states = (self.moments, self.histogram, self.top, self.bottom)
         return Statistics(
             units.stop - units.start,
-            *(_view(state, units) for state in states),
-            samples=_view(self.samples, units),
-            others={name: _view(state, units) for name, state in self.others.items()},
+            *(view_of(state, units) for state in states),
+            samples=view_of(self.samples, units),
+            others={name: view_of(state, units) for name, state in self.others.items()},
             kernels=self.kernels,
             threads=self.threads,
         )
-
-
-def _view(state: Any, units: slice) -> Any:
-    """Some units of a state, whose arrays are views of its own; None for one that is not kept."""
-    if state is None:
-        return None
-    view = copy.copy(state)
-    for name, array in vars(state).items():
-        if isinstance(array, np.ndarray):
-            # bars are the one array whose units come last
-            setattr(view, name, array[..., units] if name == "bars" else array[units])
-    return view

@@ -118,11 +118,12 @@ std::uint64_t digest_of(Function function, DType dtype, bool gated) {
   for (std::int64_t token = 0; token < kTokens; ++token) tokens[token] = static_cast<std::int32_t>(token);
   counted[0] = counted[300] = counted[333] = 0;
 
-  std::vector<std::int64_t> counts(kUnits * kBins), nan(kUnits), inf(kUnits), sums(kUnits * kPowers * kLimbs);
+  std::vector<std::uint32_t> counts(kUnits * kBins), more(kUnits * kBins);
+  std::vector<std::int64_t> nan(kUnits), inf(kUnits), sums(kUnits * kPowers * kLimbs);
   std::vector<std::uint16_t> recent(kUnits * kBins);
   std::vector<std::int32_t> recent_tokens(kUnits), pending(kUnits);
   std::vector<float> low(kUnits, std::numeric_limits<float>::infinity()), high(kUnits, -std::numeric_limits<float>::infinity());
-  const Histogram histogram{counts.data(), recent.data(), recent_tokens.data()};
+  const Histogram histogram{counts.data(), more.data(), recent.data(), recent_tokens.data()};
   const Moments moments{nan.data(), inf.data(), low.data(), high.data(), sums.data(), pending.data()};
   const Best top(true), bottom(false);
   const Samples samples(random);

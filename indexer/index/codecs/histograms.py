@@ -42,7 +42,7 @@ class Histograms(Codec):
         return found | quantiles(counts, moments.minimum + np.float32(0), moments.maximum + np.float32(0))
 
     def table(self, record: LayerRecord, units: slice, first: int, vocabulary: Vocabulary) -> pa.Table:
-        counts = record.histogram.counts[units]
+        counts = record.histogram.of(units)
         unit, number = np.nonzero(counts)
         lower, upper = (pa.array(edges) for edges in bin_edges())
         columns = constants(record, unit + (first + units.start)) | {
@@ -54,7 +54,6 @@ class Histograms(Codec):
 
     def merge_into(self, record: LayerRecord, rows: LayerRows, units: slice) -> None:
         path = self.file(rows.key)
-        flat = record.histogram.counts.reshape(-1)
         end = -1
         for table in rows.of_block(path, self.columns, units, _COLUMNS):
             number = bins_between(table["lower"].to_numpy(), table["upper"].to_numpy())
@@ -63,7 +62,7 @@ class Histograms(Codec):
             ascends = bool((np.diff(key, prepend=end) > 0).all())
             found = table["count"].to_numpy()
             rows.must_be(path, ascends and bool((number >= 0).all()) and bool((found > 0).all()))
-            flat[key] += found
+            record.histogram.add(np.divmod(key, BINS), found)
             end = int(key[-1])
 
     def check(self, laws: LayerLaws) -> None:

@@ -46,7 +46,7 @@ def find(loaded: LoadedModel, asked: Asked) -> Sequence[Features]:
         dictionaries = list(read(source))
         # where nothing is negative, all that is lowest is 0; of all layers of a site the same is kept
         signed = any(dictionary.activation.signed for dictionary in dictionaries)
-        keep = asked.keep if signed else replace(asked.keep, bottom=0)
+        keep = asked.features if signed else replace(asked.features, bottom=0)
         for dictionary in dictionaries:
             place = points.find(dictionary.point, str(dictionary.files[0]))
             probe = _probe(_fitted(dictionary, place).chosen(asked.units), name, place, keep)
@@ -77,12 +77,12 @@ def _probe(dictionary: Dictionary, name: str, place: Place, keep: Keep) -> Featu
     layer = place.layer if place.layer is not None else dictionary.layer
     if layer is None:
         raise IndexerError(f"{file}: it reads {dictionary.point}, and neither that nor a key tells its layer")
-    first = dictionary.units.start
+    first = dictionary.first
     facts: dict[str, Any] = {
         "dictionary": dictionary.form,
         "reads": dictionary.point,
         "formula": dictionary.formula,
-        "dtype": str(dictionary.dtype).removeprefix("torch."),
+        "dtype": str(dictionary.weight.dtype).removeprefix("torch."),
         "digest": digest(dictionary.files),
         **({"first_feature": first} if first else {}),
         **dictionary.facts,

@@ -59,6 +59,7 @@ def read(folder: Path) -> Iterator[Dictionary]:
             point=hook if re.match(r"blocks\.", hook) else f"blocks.{layer}.{hook}",
             layer=layer,
             weight=weight,
+            dtype=tensors.dtype,
             bias=bias,
             activation=Relu() if threshold is None else Jump(threshold, rectified=False),
         )

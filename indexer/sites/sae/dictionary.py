@@ -30,7 +30,7 @@ class Activation(Protocol):
     """What makes values of `pre`.
 
     function: what is left to be applied by the kernels, in the same read as the statistics; None for nothing.
-    signed: whether values may be negative. smooth: whether values change little where `pre` does.
+    signed: whether values may be negative.
     """
 
     @property
@@ -38,9 +38,9 @@ class Activation(Protocol):
     @property
     def signed(self) -> bool: ...
     @property
-    def smooth(self) -> bool: ...
-    @property
     def formula(self) -> str: ...
+    def of(self, units: slice) -> Activation:
+        """That of some units alone."""
     def made(self, pre: Tensor, units: slice) -> Tensor:
         """The values of some units, but for `function`; pre: [rows, units], which may be written to."""
 
@@ -51,8 +51,11 @@ class Relu:
 
     function: str | None = "relu"
     signed: bool = False
-    smooth: bool = True
     formula: str = "relu(pre)"
+
+    def of(self, units: slice) -> Relu:
+        """Itself."""
+        return self
 
     def made(self, pre: Tensor, units: slice) -> Tensor:
         """pre."""
@@ -68,7 +71,6 @@ class Jump:
 
     threshold: Tensor
     rectified: bool = True
-    smooth: bool = False
 
     @property
     def function(self) -> str | None:
@@ -84,6 +86,10 @@ class Jump:
     def formula(self) -> str:
         """For people."""
         return f"{'relu(pre)' if self.rectified else 'pre'} * (pre > threshold)"
+
+    def of(self, units: slice) -> Jump:
+        """Of some units."""
+        return self if self.threshold.numel() == 1 else replace(self, threshold=self.threshold[units].clone())
 
     def made(self, pre: Tensor, units: slice) -> Tensor:
         """pre, or 0."""
@@ -103,8 +109,12 @@ class Gated:
     b_mag: Tensor
     function: str | None = "relu"
     signed: bool = False
-    smooth: bool = False
     formula: str = "relu(pre * exp(r_mag) + b_mag) * (pre + b_gate > 0)"
+
+    def of(self, units: slice) -> Gated:
+        """Of some units."""
+        b_gate, magnitude, b_mag = (part[units].clone() for part in (self.b_gate, self.magnitude, self.b_mag))
+        return Gated(b_gate, magnitude, b_mag)
 
     def made(self, pre: Tensor, units: slice) -> Tensor:
         """The magnitude, or 0."""
@@ -123,7 +133,6 @@ class TopK:
     rectified: bool = True
     absolute: bool = False
     function: str | None = None
-    smooth: bool = False
 
     @property
     def signed(self) -> bool:
@@ -137,8 +146,12 @@ class TopK:
         kept = "relu(pre)" if self.rectified else "pre"
         return f"{kept} of the {self.k} largest {of} of a token, of equal ones the first; else 0"
 
-    def made(self, pre: Tensor, units: slice) -> Tensor:
+    def of(self, units: slice) -> TopK:
         """Not of some units alone."""
+        raise AssertionError("which are the largest, all units of a token tell")
+
+    def made(self, pre: Tensor, units: slice) -> Tensor:
+        """See `of`."""
         raise AssertionError("which are the largest, all units of a token tell")
 
     def chosen(self, blocks: Iterator[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -174,11 +187,12 @@ class Dictionary:
     """One dictionary's encoder, at one place of a model.
 
     files: what it was read from. form: the format and architecture, for people. point: where it reads, as its
-    files say; layer: the number that its units are named by. weight: [units, inputs]; bias, scale: [units]
-    or None. subtracted: [inputs] or None. dtype: in which it computes. rounds_between: whether the product is
-    rounded before the bias is added. centred: whether the mean of x over the model's width is taken off
+    files say; layer: the number that its units are named by. weight: [units, inputs], as it is in its file
+    until units are chosen; bias, scale: [units] or None. subtracted: [inputs] or None. dtype: in which it
+    computes, that of the weight where it is None. rounds_between: whether the product is rounded before the
+    bias is added. centred: whether the mean of x over the model's width is taken off
     first, as where writing weights were centred. facts: what else its files say, as JSON values.
-    part: which units are indexed.
+    first: number of the first unit that is indexed. part: which of those here are; None for all.
     """
 
     files: tuple[Path, ...]
@@ -194,12 +208,9 @@ class Dictionary:
     rounds_between: bool = True
     centred: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+    first: int = 0
     part: range | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which it computes."""
-        return self.weight.dtype
 
     @property
     def inputs(self) -> int:
@@ -208,7 +219,7 @@ class Dictionary:
 
     @property
     def units(self) -> range:
-        """Those that are indexed, of all that it has."""
+        """Those that are indexed, of those here."""
         return self.part or range(len(self.weight))
 
     @property
@@ -224,7 +235,7 @@ class Dictionary:
 
     def source(self, x: Tensor) -> Tensor:
         """What enters the product, [rows, inputs] in the dictionary's dtype; x: [rows, inputs]."""
-        x = x.to(self.dtype)
+        x = x.to(self.weight.dtype)
         if self.centred:
             x = x - x.mean(dim=-1, keepdim=True)
         if self.norm == "layer_norm":
@@ -254,7 +265,7 @@ class Dictionary:
 
     def _pre(self, source: Tensor, units: slice, product: Product) -> Tensor:
         bias = None if self.bias is None else self.bias[units]
-        if self.rounds_between and self.dtype != torch.float32:
+        if self.rounds_between and self.weight.dtype != torch.float32:
             pre = product(source, self.weight[units], None)
             if bias is not None:
                 pre += bias
@@ -263,14 +274,28 @@ class Dictionary:
         return pre if self.scale is None else pre.mul_(self.scale[units])
 
     def chosen(self, units: tuple[int, int] | None) -> Dictionary:
-        """The same, of which the units from one number to another are indexed; None: all."""
-        if units is None:
-            return self
-        first, last = units
+        """As it encodes the units from one number to another; None: all.
+
+        Of its files no more is read than these take. A weight that is as the products take it stays in its
+        file, which the system reads as it is needed; all else is memory of its own.
+        """
+        first, last = units or (0, len(self.weight) - 1)
         if last >= len(self.weight):
             has = f"{self.files[0].parent} has features 0 to {len(self.weight) - 1}"
             raise IndexerError(f"--sae-units {first}-{last}: {has}")
-        return replace(self, part=range(first, last + 1))
+        weight, bias, scale, activation, part = self.weight, self.bias, self.scale, self.activation, None
+        if isinstance(activation, TopK):
+            # which are the largest, all units of a token tell
+            part = range(first, last + 1)
+        else:
+            some = slice(first, last + 1)
+            weight, activation = weight[some], activation.of(some)
+            bias, scale = (None if of is None else of[some] for of in (bias, scale))
+        own = [None if of is None else of.clone() for of in (bias, scale, self.subtracted)]
+        return replace(
+            self, weight=weight.to(self.dtype or weight.dtype).contiguous(), bias=own[0], scale=own[1],
+            subtracted=own[2], activation=activation, first=first, part=part,
+        )  # fmt: skip
 
 
 def _spread(values: Tensor, units: Tensor, block: slice) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def read(folder: Path) -> Iterator[Dictionary]:
     tensors = _tensors(folder / WEIGHTS)
     inputs, units = trainer.get("activation_dim", int), trainer.get("dict_size", int)
     if encoder == "W_enc":
-        weight = tensors.get(encoder, inputs, units).t().contiguous()
+        weight = tensors.get(encoder, inputs, units).t()
     else:
         weight = tensors.get(encoder, units, inputs)
     bias = tensors.get(bias_name, units) if bias_name else None
@@ -61,6 +62,7 @@ def read(folder: Path) -> Iterator[Dictionary]:
         point=_point(config, trainer),
         layer=trainer.get("layer", int, None),
         weight=weight,
+        dtype=tensors.dtype,
         bias=bias,
         activation=activation,
         subtracted=tensors.get(subtracted, inputs) if subtracted else None,
@@ -73,7 +75,9 @@ def read(folder: Path) -> Iterator[Dictionary]:
 
 def _tensors(file: Path) -> Tensors:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        # older pickles are no archives, and are read whole
+        in_place = zipfile.is_zipfile(file)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=in_place)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise IndexerError(f"{file}: cannot be read as tensors alone ({reason})") from error
@@ -103,10 +107,10 @@ def _activation(kind: str, trainer: Settings, tensors: Tensors, units: int) -> A
 
 def _rescaled(weight: Tensor, bias: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
     """As AutoEncoder.normalize_decoder does: so that columns of the decoder have norm 1."""
-    norms = decoder.norm(dim=0)
+    norms = decoder.to(bias.dtype).norm(dim=0)
     if torch.allclose(norms, torch.ones_like(norms)):
         return weight, bias
-    return weight * norms[:, None], bias * norms
+    return weight.to(bias.dtype) * norms[:, None], bias * norms
 
 
 def _point(config: Settings, trainer: Settings) -> str:

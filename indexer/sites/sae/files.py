@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from indexer_kernels.statistics import DTYPES
 from safetensors import SafetensorError
@@ -78,7 +80,11 @@ class Settings:
 
 @dataclass
 class Tensors:
-    """The tensors of a file, of which every one has to be asked for. file: they are in."""
+    """The tensors of a file, of which every one has to be asked for.
+
+    file: they are in, and are read in place where that can be. dtype: that vectors are brought to; matrices
+    are given as they are there, for whoever takes the part that is needed to bring that to it.
+    """
 
     file: Path
     values: dict[str, Tensor]
@@ -87,10 +93,20 @@ class Tensors:
 
     @classmethod
     def of_safetensors(cls, file: Path) -> Tensors:
-        """Raises IndexerError where the file is none."""
+        """Those of a file, read in place. Raises IndexerError where it is none."""
         try:
             return cls(file, load_file(file))
         except (OSError, SafetensorError) as error:
+            raise IndexerError(f"{file}: cannot be read ({error})") from error
+
+    @classmethod
+    def of_npz(cls, file: Path) -> Tensors:
+        """Those of a file, in place where they are not compressed. Raises IndexerError where it is none."""
+        try:
+            with zipfile.ZipFile(file) as archive:
+                values = {Path(part.filename).stem: _array(archive, part) for part in archive.filelist}
+            return cls(file, values)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise IndexerError(f"{file}: cannot be read ({error})") from error
 
     def get(self, name: str, *shape: int | None, optional: bool = False) -> Any:
@@ -109,12 +125,11 @@ class Tensors:
             raise IndexerError(
                 f"{self.file}: the tensor {name} has shape {tuple(found.shape)}, expected ({expected})"
             )
-        found = found if self.dtype is None else found.to(self.dtype)
-        if found.dtype not in DTYPES:
+        if found.dtype not in DTYPES and self.dtype is None:
             raise IndexerError(
                 f"{self.file}: the tensor {name} is {found.dtype}; float32, bfloat16 and float16 are encoded"
             )
-        return found.contiguous()
+        return found if found.ndim > 1 or self.dtype is None else found.to(self.dtype)
 
     def check_all_asked(self, *others: str) -> None:
         """Raises IndexerError for a tensor that nothing is known of. others: those that do not matter."""
@@ -127,3 +142,22 @@ class Tensors:
 
     def _names(self) -> str:
         return ", ".join(sorted(self.values)) or "nothing"
+
+
+def _array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> Tensor:
+    """An array of an archive of them. Raises ValueError where it holds objects."""
+    with archive.open(part) as stored:
+        if part.compress_type != zipfile.ZIP_STORED:
+            return torch.from_numpy(np.lib.format.read_array(stored, allow_pickle=False))
+        version, _ = np.lib.format.read_magic(stored)
+        shape, by_columns, dtype = getattr(np.lib.format, f"read_array_header_{version}_0")(stored)
+        header = stored.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{part.filename} holds objects")
+    with open(str(archive.filename), "rb") as whole:
+        # behind the lengths of its name and of what else is told of it
+        whole.seek(part.header_offset + 26)
+        told = int(np.frombuffer(whole.read(4), "<u2").sum())
+        begin = part.header_offset + 30 + told + header
+        # nothing writes to it; what did would have a copy
+        return torch.from_numpy(np.memmap(whole, dtype, "c", begin, shape, "F" if by_columns else "C"))

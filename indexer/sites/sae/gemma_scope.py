@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from indexer.errors import IndexerError
@@ -42,12 +41,8 @@ def _first(file: Path) -> Dictionary:
             f"{file}: where it reads, its path is to tell, as gemma-scope-2b-pt-res/layer_5/... (res, mlp "
             "and att are read; transcoders read between a norm and its gain)"
         )
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            values = {re.sub("^w_", "W_", name): torch.from_numpy(stored[name]) for name in stored.files}
-    except (OSError, ValueError) as error:
-        raise IndexerError(f"{file}: cannot be read ({error})") from error
-    tensors = Tensors(file, values)
+    tensors = Tensors.of_npz(file)
+    tensors.values = {re.sub("^w_", "W_", name): value for name, value in tensors.values.items()}
     point = f"blocks.{layer[1]}.{HOOKS[repository[1]]}"
     return _dictionary(tensors, "W_enc", "Gemma Scope", point, (file,))
 
@@ -73,7 +68,7 @@ def _dictionary(
             "circuit-tracer does not"
         )
     dictionary = Dictionary(
-        files=files, form=form, point=point, layer=None, weight=weight.t().contiguous(),
+        files=files, form=form, point=point, layer=None, weight=weight.t(), dtype=tensors.dtype,
         bias=tensors.get("b_enc", units), activation=Jump(threshold),
     )  # fmt: skip
     tensors.check_all_asked("W_dec", "w_dec", "b_dec", "affine_skip_connection")

@@ -59,7 +59,7 @@ class Features(Hook):
                 take(
                     Values(
                         values, group.sequences, activation.function, first=first, rows_follow=follow,
-                        parts_follow=more, source=None if activation.smooth else source,
+                        parts_follow=more, source=source,
                     )
                 )  # fmt: skip
 

@@ -62,7 +62,7 @@ def read(folder: Path) -> Iterator[Dictionary]:
     bias = None if kind == "gated" else tensors.get("b_enc", units)
     scale = None
     if kind in ("topk", "abstopk") and settings.get("rescale_acts_by_decoder_norm", bool, False):
-        scale = tensors.get("W_dec", units, None).norm(dim=-1)
+        scale = tensors.get("W_dec", units, None).to(tensors.dtype).norm(dim=-1)
     factor = tensors.get("scaling_factor", units, optional=True)
     if factor is not None and not torch.allclose(factor, torch.ones_like(factor)):
         raise settings.fault("finetuning_scaling_factor", "scales what is decoded, and is not supported")
@@ -73,7 +73,8 @@ def read(folder: Path) -> Iterator[Dictionary]:
         form=f"SAELens {architecture}",
         point=metadata.get("hf_hook_name", str, None) or metadata.get("hook_name", str),
         layer=metadata.get("hook_layer", int, None),
-        weight=weight.t().contiguous(),
+        weight=weight.t(),
+        dtype=tensors.dtype,
         bias=bias,
         activation=activation,
         subtracted=subtracted,
