@@ -83,6 +83,7 @@ INDEXER_INLINE Floats select_greater(Floats a, Floats b, Floats yes, Floats no) 
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
 }
 INDEXER_INLINE std::uint32_t at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+INDEXER_INLINE std::uint32_t differs(Floats a, Floats b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ); }
 INDEXER_INLINE std::uint32_t not_finite(Floats a) {
   const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7FFFFFFF));
   return _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(0x7F800000));
@@ -141,6 +142,9 @@ INDEXER_INLINE Floats select_greater(Floats a, Floats b, Floats yes, Floats no) 
 }
 INDEXER_INLINE std::uint32_t at_least(Floats a, Floats b) {
   return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)));
+}
+INDEXER_INLINE std::uint32_t differs(Floats a, Floats b) {
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ)));
 }
 INDEXER_INLINE std::uint32_t not_finite(Floats a) {
   const __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi32(0x7FFFFFFF));
@@ -208,6 +212,7 @@ INDEXER_INLINE std::uint32_t lane_mask(Int4 mask) {
   return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u);
 }
 INDEXER_INLINE std::uint32_t at_least(Floats a, Floats b) { return lane_mask(a.v >= b.v); }
+INDEXER_INLINE std::uint32_t differs(Floats a, Floats b) { return lane_mask(a.v != b.v); }
 INDEXER_INLINE std::uint32_t not_finite(Floats a) {
   return lane_mask((as_ints(a).v & 0x7FFFFFFF) >= 0x7F800000);
 }

@@ -4,6 +4,9 @@
 // A tile of 32 tokens x 64 units (8 kB) is activated row by row, then walked column by column with its sums in
 // registers, which also writes each element's bin (4 kB), then counted row by row: consecutive increments fall into
 // different units' counters, so none waits for the one before. Tiles stay in the first-level cache throughout.
+// Where few values of a tile are not zero, as of sparse features, these are taken in one by one: a zero adds to its
+// counter, and may be an extreme. Whether tiles are so is asked of the first of a block of positions, and then of each as
+// long as they are.
 // Non-finite values show up as a non-finite sum; only then is a block of one unit done again, value by value.
 #pragma once
 #include <algorithm>
@@ -33,6 +36,9 @@ inline float value_at(const Matrix& matrix, std::int64_t row, std::int64_t unit)
 }
 
 inline bool is_finite(float value) { return (bits_of(value) & 0x7FFFFFFFu) < 0x7F800000u; }
+
+// Values of a tile beside which the others, all zeros, are not looked at: one in 32.
+constexpr int kFew = kTileTokens * kBlockUnits / 32;
 
 // Each unit's zero bin within the block's counters.
 struct ZeroBins {
@@ -122,20 +128,76 @@ class Block {
       settle_histogram(*job_.histogram, first_, units_);
     std::memset(sums_, 0, sizeof sums_);
     std::int32_t counted = 0;
+    zeros_ = 0;
+    bool sparse = true;
     for (std::int64_t tile = token; tile < end; tile += kTileTokens) {
       const int rows = tile_rows(tile, end);
       fill_(job_, start + tile, rows, first_, units_, tile_);
+      sparse = sparse && few_active(rows);
       const std::uint8_t* flags = job_.batch.counted + start + tile;
       for (int begin = 0; begin < rows;) {
         if (!flags[begin]) { ++begin; continue; }
         int stop = begin + 1;
         while (stop < rows && flags[stop]) ++stop;
-        add_rows(begin, stop - begin, static_cast<std::int32_t>(tile / kTileTokens));
+        const auto tile_number = static_cast<std::int32_t>(tile / kTileTokens);
+        if (!sparse || !add_few(begin, stop - begin, tile_number)) add_rows(begin, stop - begin, tile_number);
         counted += stop - begin;
         begin = stop;
       }
     }
     if (counted) settle_block(start, token, end, counted);
+  }
+
+  // Whether few values of the tile are not zero; notes which.
+  bool few_active(int rows) {
+    int found = 0;
+    for (int token = 0; token < rows; ++token) {
+      std::uint64_t active = 0;
+      for (int vector = 0; vector < kVectors; ++vector) {
+        const Floats x = load(tile_ + token * kBlockUnits + vector * kLanes);
+        active |= static_cast<std::uint64_t>(differs(x, splat(0.0f))) << (vector * kLanes);
+      }
+      active_[token] = active;
+      found += __builtin_popcountll(active);
+    }
+    return found <= kFew;
+  }
+
+  // Adjacent rows of a tile of which few values are not zero. False, with nothing done, where a unit has no zero among them.
+  bool add_few(int begin, int rows, std::int32_t tile_number) {
+    std::uint64_t always = ~std::uint64_t{0};
+    for (int token = begin; token < begin + rows; ++token) always &= active_[token];
+    if (always) return false;
+    const Floats zero = splat(0.0f);
+    const Ints here = splat(tile_number);
+    for (int unit = 0; unit < kBlockUnits; unit += kLanes) {
+      const Floats high = load(maximum_ + unit), low = load(minimum_ + unit);
+      store(maximum_ + unit, max(high, zero));
+      store(minimum_ + unit, min(low, zero));
+      store(maximum_tile_ + unit, select_greater(zero, high, here, load(maximum_tile_ + unit)));
+      store(minimum_tile_ + unit, select_greater(low, zero, here, load(minimum_tile_ + unit)));
+    }
+    zeros_ += rows;
+    for (int token = begin; token < begin + rows; ++token)
+      for (std::uint64_t active = active_[token]; active; active &= active - 1)
+        add_value(tile_[token * kBlockUnits + __builtin_ctzll(active)], __builtin_ctzll(active), tile_number);
+    return true;
+  }
+
+  // One value in the place of a zero.
+  void add_value(float x, int unit, std::int32_t tile_number) {
+    const float x2 = x * x;
+    sums_[0][unit] += x;
+    sums_[1][unit] += x2;
+    sums_[2][unit] = fma_once(x2, x, sums_[2][unit]);
+    sums_[3][unit] = fma_once(x2, x2, sums_[3][unit]);
+    if (x > maximum_[unit]) { maximum_[unit] = x; maximum_tile_[unit] = tile_number; }
+    if (x < minimum_[unit]) { minimum_[unit] = x; minimum_tile_[unit] = tile_number; }
+    // of the last block of a layer some units are no one's
+    if (!job_.histogram || unit >= units_) return;
+    std::uint16_t* recent = job_.histogram->recent + (first_ + unit) * kBins;
+    --recent[kZeroBin];
+    ++recent[bin_of(x)];
   }
 
   void add_rows(int begin, int rows, std::int32_t tile_number) {
@@ -194,7 +256,11 @@ class Block {
   }
 
   void settle_block(std::int64_t start, std::int64_t token, std::int64_t end, std::int32_t counted) {
-    if (job_.histogram) job_.histogram->recent_tokens[first_] += counted;
+    if (job_.histogram) {
+      job_.histogram->recent_tokens[first_] += counted;
+      std::uint16_t* zero = job_.histogram->recent + first_ * kBins + kZeroBin;
+      for (int unit = 0; unit < units_; ++unit) zero[unit * kBins] += zeros_;
+    }
     if (job_.moments && ++job_.moments->pending[first_] > kMostPending) {
       for (std::int64_t sum = 0; sum < units_ * kPowers; ++sum)
         settle_carries(job_.moments->sums + (first_ * kPowers + sum) * kLimbs);
@@ -393,6 +459,8 @@ class Block {
   const int units_;
   alignas(64) float tile_[kTileTokens * kBlockUnits];
   alignas(64) std::uint16_t bins_[kTileTokens * kBlockUnits];
+  std::uint64_t active_[kTileTokens];
+  std::uint16_t zeros_;
   alignas(64) float sums_[kPowers][kBlockUnits];
   alignas(64) float maximum_[kBlockUnits];
   alignas(64) float minimum_[kBlockUnits];

@@ -71,6 +71,32 @@ def test_kernel_equals_reference(
     np.testing.assert_array_equal(bins + statistics.moments.nan + statistics.moments.inf, statistics.count)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.03, 0.1])
+def test_few_values_among_zeros(share: float, dtype: torch.dtype, instruction_set: str) -> None:
+    """NaN, infinities and minus zeros too, and a unit without a zero."""
+    keep, rng = dataclasses.replace(KEEP, samples=2), np.random.default_rng(3)
+    batches = []
+    for number, tokens in enumerate((600, 300, 0, 33)):
+        activations = some_activations(tokens, 130, rng, dtype)
+        activations[torch.from_numpy(rng.random((tokens, 130)) >= share)] = 0.0
+        activations[:, 1] = torch.from_numpy(rng.standard_normal(tokens)).to(dtype)
+        activations[: tokens // 2, 70] = -0.0
+        batches.append((activations, some_sequences(tokens, rng, first_document=100 * number)))
+    fast, slow = (
+        Statistics.empty(130, keep, layer="mlp.0", kernels=kernels, threads=2)
+        for kernels in ("cpp", "reference")
+    )
+    for activations, sequences in batches:
+        for statistics in (fast, slow):
+            statistics.update(activations, sequences)
+    assert_equal(fast, slow)
+    fused, read = (Statistics.empty(130, keep, layer="mlp.0", kernels="cpp") for _ in range(2))
+    for activations, sequences in batches:
+        read.update(fused.activate("relu", activations, None, sequences), sequences)
+    assert_equal(fused, read)
+
+
 def pieces(batches: Batches) -> Batches:
     """The same sequences, each a batch of its own."""
     return [
