@@ -16,6 +16,8 @@ EXPERTS, ATTN, HEADS, RESID, SAE = "experts", "attn", "heads", "resid", "sae"
 # the stacks of a model that has two; their names stand before those of sites, as in `encoder.mlp`
 ENCODER, DECODER = "encoder", "decoder"
 STACKS = (ENCODER, DECODER)
+# the statistic of what units do on a panel of the text, and of the targets where a decoder reads those
+PANEL, TARGET_PANEL = "panel", "target_panel"
 # one spelling per number: no sign, no leading zero, and small enough for the index's int32
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # Becomes part of a file name. Words after dots are names that users chose, as in `sae.NAME`, or the kind of
@@ -124,6 +126,11 @@ def stack_of(site: str) -> str:
     """The stack that a site is in, or nothing where the model has one stack."""
     first, _, rest = site.partition(".")
     return first if rest and first in STACKS else ""
+
+
+def panel_of(site: str, targets: bool) -> str:
+    """Which panel the units of a site are shown on. targets: whether a decoder reads a text of its own."""
+    return TARGET_PANEL if targets and stack_of(site) == DECODER else PANEL
 
 
 def kind_of(site: str) -> str:

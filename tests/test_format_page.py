@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.index import schema
-from indexer.index.codecs import EXAMPLES, HEAD_SCORES, HISTOGRAMS, MOMENTS, PANEL
-from indexer.index.codecs.panel import WINDOWS, WINDOWS_FILE
+from indexer.index.codecs import EXAMPLES, HEAD_SCORES, HISTOGRAMS, MOMENTS
+from indexer.index.codecs.panel import PANELS, WINDOWS
 from indexer.index.manifest import Manifest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
@@ -25,8 +25,8 @@ TABLES = {
     "examples": EXAMPLES.columns,
     "histograms": HISTOGRAMS.columns,
     "sums": MOMENTS.columns,
-    "panel": PANEL.columns,
-    WINDOWS_FILE: WINDOWS,
+    "panel": PANELS[0].columns,
+    PANELS[0].windows_file: WINDOWS,
     "heads": HEAD_SCORES.columns,
     "documents.parquet": schema.DOCUMENTS,
     "vocabulary.parquet": schema.VOCABULARY,

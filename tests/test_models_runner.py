@@ -244,9 +244,9 @@ def test_nothing_is_run_after_the_last_site(name: str, hooks: bool) -> None:
 def test_masks_only_where_they_are_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, masks = adapted(name), []
 
-    def spy(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def spy(model: nn.Module, ids: Tensor, mask: Tensor | None, target: None) -> Tensor:
         masks.append(mask)
-        return call_model(model, ids, mask)
+        return call_model(model, ids, mask, target)
 
     monkeypatch.setattr("indexer.models.runner.call_model", spy)
     run(loaded, tiny_batch(6, 6))

@@ -21,7 +21,7 @@ from indexer.building.run import build
 from indexer.config.build import BuildConfig
 from indexer.engines import merge
 from indexer.errors import IndexerError
-from indexer.index.codecs import PANEL
+from indexer.index.codecs.panel import PANELS
 from indexer.index.manifest import read_manifest
 from indexer.index.verify import verify_index
 from indexer.names import MLP, Key
@@ -345,7 +345,7 @@ def test_pages_hold_whole_units(tmp_path: Path) -> None:
     from benchmarks.synthetic import Size, write_synthetic
 
     index = write_synthetic(tmp_path / "a", Size(layers=1, units=300, top=1, bottom=1, window=4, panel=9))
-    path = index / PANEL.file(Key(MLP, 0))
+    path = index / PANELS[0].file(Key(MLP, 0))
     tokens = 5 * WINDOW + 4 * WINDOW // 2
     with indexer.open_index(index) as opened:
         file, _, found = opened._panel(Key(MLP, 0), "")

@@ -26,6 +26,7 @@ class TinyBatch:
     token_ids: NDArray[np.int64]
     length: NDArray[np.int64]
     fixed: bool = False
+    target: TinyBatch | None = None
 
     def sequences(self) -> Sequences:
         count, width = self.token_ids.shape

@@ -26,7 +26,7 @@ from indexer.partials.state import statistics_of
 from indexer.tokens import Batches, Position
 
 # what is kept beside the index; another version of this program may keep something else
-VERSION = 2
+VERSION = 3
 
 
 def save(

@@ -18,6 +18,7 @@ from indexer.building.progress import WRITING_SPEED, Course
 from indexer.building.spotcheck import SpotCheck
 from indexer.building.states import States
 from indexer.errors import IndexerError
+from indexer.names import panel_of
 from indexer.talk import in_bytes
 from indexer.tokens import Batch
 
@@ -53,10 +54,11 @@ class Gathered:
         """Nothing yet; begin: when this process began, as perf_counter tells it."""
         self.token_counts = np.zeros(len(plan.vocabulary), np.int64)
         self.states = States(plan.probes, kernels=plan.kernels, threads=plan.threads)
-        self.panel = Chosen(plan.config.panel, plan.config.seed)
-        self.documents = Documents(
-            lambda: np.union1d(self.states.documents(), self.panel.windows.document)
-        )
+        names = {panel_of(probe.key.site, plan.targets) for probe in plan.probes}
+        self.panels = {
+            name: Chosen(plan.config.panel, plan.config.seed, name, plan.targets) for name in sorted(names)
+        }
+        self.documents = Documents(self._pointed_to)
         self.spotcheck = SpotCheck(plan.kernels, plan.batching.together)
         self.course = Course(plan.state_bytes / WRITING_SPEED)
         self.clock = Clock(begin=begin)
@@ -76,12 +78,20 @@ class Gathered:
                 "statistics: another program took what was free; try again, or choose fewer --layers"
             ) from error
 
+    def _pointed_to(self) -> np.ndarray:
+        found = self.states.documents()
+        for panel in self.panels.values():
+            found = np.union1d(found, panel.windows.document)
+        return found
+
     def run(self, runner: Any, batch: Batch) -> None:
         """Run one batch and take it in."""
         self.spotcheck.run(runner, batch, self.states)
-        self.panel.look(batch)
-        counted = batch.token_ids[batch.counted]
-        self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
+        for panel in self.panels.values():
+            panel.look(batch)
+        for text in batch.texts:
+            counted = text.token_ids[text.counted]
+            self.token_counts += np.bincount(counted, minlength=len(self.token_counts))
 
     @property
     def count(self) -> int:
@@ -98,7 +108,7 @@ class Gathered:
         met = self.states.first_non_finite
         return {
             "documents": self.documents.state(),
-            "panel": self.panel.state(),
+            "panels": {name: panel.state() for name, panel in self.panels.items()},
             "first_non_finite": None if met is None else asdict(met),
             "kernel_seconds": self.states.seconds,
             "checked": self.spotcheck.checked,
@@ -116,7 +126,8 @@ class Gathered:
         self.states.first_non_finite = None if met is None else NonFinite(**met)
         self.states.seconds = facts["kernel_seconds"]
         self.documents.restore(facts["documents"])
-        self.panel.restore(facts["panel"])
+        for name, panel in self.panels.items():
+            panel.restore(facts["panels"][name])
         self.spotcheck.checked, self.spotcheck.largest = facts["checked"], facts["largest_difference"]
         self.course.share, self.course.writing_seconds = facts["course"]
         self.clock.model, self.clock.waited, self.clock.before = facts["clock"]

@@ -7,6 +7,7 @@ Heads").
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 import numpy as np
@@ -20,7 +21,7 @@ from indexer.building.plan import Plan
 from indexer.models import Runner, Values
 from indexer.models.alone import Plain
 from indexer.models.runner import Part
-from indexer.names import DECODER, HEADS, Key, kind_of, stack_of
+from indexer.names import DECODER, HEADS, Key, kind_of, panel_of, stack_of
 from indexer.sites.patterns import Patterns
 from indexer.tokens.encode import Encoder
 
@@ -37,15 +38,16 @@ class Scoring(Plain):
     # of such a sequence: how many tokens are before the random ones, and how many these are
     _repeats: tuple[int, int]
 
-    def __init__(self, plan: Plan, panel: Chosen) -> None:
+    def __init__(self, plan: Plan, panels: Mapping[str, Chosen]) -> None:
+        """panels: by their names, see indexer.names.panel_of."""
         super().__init__(plan.kernels)
-        self.plan, self.panel = plan, panel
+        self.plan = plan
         self.heads = {probe.key: probe.units for probe in plan.probes if kind_of(probe.key.site) == HEADS}
         # without heads there is nothing to look at
         self._patterns = Patterns() if self.heads else None
-        windows = len(panel.windows)
+        self.panels = {key: panels[panel_of(key.site, plan.targets)] for key in self.heads}
         self._on_windows = {
-            key: np.full((heads, len(ON_WINDOWS), windows), np.nan, np.float32)
+            key: np.full((heads, len(ON_WINDOWS), len(self.panels[key].windows)), np.nan, np.float32)
             for key, heads in self.heads.items()
         }
         self._repeated = {
@@ -72,7 +74,7 @@ class Scoring(Plain):
             return
         scores = _of_tokens(weights)
         counted = np.flatnonzero(sequence.rows.counted)
-        windows = self.panel.windows
+        windows = self.panels[key].windows
         (document,), (ordinal,) = sequence.rows.document, sequence.rows.ordinal
         here = (windows.document == document) & (windows.sequence == ordinal)
         for number in np.flatnonzero(here).tolist():
@@ -105,14 +107,14 @@ class Scoring(Plain):
         if tokens.shape[1] > 1:
             for number, ids in enumerate(tokens):
                 whole = np.concatenate([before, ids, ids, after]).astype(np.int32)
-                runner.run_for(one_sequence(0, number, whole, np.ones(len(whole), bool)), self.take)
+                runner.run_for(one_sequence(0, number, (whole, np.ones(len(whole), bool))), self.take)
         else:
             self._repeated = {key: np.full_like(found, np.nan) for key, found in self._repeated.items()}
         return {
             key: HeadScores(
-                self.panel.most, self.panel.windows, self._repeated[key].astype(np.float32), on_windows
+                panel.most, panel.windows, self._repeated[key].astype(np.float32), self._on_windows[key]
             )
-            for key, on_windows in self._on_windows.items()
+            for key, panel in self.panels.items()
         }
 
     def _weights(self, key: Key, tokens: int) -> Tensor | None:

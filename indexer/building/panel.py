@@ -8,7 +8,7 @@ filled in depends on the sequence and on nothing else, and no kernel and no stat
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from indexer.models import Runner, Values
 from indexer.models.alone import Plain, SequenceId, SequenceRows, alone
 from indexer.models.runner import Part
-from indexer.names import Key
+from indexer.names import PANEL, TARGET_PANEL, Key, panel_of
 from indexer.tokens import Batch
 
 # who is told of a probe and of the sequence whose values it has just handed over
@@ -33,10 +33,12 @@ class Chosen:
     """The windows with the smallest hashes so far, and each sequence that one of them is of.
 
     most, seed: see indexer_kernels.panel. windows: in their order.
+    name, targets: which panel it is, see indexer.names.panel_of.
     """
 
-    def __init__(self, most: int, seed: int) -> None:
+    def __init__(self, most: int, seed: int, name: str = PANEL, targets: bool = False) -> None:
         self.most, self.seed = most, seed
+        self.name, self.targets = name, targets
         self.windows = Windows.none()
         self.sequences: dict[SequenceId, Part] = {}
 
@@ -44,6 +46,7 @@ class Chosen:
         """Let the windows of a batch compete. Cost: a hash for each; more for the few that win."""
         if not self.most:
             return
+        whole, batch = batch, self.text_of(batch)
         row, start = windows_in(batch.counted[: len(batch.length)].sum(axis=1))
         document, sequence = batch.document[row], batch.ordinal[row]
         found = window_hashes(self.seed, document, sequence, start)
@@ -54,10 +57,11 @@ class Chosen:
         better = better[order[: self.most]]
         if not len(better):
             return
-        parts = {number: alone(batch, number) for number in np.unique(row[better]).tolist()}
+        parts = {number: alone(whole, number) for number in np.unique(row[better]).tolist()}
         self.sequences |= {_id(part): part for part in parts.values()}
+        rows = {number: self.text_of(part).rows for number, part in parts.items()}
         tokens = [
-            parts[number].rows.token_ids[parts[number].rows.counted][begin : begin + WINDOW]
+            rows[number].token_ids[rows[number].counted][begin : begin + WINDOW]
             for number, begin in zip(row[better].tolist(), start[better].tolist(), strict=True)
         ]
         length = np.array([len(ids) for ids in tokens])
@@ -69,16 +73,22 @@ class Chosen:
         wanted = zip(self.windows.document.tolist(), self.windows.sequence.tolist(), strict=True)
         self.sequences = {place: self.sequences[place] for place in wanted}
 
+    def text_of(self, batch: Any) -> Any:
+        """Of a batch or a part of one what the panel is of: the text, or the targets beside it."""
+        return batch.target if self.name == TARGET_PANEL else batch
+
     def state(self) -> dict[str, Any]:
         """What `restore` takes: plain values and arrays."""
-        parts = self.sequences.values()
-        sequences = [[*_id(part), part.rows.token_ids, part.rows.counted] for part in parts]
+        sequences = [
+            [*_id(part), [[text.rows.token_ids, text.rows.counted] for text in (part, part.target) if text]]
+            for part in self.sequences.values()
+        ]
         return {"windows": dict(vars(self.windows)), "sequences": sequences}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take what `state` gave in place of what is here."""
         self.windows = Windows(**state["windows"])
-        parts = [one_sequence(*of_sequence) for of_sequence in state["sequences"]]
+        parts = [one_sequence(document, ordinal, *texts) for document, ordinal, texts in state["sequences"]]
         self.sequences = {_id(part): part for part in parts}
 
     def filled(
@@ -89,16 +99,20 @@ class Chosen:
         between: Callable[[float], None],
         watch: Watch = lambda key, sequence: None,
     ) -> dict[Key, Panel]:
-        """The panel of every probe of a runner, float32, read from `file` as it is needed.
+        """The panel of every probe of a runner that it is for, float32, read from `file` as it is needed.
 
         file: empty, to be written to; it may be closed afterwards. between: called after each sequence with
         the share that is done. watch: told of every probe, while the model runs.
         Cost: a forward pass for each sequence; 4 bytes of the file for each unit and token.
         """
-        units = {probe.key: probe.units for probe in runner.probes}
+        units = {
+            probe.key: probe.units
+            for probe in runner.probes
+            if panel_of(probe.key.site, self.targets) == self.name
+        }
         filling = _Filling(kernels, self.windows, units, file, watch)
         for number, part in enumerate(self.sequences.values(), 1):
-            filling.part = part
+            filling.part = self.text_of(part)
             # torch.compile makes a graph of its own for batches of one
             runner.run_for(alone(part, 0, copies=2) if runner.compiled else part, filling.take)
             between(number / len(self.sequences))
@@ -125,6 +139,8 @@ class _Filling(Plain):
         self.begin = dict(zip(units, before.tolist(), strict=True))
 
     def look(self, key: Key, values: Values) -> None:
+        if key not in self.units:
+            return
         rows = SequenceRows.of(_id(self.part), values)
         if rows is None:
             return
@@ -185,8 +201,13 @@ def _id(part: Part) -> SequenceId:
     return int(part.rows.document[0]), int(part.rows.ordinal[0])
 
 
-def one_sequence(document: int, ordinal: int, token_ids: np.ndarray, counted: np.ndarray) -> Part:
-    """One sequence as a batch without padding."""
+def one_sequence(document: int, ordinal: int, *texts: Sequence[np.ndarray]) -> Part:
+    """One sequence as a batch without padding.
+
+    texts: token ids, int32, and which are counted, bool; and the same of its target where there is one.
+    """
+    (token_ids, counted), *others = texts
     ends = np.array([0, len(token_ids)])
     rows = Sequences.from_offsets(ends, np.array([document]), np.array([ordinal]), token_ids, counted)
-    return Part(token_ids[None].astype(np.int64), rows.length, rows)
+    target = one_sequence(document, ordinal, *others) if others else None
+    return Part(token_ids[None].astype(np.int64), rows.length, rows, target=target)

@@ -74,6 +74,11 @@ class Plan:
         return sum(probe.units * probe.keep.bytes_per_unit() for probe in self.probes)
 
     @property
+    def targets(self) -> bool:
+        """Whether the decoder reads a text of its own."""
+        return self.config.target_column is not None
+
+    @property
     def shapes(self) -> str:
         """Those of the batches, see tokens.Layout."""
         if self.batching.together != "padded":
@@ -136,6 +141,11 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
         adapter=config.adapter,
     )
     _check_context(config, loaded)
+    if config.target_column is not None and not loaded.stacks:
+        raise IndexerError(
+            f"--target-column {config.target_column}: the model {config.model} has no decoder beside an "
+            "encoder that could read it; leave it out"
+        )
     vocabulary = Vocabulary.from_tokenizer(loaded.tokenizer)
     corpus.write_chat = chat_writer(loaded.tokenizer)
     corpus.token_ids = min(embedding_rows(loaded.model), len(vocabulary))

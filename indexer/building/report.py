@@ -95,6 +95,8 @@ def cost(output: Path, without_column: str | None) -> Iterator[str]:
             f"model's time, it waited for text {waited}, {padded}"
         )
     yield f"{output}: {in_bytes(size)}; {memory}"
+    if totals.get("pairs_cut_off"):
+        yield f"pairs of texts cut off at --context, of one or both: {totals['pairs_cut_off']:,}"
     for name, what in LEFT_OUT.items():
         if corpus[name]:
             yield f"{what}: {corpus[name]:,}"

@@ -175,6 +175,7 @@ class _Pass:
             max_tokens=config.max_tokens,
             shapes=self.plan.shapes,
             special_tokens=not config.no_special_tokens and config.ids_column is None,
+            targets=config.target_column is not None,
             pieces=self.plan.pieces,
             start=start,
         )
@@ -196,8 +197,8 @@ class _Pass:
 
         Stopped in between, it is begun anew later.
         """
-        chosen, added = self.gathered.panel, defaultdict[Key, dict[str, Any]](dict)
-        scoring = Scoring(self.plan, chosen)
+        panels, added = self.gathered.panels, defaultdict[Key, dict[str, Any]](dict)
+        scoring = Scoring(self.plan, panels)
         begin = time.perf_counter()
 
         def between(share: float) -> None:
@@ -206,11 +207,12 @@ class _Pass:
                 self._save(batches)
                 raise KeyboardInterrupt
 
-        with self.folder.scratch_file() as file, scoring:
-            if chosen.most:
-                panels = chosen.filled(runner, self.plan.kernels, file, between, scoring.watch)
-                for key, panel in panels.items():
-                    added[key]["panel"] = panel
+        with scoring:
+            for name, chosen in panels.items() if self.plan.config.panel else ():
+                with self.folder.scratch_file() as file:
+                    filled = chosen.filled(runner, self.plan.kernels, file, between, scoring.watch)
+                for key, panel in filled.items():
+                    added[key][name] = panel
             for key, scores in scoring.of(runner).items():
                 added[key]["scores"] = scores
         self.gathered.clock.panel = time.perf_counter() - begin

@@ -248,6 +248,12 @@ class BuildConfig(BaseModel):
     ids_column: Text | None = _corpus(
         None, "NAME", "A column of token ids instead, run as they are: nothing is put around them."
     )
+    target_column: Text | None = _corpus(
+        None,
+        "NAME",
+        "For a model with an encoder and a decoder: the column that the decoder reads, as in training.",
+        otherwise="the same text",
+    )
     on_bad_text: Literal["error", "replace", "skip"] = _corpus(
         "error", "WHAT", "About invalid UTF-8: error, replace or skip."
     )

@@ -20,7 +20,7 @@ from indexer.corpus.policy import CorpusCounts, Reading, Wanted
 from indexer.corpus.readers import READERS
 from indexer.corpus.sources import ROW_BITS, CorpusFile, expand
 from indexer.corpus.text import read_text
-from indexer.corpus.values import Chat, Content
+from indexer.corpus.values import Chat, Content, Pair, Text
 from indexer.errors import IndexerError
 from indexer.talk import several
 
@@ -43,6 +43,7 @@ class Document:
     piece: number of the piece of the corpus that it is in.
     pieces: of the text, to be used up before the next document is asked for; their sum is the text.
     token_ids: int32 [tokens], in place of a text. chat: whether a chat template wrote the text.
+    target: what a decoder reads of it, where that is another text or other token ids.
     """
 
     id: int
@@ -52,6 +53,7 @@ class Document:
     pieces: Iterator[str]
     token_ids: NDArray[np.int32] | None = None
     chat: bool = False
+    target: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class Corpus:
             raise IndexerError(_no_text(len(self.files), reading))
 
     def content_at(self, row: int) -> Content | None:
-        """The text, or the token ids, of a row of the only file; None where there is none, or it is left out.
+        """What a row of the only file stands for; None where there is nothing, or it is left out.
 
         `digests` has that of the file afterwards where all of it was read.
         """
@@ -304,7 +306,8 @@ def _streamed(run: Run, reading: Reading, row: int, parts: Iterable[str]) -> Ite
 def _records(run: Run, reading: Reading, rows: Iterator[tuple[int, Content]]) -> Iterator[Document]:
     counts, file, first = reading.counts, run.file, run.first
     source, base, ordinal = file.source, file.ordinal << ROW_BITS, file.ordinal
-    for row, found in rows:
+    for row, content in rows:
+        found, target = content if isinstance(content, Pair) else (content, None)
         if not len(found):
             counts.empty += 1
             continue
@@ -312,21 +315,34 @@ def _records(run: Run, reading: Reading, rows: Iterator[tuple[int, Content]]) ->
             continue
         counts.documents += 1
         piece = run.pieces[reading.index - first]
+        characters, digest = _characters(found), _digest(found)
+        if target is not None:
+            characters += _characters(target)
+            digest = hashlib.sha256(digest + _digest(target)).digest()
+        counts.characters += characters
+        reading.covered[ordinal].add(row, characters, digest)
         if isinstance(found, str):
-            counts.characters += len(found)
-            reading.covered[ordinal].add(row, len(found), hashlib.sha256(found.encode()).digest())
-            yield Document(base | row, source, row, piece, iter((found,)), chat=isinstance(found, Chat))
+            chat = isinstance(found, Chat)
+            yield Document(base | row, source, row, piece, iter((found,)), chat=chat, target=target)
         else:
-            digest = hashlib.sha256(found.astype("<i4").tobytes()).digest()
-            reading.covered[ordinal].add(row, 0, digest)
-            yield Document(base | row, source, row, piece, iter(()), found)
+            yield Document(base | row, source, row, piece, iter(()), found, target=target)
+
+
+def _characters(found: Text) -> int:
+    return len(found) if isinstance(found, str) else 0
+
+
+def _digest(found: Text) -> bytes:
+    packed = found.encode() if isinstance(found, str) else found.astype("<i4").tobytes()
+    return hashlib.sha256(packed).digest()
 
 
 def _has_text(file: CorpusFile, reading: Reading) -> bool:
     """Whether one of a file's first ROWS_LOOKED_AT records is not empty, or more of them follow."""
     rows = _READERS[file.kind](Run(file, 0, 1, 1, (0,)), reading)
     try:
-        for number, (_, found) in enumerate(rows, 1):
+        for number, (_, content) in enumerate(rows, 1):
+            found = content.source if isinstance(content, Pair) else content
             some = next(found, None) is not None if isinstance(found, Iterator) else len(found) > 0
             if some or isinstance(found, Chat) or number == ROWS_LOOKED_AT:
                 return True

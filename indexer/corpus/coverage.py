@@ -16,7 +16,7 @@ class Covered:
     token ids have no characters.
     digest: SHA-256 chained over the documents in order - of the digest before, the row as an int64 (little
     endian), and the SHA-256 of the text in UTF-8, or of the token ids as int32 (little endian) - so that it
-    can be continued from here.
+    can be continued from here. Of a text with a target it is the SHA-256 of both of theirs.
     """
 
     file: int

@@ -23,8 +23,8 @@ from indexer.corpus.pieces import Run
 from indexer.corpus.policy import Reading
 from indexer.corpus.readers import READERS
 from indexer.corpus.sources import HUB_PREFIX, CorpusFile, kind_of
-from indexer.corpus.tables import BATCH_ROWS, contents, field, inner, names
-from indexer.corpus.values import Content
+from indexer.corpus.tables import BATCH_ROWS, contents, paths_of
+from indexer.corpus.values import Content, Pair
 from indexer.errors import IndexerError, package
 
 PATTERN = re.compile(
@@ -114,10 +114,10 @@ def read_hub(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
                 if past:
                     break
                 if value is not None:
-                    packed = (
-                        value.encode() + b"\0" if isinstance(value, str) else value.astype("<i4").tobytes()
-                    )
-                    digest.update(packed)
+                    for text in value if isinstance(value, Pair) else (value,):
+                        digest.update(
+                            text.encode() + b"\0" if isinstance(text, str) else text.astype("<i4").tobytes()
+                        )
                     yield row - 1, value
     except IndexerError:
         raise
@@ -214,9 +214,7 @@ def _rows_of_library(
     row = skip
     table: pa.Table
     for table in data.skip(skip).with_format("arrow").iter(BATCH_ROWS):
-        path = field(table.schema, reading.column)
-        if path is None:
-            raise reading.no_column(place, names(table.schema))
-        yield from contents(inner(table, path), reading, lambda row: f"{place}, row {row}", row)
+        paths = paths_of(table.schema, reading, place)
+        yield from contents(table, paths, reading, lambda row: f"{place}, row {row}", row)
         row += table.num_rows
         yield row - 1, None

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from indexer.corpus.coverage import Covered
@@ -45,12 +46,21 @@ class CorpusCounts:
     characters: int = 0
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column that is wanted, and the option that names it."""
+
+    name: str
+    option: str
+
+
 @dataclass
 class Wanted:
     """What is wanted of a corpus; the options of `build` by the same names.
 
     text_column: the column that holds the text, in files of records; `a.b` is column b within a.
     ids_column: the column that holds token ids, in place of a text.
+    target_column: the column of what a decoder reads, which is of the same kind; the encoder reads the other.
     on_bad_text: what becomes of a document that is not valid UTF-8: `error`, `replace` (by U+FFFD) or `skip`.
     quoting: of CSV and TSV: `standard`, or `none` where quotes are text.
     share: the part of the documents to be read, above 0 and at most 1; seed: which part, see Reading.takes.
@@ -58,6 +68,7 @@ class Wanted:
 
     text_column: str = "text"
     ids_column: str | None = None
+    target_column: str | None = None
     on_bad_text: str = "error"
     quoting: str = "standard"
     share: float = 1.0
@@ -96,10 +107,12 @@ class Reading(Wanted):
         """Whether token ids are wanted, and no text."""
         return self.ids_column is not None
 
-    @property
-    def column(self) -> str:
-        """The column that is wanted."""
-        return self.text_column if self.ids_column is None else self.ids_column
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that are wanted: that of texts or token ids, and that of targets if there are some."""
+        text = Column(self.text_column, "--text-column")
+        own = text if self.ids_column is None else Column(self.ids_column, "--ids-column")
+        return (own,) if self.target_column is None else (own, Column(self.target_column, "--target-column"))
 
     def takes(self, document: int) -> bool:
         """Whether a document belongs to the fair part of the corpus that is wanted, and count it where not.
@@ -184,27 +197,24 @@ class Reading(Wanted):
             f"{place}: not valid {what}{which}. Use --on-bad-text replace or skip, or convert the file"
         )
 
-    @property
-    def option(self) -> str:
-        """The option that names the column."""
-        return "--ids-column" if self.ids else "--text-column"
-
-    def no_column(self, place: str, columns: Iterable[str]) -> IndexerError:
-        """The error for a file or record without the column."""
-        names = [str(column) for column in columns]
-        has = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "") or "none"
+    def no_column(self, place: str, has: Iterable[str], column: Column) -> IndexerError:
+        """The error for a file or record without a column. has: the names of those that it has."""
+        names = [str(name) for name in has]
+        shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "") or "none"
         return IndexerError(
-            f'{place}: no column "{self.column}" (it has: {has}). '
-            f"Name the one to index with {self.option}"
+            f'{place}: no column "{column.name}" (it has: {shown}). '
+            f"Name the one to index with {column.option}"
         )
 
-    def not_wanted(self, place: str, kind: object, may_be_ids: bool = False) -> IndexerError:
+    def not_wanted(
+        self, place: str, kind: object, column: Column, may_be_ids: bool = False
+    ) -> IndexerError:
         """The error for a column that holds values of another kind."""
         wanted = "token ids" if self.ids else "text"
         ids = ", token ids with --ids-column" if may_be_ids else ""
         return IndexerError(
-            f'{place}: column "{self.column}" holds {kind}, not {wanted}. '
-            f"Name the one to index with {self.option}{ids}"
+            f'{place}: column "{column.name}" holds {kind}, not {wanted}. '
+            f"Name the one to index with {column.option}{ids}"
         )
 
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, count
 from typing import Any
 
@@ -17,15 +18,15 @@ import numpy as np
 
 from indexer.corpus.json_stream import values
 from indexer.corpus.pieces import Run
-from indexer.corpus.policy import BadByteError, Reading, Utf8
+from indexer.corpus.policy import BadByteError, Column, Reading, Utf8
 from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, opened, unreadable
 from indexer.corpus.utf16 import is_utf16
-from indexer.corpus.values import Content, columns, content, find
+from indexer.corpus.values import Content, Pair, columns, content, find, joined
 from indexer.errors import IndexerError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-DEFAULT_COLUMN = "text"
+DEFAULT_COLUMNS = (Column("text", "--text-column"),)
 # so many are looked through for the ends of lines at a time
 COUNTED_BYTES = 1 << 20
 
@@ -125,7 +126,7 @@ def _line(file: CorpusFile, reading: Reading, row: int, start: int, raw: bytes) 
         raise _not_json(line(), error) from None
     found = _content(record, reading, line)
     # only an escape can smuggle a lone surrogate into a line that was valid UTF-8
-    return reading.checked(found, place()) if "\\u" in text and isinstance(found, str) else found
+    return _checked(found, reading, place()) if "\\u" in text else found
 
 
 def _lacks_column(file: CorpusFile, reading: Reading, row: int, raw: bytes, first: bool) -> bool:
@@ -174,14 +175,13 @@ def read_json(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
             reading.see(file, row)
             if row < run.skip:
                 continue
-            found = _content(record, reading, place)
-            text = reading.checked(found, place(), escaped=True) if isinstance(found, str) else found
-            if text is not None:
-                yield row, text
+            found = _checked(_content(record, reading, place), reading, place(), escaped=True)
+            if found is not None:
+                yield row, found
 
 
 def read_csv(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
-    """(row, text) of each record of a CSV file (.tsv: tab-separated) whose first line names the columns.
+    """(row, content) of each record of a CSV file (.tsv: tab-separated) whose first line names the columns.
 
     Lines may end in CR, LF or both. With reading.quoting `none` quotes are text, and each line is a record.
     """
@@ -208,55 +208,71 @@ def read_csv(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
             raise IndexerError(f"{place}: not CSV ({error}){way_out}") from None
 
 
-def _rows(run: Run, reading: Reading, rows: Any) -> Iterator[tuple[int, str]]:
+def _rows(run: Run, reading: Reading, rows: Any) -> Iterator[tuple[int, Content]]:
     file = run.file
     header = next(rows, None)
     if header is None:
         return
-    if reading.column not in header:
-        reading.leave_out(file, reading.no_column(f"corpus file {file.source}", header), True)
-        return
-    column = header.index(reading.column)
+    for wanted in reading.columns:
+        if wanted.name not in header:
+            reading.leave_out(file, reading.no_column(f"corpus file {file.source}", header, wanted), True)
+            return
+    places = [header.index(wanted.name) for wanted in reading.columns]
     for row, fields in enumerate(fields for fields in rows if fields):
         reading.see(file, row)
         if row < run.skip:
             continue
         place = f"corpus file {file.source}, line {rows.line_num}"
-        if len(fields) <= column:
+        if len(fields) <= max(places):
             raise IndexerError(
-                f'{place}: {len(fields)} fields, so no column "{reading.column}" '
+                f'{place}: {len(fields)} fields, so no column "{header[max(places)]}" '
                 f"(the header has {len(header)}); correct this line"
             )
-        text = reading.checked(fields[column], place, escaped=True)
-        if text is not None:
-            yield row, text
+        texts = [reading.checked(fields[column], place, escaped=True) for column in places]
+        found = joined(texts, reading, partial(str, place))
+        if found is not None:
+            yield row, found
 
 
 def _missing(record: Any, reading: Reading, place: str) -> IndexerError | None:
-    """The error for a record without the column, None where it has it."""
-    if isinstance(record, str) and reading.column == DEFAULT_COLUMN and not reading.ids:
+    """The error for a record without a wanted column, None where it has all."""
+    if isinstance(record, str) and reading.columns == DEFAULT_COLUMNS:
         return None
     if not isinstance(record, dict):
         kind = type(record).__name__
         return IndexerError(f"{place}: a JSON {kind}, not an object with named columns")
-    try:
-        find(record, reading.column)
-    except KeyError:
-        return reading.no_column(place, columns(record))
+    for column in reading.columns:
+        try:
+            find(record, column.name)
+        except KeyError:
+            return reading.no_column(place, columns(record), column)
     return None
 
 
-def _content(record: Any, reading: Reading, place: Callable[[], str]) -> Content:
+def _content(record: Any, reading: Reading, place: Callable[[], str]) -> Content | None:
     """What one record stands for; a bare text is a record without names."""
     if type(record) is dict:
         try:
-            return content(find(record, reading.column), reading, place)
+            found = [(find(record, column.name), column) for column in reading.columns]
         except KeyError:
             pass
+        else:
+            parts = [content(value, reading, place, column) for value, column in found]
+            return joined(parts, reading, place)
     error = _missing(record, reading, place())
     if error is not None:
         raise error
     return str(record)
+
+
+def _checked(
+    found: Content | None, reading: Reading, place: str, escaped: bool = False
+) -> Content | None:
+    """What the policy makes of a record's texts, see Reading.checked."""
+    if isinstance(found, Pair):
+        source, target = (_checked(part, reading, place, escaped) for part in found)
+        return None if source is None or target is None else Pair(source, target)  # type: ignore[arg-type]
+    return reading.checked(found, place, escaped) if isinstance(found, str) else found
 
 
 def _decoded(file: CorpusFile, reading: Reading, stream: io.BufferedReader) -> Iterator[str]:

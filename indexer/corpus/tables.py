@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,29 +13,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from indexer.corpus.pieces import Run
-from indexer.corpus.policy import Reading
+from indexer.corpus.policy import Column, Reading
 from indexer.corpus.sources import CorpusFile
 from indexer.corpus.streams import BLOCK_BYTES, seekable, unreadable
-from indexer.corpus.values import Content, content, token_ids
+from indexer.corpus.values import Content, Text, content, joined, token_ids
 from indexer.errors import IndexerError
 
 BATCH_ROWS = 1024
 
 
 def read_parquet(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
-    """(row, content) of each row of a Parquet file; only the column is read, from where the run begins."""
+    """(row, content) of each row of a Parquet file; only the columns are read, from where the run begins."""
     with (
         _in_one_line(run, reading),
         seekable(run.file) as source,
         pq.ParquetFile(source, memory_map=False) as parquet,
     ):
-        found = field(parquet.schema_arrow, reading.column)
-        if found is None:
-            error = reading.no_column(f"corpus file {run.file.source}", names(parquet.schema_arrow))
+        try:
+            paths = paths_of(parquet.schema_arrow, reading, f"corpus file {run.file.source}")
+        except IndexerError as error:
             share = (run.file.bytes or 0) * (run.last - run.first) // run.count
             reading.leave_out(run.file, error, run.first == 0, share)
             return
-        yield from _rows(parquet, found, run, reading)
+        yield from _rows(parquet, paths, run, reading)
 
 
 def read_arrow(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
@@ -46,10 +46,10 @@ def read_arrow(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
     file = run.file
     before = reading.counts.bytes_read
     with _in_one_line(run, reading), seekable(file, memory_map=True) as source:
-        schema, batches = _batches(source, reading.column)
-        found = field(schema, reading.column)
-        if found is None:
-            error = reading.no_column(f"corpus file {file.source}", names(schema))
+        schema, batches = _batches(source, reading)
+        try:
+            paths = paths_of(schema, reading, f"corpus file {file.source}")
+        except IndexerError as error:
             reading.leave_out(file, error, True, file.bytes or 0)
             return
         row = 0
@@ -58,10 +58,8 @@ def read_arrow(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
                 part = batch.slice(first, BATCH_ROWS)
                 if row + part.num_rows > run.skip:
                     wanted = part.slice(max(0, run.skip - row))
-                    column = inner(wanted, found)
-                    for place, value in contents(
-                        column, reading, _place(file), row + part.num_rows - len(column)
-                    ):
+                    first_row = row + part.num_rows - wanted.num_rows
+                    for place, value in contents(wanted, paths, reading, _place(file), first_row):
                         reading.see(file, place)
                         yield place, value
                 row += part.num_rows
@@ -72,26 +70,60 @@ def read_arrow(run: Run, reading: Reading) -> Iterator[tuple[int, Content]]:
         reading.counts.bytes_read = before + (file.bytes or 0)
 
 
-def contents(
-    column: pa.Array | pa.ChunkedArray, reading: Reading, place: Callable[[int], str], first: int = 0
-) -> Iterator[tuple[int, Content]]:
-    """(row, content) of a column, rows counted from `first`: see indexer.corpus.values; binary is UTF-8.
+def paths_of(schema: pa.Schema, reading: Reading, place: str) -> list[list[str]]:
+    """What leads to each wanted column, see `field`; raises IndexerError where one is not there."""
+    paths = []
+    for column in reading.columns:
+        path = field(schema, column.name)
+        if path is None:
+            raise reading.no_column(place, names(schema), column)
+        paths.append(path)
+    return paths
 
-    place: names a row, for errors. Raises IndexerError where the column holds something else.
+
+def contents(
+    table: pa.RecordBatch | pa.Table,
+    paths: Sequence[list[str]],
+    reading: Reading,
+    place: Callable[[int], str],
+    first: int = 0,
+) -> Iterator[tuple[int, Content]]:
+    """(row, content) of a table, rows counted from `first`: see indexer.corpus.values; binary is UTF-8.
+
+    paths: of the wanted columns. place: names a row, for errors.
+    Raises IndexerError where a column holds something else.
     """
+    columns = [
+        _texts(inner(table, path), reading, place, first, column)
+        for path, column in zip(paths, reading.columns, strict=True)
+    ]
+    for row, parts in enumerate(zip(*columns, strict=True), first):
+        found = joined(parts, reading, partial(place, row))
+        if found is not None:
+            yield row, found
+
+
+def _texts(
+    column: pa.Array | pa.ChunkedArray,
+    reading: Reading,
+    place: Callable[[int], str],
+    first: int,
+    wanted: Column,
+) -> Iterator[Text | None]:
+    """What each row of a column stands for; None where the policy leaves it out."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if reading.ids:
-        yield from _ids(column, reading, place, first)
+        yield from _ids(column, reading, place, first, wanted)
         return
     if pa.types.is_null(kind):
-        yield from ((first + index, "") for index in range(len(column)))
+        yield from ("" for _ in range(len(column)))
         return
     if _is_list(kind):
-        yield from _lists(column, reading, place, first)
+        yield from _lists(column, reading, place, first, wanted)
         return
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
             or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):  # fmt: skip
-        raise reading.not_wanted(place(first), kind)
+        raise reading.not_wanted(place(first), kind, wanted)
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
@@ -104,8 +136,9 @@ def contents(
 
             value = reading.decode(value, byte_place)
             if value is None:
+                yield None
                 continue
-        yield row, value or ""
+        yield value or ""
 
 
 def field(schema: pa.Schema, path: str) -> list[str] | None:
@@ -142,31 +175,39 @@ def inner(table: pa.RecordBatch | pa.Table, path: list[str]) -> pa.Array | pa.Ch
 
 
 def _ids(
-    column: pa.Array | pa.ChunkedArray, reading: Reading, place: Callable[[int], str], first: int
-) -> Iterator[tuple[int, Content]]:
+    column: pa.Array | pa.ChunkedArray,
+    reading: Reading,
+    place: Callable[[int], str],
+    first: int,
+    wanted: Column,
+) -> Iterator[Text]:
     kind = column.type
     if not (pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_integer(kind.value_type))):
-        raise reading.not_wanted(place(first), kind)
+        raise reading.not_wanted(place(first), kind, wanted)
     for row, value in enumerate(column, first):
         here = partial(place, row)
         ids: Any = []
         if value.is_valid:
             if value.values.null_count:
-                raise reading.not_wanted(here(), f"{kind} with nulls in it")
+                raise reading.not_wanted(here(), f"{kind} with nulls in it", wanted)
             ids = value.values.to_numpy(zero_copy_only=False)
-        yield row, token_ids(ids, reading, here)
+        yield token_ids(ids, reading, here, wanted)
 
 
 def _lists(
-    column: pa.Array | pa.ChunkedArray, reading: Reading, place: Callable[[int], str], first: int
-) -> Iterator[tuple[int, Content]]:
+    column: pa.Array | pa.ChunkedArray,
+    reading: Reading,
+    place: Callable[[int], str],
+    first: int,
+    wanted: Column,
+) -> Iterator[Text]:
     for row, value in enumerate(column, first):
         here = partial(place, row)
         try:
             plain = value.as_py()
         except UnicodeDecodeError:
             raise IndexerError(f"{here()}: not valid UTF-8 within a list; convert the file") from None
-        yield row, content(plain, reading, here)
+        yield content(plain, reading, here, wanted)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -191,17 +232,18 @@ def _in_one_line(run: Run, reading: Reading) -> Iterator[None]:
         reading.note_digest(file, *_digest(file.path))
 
 
-def _batches(source: Any, path: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema and the record batches of an IPC file or stream, with what of each the path needs."""
+def _batches(source: Any, reading: Reading) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema and the record batches of an IPC file or stream, with what of each is wanted."""
     head = source.read(6)
     source.seek(0)
     opened = pa.ipc.open_file if head == b"ARROW1" else pa.ipc.open_stream
     reader = opened(source)
     schema = reader.schema
-    found = field(schema, path)
-    if found is not None:
+    found = [field(schema, column.name) for column in reading.columns]
+    paths = [path for path in found if path is not None]
+    if len(paths) == len(found):
         source.seek(0)
-        wanted = [schema.get_field_index(found[0])]
+        wanted = sorted({schema.get_field_index(path[0]) for path in paths})
         reader = opened(source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
     if isinstance(reader, pa.ipc.RecordBatchFileReader):
         return schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
@@ -209,27 +251,25 @@ def _batches(source: Any, path: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch
 
 
 def _rows(
-    parquet: pq.ParquetFile, path: list[str], run: Run, reading: Reading
+    parquet: pq.ParquetFile, paths: Sequence[list[str]], run: Run, reading: Reading
 ) -> Iterator[tuple[int, Content]]:
     file = run.file
     counts, rows, before = reading.counts, parquet.metadata.num_rows, reading.counts.bytes_read
     first, last = run.bound(run.first, rows), run.bound(run.last, rows)
     bytes_before = (file.bytes or 0) * first // max(1, rows)
     row, groups = _groups_from(parquet, max(first, run.skip))
-    wanted_column = [".".join(path)]
-    for batch in parquet.iter_batches(
-        BATCH_ROWS, row_groups=groups, columns=wanted_column, use_threads=False
-    ):
-        column = inner(batch, path)
+    columns = [".".join(path) for path in paths]
+    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+        rows_of_batch = batch.num_rows
         # what lies before the run, or was read before, and what lies behind it
-        left_out = min(max(0, max(first, run.skip) - row), len(column))
-        wanted = column.slice(left_out, max(0, min(len(column), last - row) - left_out))
-        for place_in_file, value in contents(wanted, reading, _place(file), row + left_out):
+        left_out = min(max(0, max(first, run.skip) - row), rows_of_batch)
+        wanted = batch.slice(left_out, max(0, min(rows_of_batch, last - row) - left_out))
+        for place_in_file, value in contents(wanted, paths, reading, _place(file), row + left_out):
             while place_in_file >= run.bound(reading.index + 1, rows) and reading.index < run.last - 1:
                 reading.index += 1
             reading.see(file, place_in_file)
             yield place_in_file, value
-        row += len(column)
+        row += rows_of_batch
         counts.bytes_read = before + (file.bytes or 0) * min(row, last) // max(1, rows) - bytes_before
         if row >= last:
             break

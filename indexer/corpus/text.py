@@ -23,8 +23,9 @@ def read_text(run: Run, reading: Reading) -> Iterator[tuple[int, Iterator[str]]]
     Raises IndexerError where such a file was named itself, and for bad UTF-8 where the policy says so.
     """
     file = run.file
-    if reading.ids:
-        error = f"corpus file {file.source}: a text has no column of token ids; give JSON, Parquet or Arrow"
+    if reading.ids or reading.target_column is not None:
+        what = "token ids" if reading.ids else "targets"
+        error = f"corpus file {file.source}: a text has no column of {what}; give JSON, Parquet or Arrow"
         reading.leave_out(file, IndexerError(error), True, file.bytes or 0)
         return
     with opened(file, reading) as stream:

@@ -1,14 +1,17 @@
-"""What a record's column holds, as what is indexed: a text, a chat as a template writes it, or token ids."""
+"""What a record's column holds, as what is indexed: a text, a chat as a template writes it, or token ids.
+
+Where a decoder reads a column of its own, a record is a pair of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.corpus.policy import Reading
+from indexer.corpus.policy import Column, Reading
 from indexer.errors import IndexerError
 
 # between the paragraphs of a text that is a list of them
@@ -21,7 +24,17 @@ class Chat(str):
 
 
 # token ids are int32 [tokens]
-Content = str | NDArray[np.int32]
+Text = str | NDArray[np.int32]
+
+
+class Pair(NamedTuple):
+    """What the encoder reads of a record, and what the decoder does."""
+
+    source: Text
+    target: Text
+
+
+Content = Text | Pair
 
 
 def find(record: Mapping[str, Any], path: str) -> Any:
@@ -50,14 +63,33 @@ def columns(record: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
-def content(value: Any, reading: Reading, place: Callable[[], str]) -> Content:
-    """What a value of the column stands for; null and the empty list are an empty text.
+def joined(parts: Sequence[Text | None], reading: Reading, place: Callable[[], str]) -> Content | None:
+    """What a record stands for whose wanted columns hold `parts`; None where the policy left one out.
+
+    Raises IndexerError where there is a text and no target.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    source, target = parts
+    if source is None or target is None:
+        return None
+    # a chat is written later
+    if len(source) and not len(target) and not isinstance(target, Chat):
+        raise IndexerError(
+            f'{place()}: column "{reading.columns[1].name}" holds no target for the decoder to read; '
+            "fill it in, or leave this record out"
+        )
+    return Pair(source, target)
+
+
+def content(value: Any, reading: Reading, place: Callable[[], str], column: Column) -> Text:
+    """What a value of a column stands for; null and the empty list are an empty text.
 
     A list of texts is one text, PARAGRAPH_GAP between them. place: names the record.
     Raises IndexerError for a value of another kind, and for token ids that the model does not know.
     """
     if reading.ids:
-        return token_ids([] if value is None else value, reading, place)
+        return token_ids([] if value is None else value, reading, place, column)
     if value is None:
         return ""
     if isinstance(value, str):
@@ -66,30 +98,31 @@ def content(value: Any, reading: Reading, place: Callable[[], str]) -> Content:
         if all(part is None or isinstance(part, str) for part in value):
             return PARAGRAPH_GAP.join(part for part in value if part)
         if all(isinstance(part, Mapping) and "role" in part for part in value):
-            return _chat(value, reading, place)
-    raise reading.not_wanted(
-        place(), _kind(value), may_be_ids=isinstance(value, list) and type(value[0]) is int
-    )
+            return _chat(value, reading, place, column)
+    may_be_ids = isinstance(value, list) and type(value[0]) is int
+    raise reading.not_wanted(place(), _kind(value), column, may_be_ids)
 
 
-def token_ids(value: Any, reading: Reading, place: Callable[[], str]) -> NDArray[np.int32]:
+def token_ids(
+    value: Any, reading: Reading, place: Callable[[], str], column: Column
+) -> NDArray[np.int32]:
     """Token ids, int32, of a list or array of whole numbers; each is one that the model knows."""
     plain = isinstance(value, np.ndarray) and value.dtype.kind in "iu"
     if not plain and not (isinstance(value, list) and all(type(token) is int for token in value)):
-        raise reading.not_wanted(place(), _kind(value))
+        raise reading.not_wanted(place(), _kind(value), column)
     most = _MOST_ID if reading.known_ids is None else reading.known_ids - 1
     # numbers beyond 64 bits are refused as all that are too large
     ids = np.array(value, dtype=None if plain else object)
     bad = np.flatnonzero((ids < 0) | (ids > most))
     if len(bad):
         raise IndexerError(
-            f'{place()}: token {bad[0]} of column "{reading.column}" is {ids[bad[0]]}, and the model '
+            f'{place()}: token {bad[0]} of column "{column.name}" is {ids[bad[0]]}, and the model '
             f"and its tokenizer know token ids 0 to {most:,} alone; make the ids with that tokenizer"
         )
     return ids.astype(np.int32)
 
 
-def _chat(messages: list[Any], reading: Reading, place: Callable[[], str]) -> Chat:
+def _chat(messages: list[Any], reading: Reading, place: Callable[[], str], column: Column) -> Chat:
     if reading.write_chat is None:
         raise IndexerError(f"{place()}: a chat, and no tokenizer whose template could write it is at hand")
     # Parquet has every message's fields in all of them, as null
@@ -97,7 +130,7 @@ def _chat(messages: list[Any], reading: Reading, place: Callable[[], str]) -> Ch
     try:
         return Chat(reading.write_chat(plain))
     except IndexerError as error:
-        raise IndexerError(f'{place()}: column "{reading.column}" holds a chat, and {error}') from error
+        raise IndexerError(f'{place()}: column "{column.name}" holds a chat, and {error}') from error
 
 
 def _kind(value: Any) -> str:

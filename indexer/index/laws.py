@@ -14,7 +14,7 @@ import pyarrow as pa
 from indexer.errors import IndexerError
 from indexer.index.rows import LayerRows
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import Experts
+from indexer.names import DECODER, Experts, stack_of
 
 
 class LayerLaws:
@@ -59,12 +59,15 @@ class LayerLaws:
         if pc.all(same).as_py() is False:
             raise IndexerError(f"{self.where}: units.parquet has other layers in its place")
 
-    def check_token_counts(self, counts: np.ndarray, experts: Experts | None) -> None:
+    def check_token_counts(self, counts: np.ndarray, experts: Experts | None, of_targets: int) -> None:
         """Every counted token is one of the vocabulary's; counts: int64 [vocabulary].
 
+        of_targets: how many of these a decoder alone reads; the encoder reads the others, or both read all.
         Of experts each counts the same in all of its units, and all together as often as tokens pass them.
         """
         count, total = self.integers("count"), counts.sum()
+        if of_targets:
+            total = of_targets if stack_of(self.key.site) == DECODER else total - of_targets
         if counts.min(initial=0) < 0:
             raise IndexerError(f"{self.where}: the counts in the vocabulary go below 0")
         if experts is None:

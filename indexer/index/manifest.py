@@ -27,7 +27,7 @@ from indexer.index import schema
 from indexer.index.codecs import CODECS, codecs_of, folders
 from indexer.index.files import DAMAGED
 from indexer.index.unfinished import in_short, progress_of
-from indexer.names import Experts, Key, check_site
+from indexer.names import PANEL, TARGET_PANEL, Experts, Key, check_site
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
@@ -110,7 +110,7 @@ class SiteEntry(msgspec.Struct, frozen=True):
             raise ValueError(f"`keep` must be of sizes from 0 on, by one of {', '.join(COMPETITORS)}")
         if keep.distinct and keep.by == "document":
             raise ValueError("`keep` must not be both distinct and by document")
-        if ("panel" in self.statistics) != (keep.panel > 0):
+        if len({PANEL, TARGET_PANEL} & {*self.statistics}) != (keep.panel > 0):
             raise ValueError("`keep` and `statistics` disagree about the panel")
 
 

@@ -19,9 +19,9 @@ from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import read_addons
 from indexer.index.arrow import is_in, rows_where
-from indexer.index.codecs import EXAMPLES, HEAD_SCORES, HISTOGRAMS, PANEL
+from indexer.index.codecs import EXAMPLES, HEAD_SCORES, HISTOGRAMS, PANELS
 from indexer.index.codecs.heads import shown_of
-from indexer.index.codecs.panel import SHOWN, WINDOWS, WINDOWS_FILE, matrix_of
+from indexer.index.codecs.panel import SHOWN, WINDOWS, matrix_of, panel_among
 from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
 from indexer.index.notebook import Shown, examples_html
@@ -267,9 +267,10 @@ class Index:
             ]
         )
 
-    def document(self, document: int) -> str:
+    def document(self, document: int, *, target: bool = False) -> str:
         """The text of a document that an example points to, read from its source again.
 
+        target: what the decoder reads of it, where that is a column of its own.
         Of a corpus of token ids, their tokens one after another.
         Raises IndexerError where no example points to it, and where its source is out of reach or has changed
         in size, digest or the document's length. For the cost see corpus.again.
@@ -280,7 +281,7 @@ class Index:
         rows = self.documents([document]).to_pylist()
         if not rows:
             raise IndexerError(f"index {self.path}: no example points to a document {document}")
-        found = read_again(rows[0], self.manifest.corpus, self.manifest.configuration)
+        found = read_again(rows[0], self.manifest.corpus, self.manifest.configuration, target)
         return found if isinstance(found, str) else self.vocabulary.text(found)
 
     def sql(self, query: str, parameters: Parameters = None) -> pa.Table:
@@ -325,7 +326,7 @@ class Index:
             "examples": sum(
                 file.rows or 0 for file in manifest.files if file.path.startswith(f"{EXAMPLES.folder}/")
             ),
-            "panel_windows": getattr(manifest.file(WINDOWS_FILE), "rows", 0),
+            "panel_windows": max(getattr(manifest.file(panel.windows_file), "rows", 0) for panel in PANELS),
             "bytes": manifest.bytes,
             "model": manifest.model,
             "tokenizer": manifest.tokenizer,
@@ -410,9 +411,10 @@ class Index:
     def _panel(self, key: Key, asked: str) -> tuple[UnitFile, pa.Table, int]:
         """A layer's file of the panel, the panel's windows, and how many tokens they have."""
         entry = self._entry(key, asked)
-        if PANEL.name not in entry.statistics:
+        panel = panel_among(entry.statistics)
+        if panel is None:
             raise IndexerError(f"{asked}: index {self.path} was built without a panel; build it with --panel")
-        file = self._files.get(WINDOWS_FILE, GroupedFile, WINDOWS)
+        file = self._files.get(panel.windows_file, GroupedFile, WINDOWS)
         groups = (file.group(group) for group in range(file.metadata.num_row_groups))
         table = pa.concat_tables([WINDOWS.empty_table(), *groups]).combine_chunks()
         ids = table["token_ids"].combine_chunks()
@@ -420,7 +422,7 @@ class Index:
             tokens = pa.ListArray.from_arrays(ids.offsets, self.vocabulary.token_strings(ids.flatten()))
         columns = {**{name: table[name] for name in WINDOWS.names}, "tokens": tokens}
         windows = pa.table([columns[name] for name in SHOWN.names], schema=PANEL_ROWS)
-        rows = self._files.get(PANEL.file(key), UnitFile, PANEL.columns)
+        rows = self._files.get(panel.file(key), UnitFile, panel.columns)
         if sum(rows.group_rows) != entry.units:
             raise IndexerError(f"{rows.path}: it has not a row for each of {entry.units} units; {DAMAGED}")
         return rows, windows, len(ids.flatten())

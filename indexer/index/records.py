@@ -12,7 +12,7 @@ from indexer_kernels.blocks import view_of
 from indexer_kernels.heads import HeadScores
 from indexer_kernels.panel import Panel
 
-from indexer.names import HEADS, Experts, Key, kind_of
+from indexer.names import HEADS, PANEL, TARGET_PANEL, Experts, Key, kind_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LayerRecord:
     """The settled states of one layer of one site, or of a block of its units.
 
     count: int64 [units], counted tokens.
-    states: by the names that Keep.states gives them, and `panel` and `scores` of heads, which are made after
+    states: by the names that Keep.states gives them, and a panel and `scores` of heads, which are made after
         a pass. `top`, `bottom` and `samples` are of no places where none are kept.
     experts: of the layer, where its units are those of routed experts.
     """
@@ -37,7 +37,8 @@ class LayerRecord:
         """The states of no tokens; first: which unit of the layer is the first one here."""
         states = keep.states(units, str(key), first)
         if keep.panel:
-            states["panel"] = Panel.empty(units, keep.panel, keep.seed)
+            # an index has one of them, by its statistics
+            states |= {name: Panel.empty(units, keep.panel, keep.seed) for name in (PANEL, TARGET_PANEL)}
         if kind_of(key.site) == HEADS:
             states["scores"] = HeadScores.empty(units, keep.panel)
         return cls(key, np.zeros(units, np.int64), states, experts)
@@ -64,8 +65,7 @@ class LayerRecord:
                 facts |= {"samples": state.samples, "seed": state.seed}
             else:
                 facts |= {name: state.k, "by": state.by, "distinct": state.distinct}
-        if "panel" in self.states:
-            panel = self.states["panel"]
+        for panel in (self.states[name] for name in (PANEL, TARGET_PANEL) if name in self.states):
             facts |= {"panel": panel.most, "seed": panel.seed}
         return Keep(**facts)
 

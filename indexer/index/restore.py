@@ -60,7 +60,7 @@ class LayerFiles(LayerRows):
             raise IndexerError(f"index {index}: it has no layer {key}")
         before = manifest.layers[: manifest.layers.index(entry)]
         first_row = sum(other.units for other in before)
-        super().__init__(index, key, entry.units, first_row, entry.keep)
+        super().__init__(index, key, entry.units, first_row, entry.keep, entry.statistics)
         self.entry = entry
         self.codecs = codecs_of(entry.statistics)
 

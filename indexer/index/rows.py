@@ -21,10 +21,14 @@ class LayerRows:
     """The files of one layer, opened as they are needed; a context manager.
 
     units: of the layer. first_row: that of its first unit in units.parquet. keep: what was kept of each unit.
+    statistics: the names of its codecs.
     """
 
-    def __init__(self, index: Path, key: Key, units: int, first_row: int, keep: Keep) -> None:
+    def __init__(
+        self, index: Path, key: Key, units: int, first_row: int, keep: Keep, statistics: Sequence[str] = ()
+    ) -> None:
         self.index, self.key, self.units, self.keep = index, key, units, keep
+        self.statistics = statistics
         self._first_row = first_row
         self._files = OpenFiles(index)
 

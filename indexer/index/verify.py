@@ -125,12 +125,12 @@ def _decode(path: Path, wanted: pa.Schema) -> int:
 def _check_laws(index: Path, manifest: Manifest, vocabulary: Vocabulary, token_counts: np.ndarray) -> None:
     units = _table(index / schema.UNITS_FILE, schema.UNITS)
     documents = _table(index / schema.DOCUMENTS_FILE, schema.DOCUMENTS)["document"].to_numpy()
-    first = 0
+    first, of_targets = 0, manifest.totals.get("target_counted_tokens", 0)
     for entry in manifest.layers:
         with LayerFiles(index, manifest, entry.key) as files:
             laws = LayerLaws(index, files, units.slice(first, entry.units), vocabulary, documents)
             laws.check_units()
-            laws.check_token_counts(token_counts, entry.experts)
+            laws.check_token_counts(token_counts, entry.experts, of_targets)
             for codec in files.codecs:
                 codec.check(laws)
         first += entry.units

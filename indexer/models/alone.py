@@ -357,6 +357,7 @@ def alone(batch: Batch, number: int, copies: int = 1) -> Part:
     """One sequence of a batch as a batch without padding; copies: how often it is in there."""
     length = int(batch.length[number])
     rows = batch.sequences().rows(number, number + 1)
+    target = None if batch.target is None else alone(batch.target, number, copies)
     start = np.arange(copies) * length
     repeated = Sequences(
         start,
@@ -366,7 +367,8 @@ def alone(batch: Batch, number: int, copies: int = 1) -> Part:
         np.tile(rows.token_ids[:length], copies),
         np.tile(rows.counted[:length], copies),
     )
-    return Part(np.tile(batch.token_ids[number, :length], (copies, 1)), repeated.length, repeated)
+    ids = np.tile(batch.token_ids[number, :length], (copies, 1))
+    return Part(ids, repeated.length, repeated, target=target)
 
 
 class Plain:

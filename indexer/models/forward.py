@@ -22,13 +22,18 @@ class TokensAloneError(IndexerError):
     """A model does not run on token ids alone, or takes none."""
 
 
-def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def call_model(
+    model: nn.Module,
+    token_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    target_ids: Tensor | None = None,
+) -> Tensor:
     """The last hidden state, [sequences, width, hidden]; token_ids: int64 [sequences, width].
 
     A model with two stacks reads them with both; the state is the decoder's, [sequences, 1 + width, hidden].
 
     attention_mask: int64 [sequences, width], 1 for tokens and 0 for padding; None where nothing has to be
-    masked.
+    masked. target_ids: what the decoder reads in their place, int64 [sequences, its width].
     Raises TokensAloneError for whatever the model's own code raises, but for want of memory.
     It runs in the model's own dtype, also within torch.autocast.
     """
@@ -36,7 +41,8 @@ def call_model(model: nn.Module, token_ids: Tensor, attention_mask: Tensor | Non
     if attention_mask is not None:
         arguments["attention_mask"] = attention_mask
     if stacks_of(model):
-        arguments["decoder_input_ids"] = read_by_decoder(model, token_ids)
+        read = token_ids if target_ids is None else target_ids
+        arguments["decoder_input_ids"] = read_by_decoder(model, read)
     if "use_cache" in inspect.signature(model.forward).parameters:
         arguments["use_cache"] = False
     try:

@@ -72,6 +72,7 @@ class _Batch:
     token_ids: NDArray[np.int64]
     length: NDArray[np.int64]
     fixed: bool = False
+    target: None = None
 
     @classmethod
     def of(cls, rows: int, width: int, vocabulary: int) -> _Batch:

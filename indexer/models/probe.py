@@ -111,12 +111,21 @@ class Workspace:
         self._decoder = self._decoder or replace(self)
         return self._decoder
 
-    def begin(self, sequences: Sequences, chunk_tokens: int = 0, width: int = 1) -> None:
-        """Go on to a batch. chunk_tokens: rows of a group, about; 0 for all of them. width: of the batch."""
+    def begin(
+        self,
+        sequences: Sequences,
+        chunk_tokens: int = 0,
+        width: int = 1,
+        target: tuple[Sequences, int] | None = None,
+    ) -> None:
+        """Go on to a batch. chunk_tokens: rows of a group, about; 0 for all of them. width: of the batch.
+
+        target: sequences and width of what a decoder reads, where that is another text.
+        """
         self._sequences, self.groups = sequences, groups_of(sequences, chunk_tokens)
         self.batch += 1
         if self._decoder is not None:
-            self._decoder.begin(behind_start(sequences, width), chunk_tokens)
+            self._decoder.begin(behind_start(*(target or (sequences, width))), chunk_tokens)
 
     @property
     def sequences(self) -> Sequences:

@@ -52,6 +52,10 @@ class Batch(Protocol):
     def fixed(self) -> bool:
         """Whether the batch's shape may depend on its own sequences alone (reproducible numerics)."""
 
+    @property
+    def target(self) -> Batch | None:
+        """What a decoder reads beside each sequence, where that is another text."""
+
     def sequences(self) -> Sequences:
         """Where they lie in the [rows * width] rows of the flattened batch."""
 
@@ -64,6 +68,14 @@ class Part:
     length: NDArray[np.int64]
     rows: Sequences
     fixed: bool = False
+    target: Part | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, first: int, last: int) -> Part:
+        """Sequences first to last - 1, as wide as the batch is."""
+        rows = batch.sequences().rows(first, last)
+        target = None if batch.target is None else cls.of(batch.target, first, last)
+        return cls(batch.token_ids[first:last], batch.length[first:last], rows, target=target)
 
     def sequences(self) -> Sequences:
         return self.rows
@@ -155,7 +167,7 @@ class Runner:
             with self:
                 self.run(batch)
             return
-        largest = int(batch.token_ids.max())
+        largest = max(int(text.token_ids.max()) for text in _texts(batch))
         if largest >= self._vocabulary:
             raise IndexerError(
                 f"token id {largest}: the model has embeddings for {self._vocabulary} tokens; "
@@ -179,7 +191,7 @@ class Runner:
 
     def _run(self, batch: Batch, taken: set[tuple[Key, int]]) -> None:
         """Run a batch, of which some probes' values have been taken, whole or in halves."""
-        tokens, alone = batch.token_ids.size, len(batch.length) == 1
+        tokens, alone = max(text.token_ids.size for text in _texts(batch)), len(batch.length) == 1
         if tokens <= self.most_tokens or alone:
             self._taken = set(taken)
             if self._fits(batch):
@@ -188,19 +200,22 @@ class Runner:
             torch.cuda.empty_cache()
             _check_halves(batch, self.loaded)
             self.most_tokens, taken = tokens // 2, set(self._taken)
-        sequences, count = batch.sequences(), len(batch.length)
+        count = len(batch.length)
         for first, last in ((0, count // 2), (count // 2, count)):
-            length = batch.length[first:last]
-            self._run(Part(batch.token_ids[first:last], length, sequences.rows(first, last)), taken)
+            self._run(Part.of(batch, first, last), taken)
 
     def _fits(self, batch: Batch) -> bool:
         """Run a batch at once; False where the memory of the GPU did not do for it."""
-        self._workspace.begin(batch.sequences(), self.chunk_tokens, batch.token_ids.shape[1])
-        mask = self._mask(batch)
-        arrays = [np.ascontiguousarray(batch.token_ids)] + ([] if mask is None else [mask])
+        texts = [(text.sequences(), text.token_ids.shape[1]) for text in _texts(batch)]
+        self._workspace.begin(texts[0][0], self.chunk_tokens, texts[0][1], *texts[1:])
+        target = None if batch.target is None else np.ascontiguousarray(batch.target.token_ids)
+        given = [np.ascontiguousarray(batch.token_ids), self._mask(batch), target]
+        tensors = iter(to_device([array for array in given if array is not None], self.loaded.device))
+        ids, mask, of_target = (None if array is None else next(tensors) for array in given)
+        assert ids is not None
         with torch.inference_mode():
             try:
-                call_model(self.loaded.model, *to_device(arrays, self.loaded.device))
+                call_model(self.loaded.model, ids, mask, of_target)
             except LastProbeDone:
                 self._check_all_taken()
                 return True
@@ -246,6 +261,11 @@ class Runner:
             f"{probe.place}: the model ran a batch without it; this model, or this layer (see --layers), "
             "cannot be indexed"
         )
+
+
+def _texts(batch: Batch) -> list[Batch]:
+    """A batch, and that of targets."""
+    return [batch] if batch.target is None else [batch, batch.target]
 
 
 def _check_halves(batch: Batch, loaded: LoadedModel) -> None:

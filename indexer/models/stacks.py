@@ -1,8 +1,8 @@
 """Models with two stacks: an encoder, which reads a text, and a decoder, which writes it anew.
 
-The decoder reads the same text as in training on reconstruction, behind a start token, so that at each token
-it tells the next one. A row of the decoder is what it makes of the token that it reads: rows of both stacks
-belong to the same tokens, and that of the start token to none.
+The decoder reads the same text as in training on reconstruction, or one of its own, a target, behind a start
+token, so that at each token it tells the next one. A row of the decoder is what it makes of the token that it
+reads: without a target rows of both stacks belong to the same tokens, and that of the start token to none.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 from indexer_kernels import Keep, PartedStatistics, Statistics
 
 from indexer.index.records import LayerRecord
-from indexer.names import Experts, Key
+from indexer.names import PANEL, TARGET_PANEL, Experts, Key
 
 
 def record_of(statistics: Statistics, key: Key, experts: Experts | None = None) -> LayerRecord:
@@ -38,8 +38,9 @@ def statistics_of(
 
     kernels, threads: as in Statistics.of. width: units that come together, where not all of the layer do.
     """
-    # the panel and the scores of heads are made beside them
-    states = {name: state for name, state in record.states.items() if name not in ("panel", "scores")}
+    # panels and the scores of heads are made beside them
+    beside = (PANEL, TARGET_PANEL, "scores")
+    states = {name: state for name, state in record.states.items() if name not in beside}
     options: dict[str, Any] = {"kernels": kernels, "threads": threads}
     kind: type[Statistics] = Statistics
     if width is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Batch:
     document, ordinal: int64 [sequences].
     counted: bool [rows, width], False for padding and special tokens.
     fixed: whether the shape is one that follows from the length of its sequences alone.
+    target: what a decoder reads beside each sequence, where that is another text; row by row the same.
     """
 
     token_ids: NDArray[np.int64]
@@ -47,6 +48,12 @@ class Batch:
     ordinal: NDArray[np.int64]
     counted: NDArray[np.bool_]
     fixed: bool = False
+    target: Batch | None = None
+
+    @property
+    def texts(self) -> list[Batch]:
+        """This one, and that of targets."""
+        return [self] if self.target is None else [self, self.target]
 
     def sequences(self) -> Sequences:
         """Where the sequences lie in activations of [rows * width, units]."""
@@ -95,16 +102,34 @@ class Layout:
 
 @dataclass
 class _Window:
-    """Sequences waiting to be sorted: where each begins in token_ids, its tokens, document and ordinal."""
+    """Sequences waiting to be sorted: where each begins in token_ids, its tokens, document and ordinal.
+
+    target: what a decoder reads beside each, where that is another text.
+    """
 
     token_ids: NDArray[np.int32]
     start: NDArray[np.int64]
     length: NDArray[np.int64]
     document: NDArray[np.int64]
     ordinal: NDArray[np.int64]
+    target: _Window | None = None
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> _Window:
+        target = state["target"]
+        return cls(**{**state, "target": None if target is None else cls.restored(target)})
+
+    def state(self) -> dict[str, Any]:
+        return {**vars(self), "target": None if self.target is None else self.target.state()}
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences and their targets."""
+        return int(self.length.sum()) + (0 if self.target is None else self.target.tokens)
 
     @classmethod
     def joined(cls, windows: list[_Window]) -> _Window:
+        targets = [window.target for window in windows if window.target is not None]
         base = np.cumsum([0] + [len(window.token_ids) for window in windows[:-1]])
         starts = [window.start + first for window, first in zip(windows, base, strict=True)]
         return cls(
@@ -113,12 +138,18 @@ class _Window:
             np.concatenate([window.length for window in windows]),
             np.concatenate([window.document for window in windows]),
             np.concatenate([window.ordinal for window in windows]),
+            cls.joined(targets) if targets else None,
         )
 
     def taken(self, rows: NDArray[np.int64] | slice) -> _Window:
         """Some of the sequences, with the tokens of all."""
         return _Window(
-            self.token_ids, self.start[rows], self.length[rows], self.document[rows], self.ordinal[rows]
+            self.token_ids,
+            self.start[rows],
+            self.length[rows],
+            self.document[rows],
+            self.ordinal[rows],
+            None if self.target is None else self.target.taken(rows),
         )
 
     def compacted(self) -> _Window:
@@ -127,7 +158,9 @@ class _Window:
         index = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
             self.start - (ends - self.length), self.length
         )
-        return _Window(self.token_ids[index], ends - self.length, self.length, self.document, self.ordinal)
+        target = None if self.target is None else self.target.compacted()
+        start = ends - self.length
+        return _Window(self.token_ids[index], start, self.length, self.document, self.ordinal, target)
 
 
 @dataclass(frozen=True)
@@ -143,16 +176,30 @@ class Packer:
 
     Which sequences there are follows from the stream and the context alone; which batch one lands in, from
     batch_tokens too. Within a look-ahead of some 64 batches, sequences go from long to short.
-    full: whether max_tokens ended it. tokens: of the text so far, special ones left out.
+    Of a document with a target the beginnings of both texts are one sequence, as much as fits the context.
+    full: whether max_tokens ended it. tokens: of the sequences so far, special ones left out.
+    cut_off: how many sequences lack an end that did not fit.
     snapshot: the latest state from which the same batches can be made again; None: from the beginning.
     since: batches made since then.
     """
 
-    def __init__(self, encoder: Encoder, layout: Layout, start: dict[str, Any] | None = None) -> None:
-        """start: the state of a Snapshot, for a stream that continues at its mark."""
+    def __init__(
+        self,
+        encoder: Encoder,
+        layout: Layout,
+        start: dict[str, Any] | None = None,
+        of_targets: Encoder | None = None,
+    ) -> None:
+        """start: the state of a Snapshot, for a stream that continues at its mark.
+
+        of_targets: the encoder of what a decoder reads, where there is that.
+        """
         self._encoder = encoder
+        self._of_targets = of_targets
         self._layout = layout
         self._body = layout.body(encoder)
+        self._wrapping = encoder.wrapping + (of_targets.wrapping if of_targets else 0)
+        self.cut_off = 0
         self._counted = 0
         self._held: list[_Window] = []
         # (document, characters) of those read to their end: with sequences still held, and all packed
@@ -168,8 +215,8 @@ class Packer:
         self._wanted = self._smallest
         self._piece: int | None = None
         if start is not None:
-            self.tokens = start["tokens"]
-            self._held = [_Window(**start["held"])]
+            self.tokens, self.cut_off = start["tokens"], start["cut_off"]
+            self._held = [_Window.restored(start["held"])]
             self._wanted, self._counted, self._piece = start["wanted"], start["counted"], start["piece"]
             self._read = dict(start["read"].tolist())
             self._finished = list(map(tuple, start["finished"].tolist()))
@@ -187,14 +234,14 @@ class Packer:
                 yield from self._packed(last=True)
                 self._piece, self._wanted = encoded.piece, self._smallest
                 tokens = sequences = 0
-            self.tokens += len(encoded.token_ids)
             whole = self._cut(encoded)
+            self.tokens += whole.tokens
             window = self._limited(whole)
             self._held.append(window)
             # what max_tokens cuts off is not read to its end
             cut_off = set(whole.document[len(window.length) :].tolist())
             self._read.update(entry for entry in encoded.finished if entry[0] not in cut_off)
-            tokens += int(window.length.sum()) + self._encoder.wrapping * len(window.length)
+            tokens += window.tokens + self._wrapping * len(window.length)
             sequences += len(window.length)
             if self.full:
                 break
@@ -210,7 +257,8 @@ class Packer:
         packer = {
             "tokens": self.tokens,
             "forced": forced,
-            "held": dict(vars(self._held[0])),
+            "cut_off": self.cut_off,
+            "held": self._held[0].state(),
             "wanted": self._wanted,
             "counted": self._counted,
             "piece": self._piece,
@@ -227,7 +275,9 @@ class Packer:
         return finished
 
     def _cut(self, encoded: Encoded) -> _Window:
-        """Each part cut into sequences of `body` tokens and a shorter rest."""
+        """Each part cut into sequences of `body` tokens and a shorter rest, or of pairs their beginnings."""
+        if encoded.target is not None:
+            return self._beginnings(encoded, *encoded.target)
         count = -(-encoded.length // self._body)
         part = np.repeat(np.arange(len(count)), count)
         number = np.arange(len(part)) - np.repeat(np.cumsum(count) - count, count)
@@ -240,16 +290,34 @@ class Packer:
             encoded.ordinal[part] + number,
         )
 
+    def _beginnings(
+        self, encoded: Encoded, target_ids: NDArray[np.int32], target_length: NDArray[np.int64]
+    ) -> _Window:
+        """A sequence of each pair of which both texts have a token."""
+        assert self._of_targets is not None
+        some = (encoded.length > 0) & (target_length > 0)
+        long = np.zeros_like(some)
+
+        def begun(token_ids: NDArray[np.int32], length: NDArray[np.int64], body: int) -> _Window:
+            nonlocal long
+            long |= length > body
+            document, start = encoded.document[some], (np.cumsum(length) - length)[some]
+            kept = np.minimum(body, length[some])
+            return _Window(token_ids, start, kept, document, np.zeros_like(document)).compacted()
+
+        window = begun(encoded.token_ids, encoded.length, self._body)
+        window.target = begun(target_ids, target_length, self._layout.body(self._of_targets))
+        self.cut_off += int((long & some).sum())
+        return window
+
     def _limited(self, window: _Window) -> _Window:
         """The sequences up to max_tokens counted tokens; sets `full` where one is left out."""
         most = self._layout.max_tokens
         if most is None or len(window.length) == 0:
             return window
-        if self._layout.count_special_tokens:
-            counted = window.length + self._encoder.wrapping
-        else:
-            ordinary = ~self._encoder.is_special(window.token_ids)
-            counted = np.add.reduceat(ordinary, window.start, dtype=np.int64)
+        counted = self._counted_in(window, self._encoder)
+        if window.target is not None and self._of_targets is not None:
+            counted = counted + self._counted_in(window.target, self._of_targets)
         total = self._counted + np.cumsum(counted)
         taken = int(np.searchsorted(total, most, side="right"))
         if taken < len(total):
@@ -262,13 +330,28 @@ class Packer:
         self._counted = int(total[taken - 1]) if taken else self._counted
         return window.taken(slice(0, taken))
 
+    def _counted_in(self, window: _Window, encoder: Encoder) -> NDArray[np.int64]:
+        """Counted tokens of each sequence, which lie one behind the other."""
+        if self._layout.count_special_tokens:
+            return window.length + encoder.wrapping
+        ordinary = ~encoder.is_special(window.token_ids)
+        return np.add.reduceat(ordinary, window.start, dtype=np.int64)
+
+    def _width(self, window: _Window) -> NDArray[np.int64]:
+        """int64 [sequences]: with special tokens, of a sequence or of its target if that is longer."""
+        width = window.length + self._encoder.wrapping
+        if window.target is None or self._of_targets is None:
+            return width
+        return np.maximum(width, window.target.length + self._of_targets.wrapping)
+
     def _packed(self, last: bool) -> Generator[Batch, None, None]:
         """What is held, from long to short; the last batch stays held if more sequences may fill it up."""
         if not self._held:
             return
         window = _Window.joined(self._held)
-        order = np.argsort(-window.length, kind="stable")
-        width = window.length[order] + self._encoder.wrapping
+        width = self._width(window)
+        order = np.argsort(-width, kind="stable")
+        width = width[order]
         shaped = {"tight": self._tight, "fixed": self._fixed}.get(self._layout.shapes, self._unpadded)
         left = yield from shaped(window, order, width, last)
         self._held = [window.taken(np.sort(left)).compacted()]
@@ -309,9 +392,15 @@ class Packer:
     ) -> Generator[Batch, None, NDArray[np.int64]]:
         """Batches of sequences of one length. None stays held, for there are many lengths to wait for."""
         single = self._layout.shapes == "single"
-        for alike in np.split(order, 1 + np.flatnonzero(np.diff(width))):
+        length = width
+        if window.target is not None:
+            # of one length in either text
+            place = np.lexsort((-window.target.length[order], -window.length[order], -width))
+            order, width = order[place], width[place]
+            length = window.length[order] * (self._layout.context + 1) + window.target.length[order]
+        for alike in np.split(np.arange(len(order)), 1 + np.flatnonzero(np.diff(length))):
             if len(alike):
-                wide = int(window.length[alike[0]]) + self._encoder.wrapping
+                wide, alike = int(width[alike[0]]), order[alike]
                 rows = 1 if single else max(1, self._layout.batch_tokens // wide)
                 for first in range(0, len(alike), rows):
                     yield self._batch(window.taken(alike[first : first + rows]))
@@ -319,23 +408,29 @@ class Packer:
 
     def _batch(self, window: _Window, shape: tuple[int, int] | None = None) -> Batch:
         """The sequences as a batch, padded to (rows, width) where a shape is given."""
-        prefix, suffix = self._encoder.prefix, self._encoder.suffix
-        length = window.length + self._encoder.wrapping
+        batch = self._rows(window, self._encoder, shape)
+        if window.target is None or self._of_targets is None:
+            return batch
+        return replace(batch, target=self._rows(window.target, self._of_targets, shape))
+
+    def _rows(self, window: _Window, encoder: Encoder, shape: tuple[int, int] | None) -> Batch:
+        prefix, suffix = encoder.prefix, encoder.suffix
+        length = window.length + encoder.wrapping
         column = np.arange(shape[1] if shape else int(length.max()))
         # padding reads any token and is overwritten; so do the special tokens' places
         source = window.start[:, None] + (column - len(prefix))
         token_ids = window.token_ids.take(source, mode="clip").astype(np.int64)
         text = (column >= len(prefix)) & (column < length[:, None] - len(suffix))
         inside = column < length[:, None]
-        token_ids[~inside] = self._encoder.padding
+        token_ids[~inside] = encoder.padding
         token_ids[:, : len(prefix)] = prefix
         rows = np.arange(len(length))
         for place, token in enumerate(suffix):
             token_ids[rows, length - len(suffix) + place] = token
-        counted = inside if self._layout.count_special_tokens else text & ~self._encoder.is_special(token_ids)
+        counted = inside if self._layout.count_special_tokens else text & ~encoder.is_special(token_ids)
         if shape:
             filler = ((0, shape[0] - len(length)), (0, 0))
-            token_ids = np.pad(token_ids, filler, constant_values=self._encoder.padding)
+            token_ids = np.pad(token_ids, filler, constant_values=encoder.padding)
             counted = np.pad(counted, filler)
         return Batch(token_ids, length, window.document, window.ordinal, counted, shape is not None)
 

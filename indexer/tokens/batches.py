@@ -16,7 +16,7 @@ from typing import Any
 from indexer.corpus import Corpus, Piece
 from indexer.errors import IndexerError
 from indexer.tokens.batch import Batch, Layout, Packer, Snapshot
-from indexer.tokens.encode import Encoder
+from indexer.tokens.encode import Encoder, in_target_mode
 from indexer.tokens.stream import Encoded, TokenStream
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -33,6 +33,8 @@ class TokenTotals:
     documents: those of which the first sequence was handed out. tokens: special tokens included, padding not.
     padding: tokens that fill up rows.
     forced_cuts: places where a text without any word boundary was too long to encode in one.
+    target_counted_tokens: of counted_tokens those of what a decoder reads, where that is another text.
+    pairs_cut_off: pairs of texts of which one or both were longer than a sequence, and end with it.
     """
 
     documents: int = 0
@@ -41,6 +43,8 @@ class TokenTotals:
     counted_tokens: int = 0
     padding: int = 0
     forced_cuts: int = 0
+    target_counted_tokens: int = 0
+    pairs_cut_off: int = 0
 
 
 # where a Batches stands between two batches, as plain values and NumPy arrays
@@ -54,6 +58,7 @@ class Batches:
     context, batch_tokens, count_special_tokens, max_tokens: see Layout.
     special_tokens: whether sequences get the special tokens that the tokenizer puts around a text; not where
         the corpus holds token ids, which are taken as they are.
+    targets: whether the corpus has a text of its own for a decoder.
     pieces: the consecutive pieces of the corpus to be read, all where not given.
     start: a Position to continue from, of the same corpus, tokenizer, numbers and pieces.
     totals: what was handed out. waited: seconds spent in waiting for it.
@@ -72,15 +77,19 @@ class Batches:
         max_tokens: int | None = None,
         shapes: str = "tight",
         special_tokens: bool = True,
+        targets: bool = False,
         pieces: Sequence[Piece] | None = None,
         start: Position | None = None,
     ) -> None:
         layout = Layout(context, batch_tokens, count_special_tokens, max_tokens, shapes)
-        encoder = Encoder(tokenizer, special_tokens)
-        self._wrapping = encoder.wrapping
+        encoders = [Encoder(tokenizer, special_tokens)]
+        if targets:
+            with in_target_mode(tokenizer):
+                encoders.append(Encoder(tokenizer, special_tokens))
+        self._wrapping = sum(encoder.wrapping for encoder in encoders)
         self.totals = TokenTotals() if start is None else TokenTotals(**start["totals"])
         self.waited = 0.0
-        self._background = _Background(corpus, encoder, layout, pieces, start)
+        self._background = _Background(corpus, encoders, layout, pieces, start)
         # stops the thread when this object is forgotten, and at exit before the interpreter goes
         self._stop = weakref.finalize(self, self._background.stop)
         self._background.start()
@@ -96,13 +105,15 @@ class Batches:
             self.close()
             raise StopIteration
         totals = self.totals
-        tokens = int(batch.length.sum())
         totals.documents += int((batch.ordinal == 0).sum())
         totals.sequences += len(batch.length)
-        totals.tokens += tokens
-        totals.padding += batch.token_ids.size - tokens
-        totals.counted_tokens += int(batch.counted.sum())
-        totals.forced_cuts = self._background.forced
+        for text in batch.texts:
+            tokens, counted = int(text.length.sum()), int(text.counted.sum())
+            totals.tokens += tokens
+            totals.padding += text.token_ids.size - tokens
+            totals.counted_tokens += counted
+            totals.target_counted_tokens += counted if text is batch.target else 0
+        totals.forced_cuts, totals.pairs_cut_off = self._background.cuts
         return batch
 
     def share(self, corpus_bytes: int) -> float | None:
@@ -145,15 +156,18 @@ class _Background:
     def __init__(
         self,
         corpus: Corpus,
-        encoder: Encoder,
+        encoders: Sequence[Encoder],
         layout: Layout,
         pieces: Sequence[Piece] | None,
         start: Position | None,
     ) -> None:
+        """encoders: of the text, and of targets where there are some."""
         state = start or {}
         reading, packed = state.get("reading"), state.get("packer")
-        self._stream = TokenStream(corpus, encoder, layout.body(encoder), pieces, reading)
-        self._packer = Packer(encoder, layout, packed)
+        encoder, of_targets = (*encoders, None)[:2]
+        assert encoder is not None
+        self._stream = TokenStream(corpus, encoder, layout.body(encoder), pieces, reading, of_targets)
+        self._packer = Packer(encoder, layout, packed, of_targets)
         self._stream.forced = packed["forced"] if packed else 0
         # batches that were handed out before, to be made again and left out
         self._skip = state.get("skip", 0)
@@ -174,8 +188,9 @@ class _Background:
         self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
 
     @property
-    def forced(self) -> int:
-        return self._stream.forced
+    def cuts(self) -> tuple[int, int]:
+        """Long texts cut by force, and pairs of texts cut off, so far."""
+        return self._stream.forced, self._packer.cut_off
 
     def start(self) -> None:
         _serial_tokenizers.enter()
@@ -248,7 +263,7 @@ class _Background:
         for encoded in self._stream:
             if self._stopped:
                 return
-            tokens = self._packer.tokens + len(encoded.token_ids)
+            tokens = self._packer.tokens + encoded.tokens
             self._encoded = (tokens, self._corpus.bytes_used, False)
             yield encoded
         self._encoded = (self._packer.tokens, self._corpus.bytes_used, True)

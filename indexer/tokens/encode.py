@@ -138,6 +138,22 @@ def _makes_token(backend: Any, text: str) -> bool:
 
 
 @contextmanager
+def in_target_mode(tokenizer: Any) -> Iterator[None]:
+    """Within the block a tokenizer puts around a text what it puts around one that a decoder reads.
+
+    Some name the language of a text there, and know that of targets; others make no difference.
+    """
+    to_target, back = (
+        getattr(tokenizer, f"_switch_to_{mode}_mode", lambda: None) for mode in ("target", "input")
+    )
+    to_target()
+    try:
+        yield
+    finally:
+        back()
+
+
+@contextmanager
 def _in_one_line() -> Iterator[None]:
     """What the tokenizer refuses as one line; the library raises bare Exception."""
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.corpus import Corpus, Document, Mark, Piece
+from indexer.corpus.values import Chat, Text
 from indexer.tokens.encode import Encoder
 from indexer.tokens.long import LongText
 
@@ -21,12 +22,18 @@ CHUNK_CHARACTERS = 1 << 17
 CHUNK_DOCUMENTS = 4096
 
 
+# token ids, int32, one document after another, and how many each has, int64
+Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Tokens of consecutive documents, or of a part of one; special tokens are not among them.
 
     token_ids: int32 [tokens], part after part. length: int64 [parts].
     document: int64 [parts]. ordinal: int64 [parts], the number of the part's first sequence in its document.
+    target: what a decoder reads of each part, where that is something else: its token ids, int32, and how
+        many each has, int64 [parts]. A document with a target is in one part.
     finished: (document, characters) of the documents that end here, but for those given as token ids.
     piece: number of the piece of the corpus that they are in.
     mark: where reading stands behind them, None where it cannot be continued from there.
@@ -41,29 +48,31 @@ class Encoded:
     piece: int = 0
     mark: Mark | None = None
     forced: int = 0
+    target: Tokens | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many there are, those of targets included."""
+        return len(self.token_ids) + (0 if self.target is None else len(self.target[0]))
 
 
 @dataclass
 class _Chunk:
     piece: int
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[NDArray[np.int32]] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
+    targets: list[Text] = field(default_factory=list)
     documents: list[int] = field(default_factory=list)
-    # numbers within the chunk
-    chats: list[int] = field(default_factory=list)
     size: int = 0
     mark: Mark | None = None
 
     def add(self, document: Document, text: str) -> None:
-        if document.chat:
-            self.chats.append(len(self.documents))
+        found: Text = text if document.token_ids is None else document.token_ids
         self.documents.append(document.id)
-        if document.token_ids is None:
-            self.texts.append(text)
-            self.size += len(text)
-        else:
-            self.token_ids.append(document.token_ids)
-            self.size += len(document.token_ids)
+        self.texts.append(Chat(found) if document.chat else found)
+        self.size += len(found)
+        if document.target is not None:
+            self.targets.append(document.target)
+            self.size += len(document.target)
 
     @property
     def full(self) -> bool:
@@ -74,7 +83,7 @@ class TokenStream:
     """The tokens of a corpus; iterate once.
 
     body: tokens of a sequence without the special ones; a document in parts is parted at multiples of it.
-    pieces, start: see Corpus.documents.
+    pieces, start: see Corpus.documents. of_targets: the encoder of what a decoder reads, where there is that.
     `forced` counts the places at which a long text had to be cut, see indexer.tokens.long.
     """
 
@@ -85,8 +94,10 @@ class TokenStream:
         body: int,
         pieces: Sequence[Piece] | None = None,
         start: dict[str, Any] | None = None,
+        of_targets: Encoder | None = None,
     ) -> None:
         self._corpus = corpus
+        self._of_targets = of_targets
         self._pieces = pieces
         self._start = start
         self._encoder = encoder
@@ -117,27 +128,21 @@ class TokenStream:
 
     def _chunk(self, chunk: _Chunk) -> Encoded:
         document = np.array(chunk.documents, dtype=np.int64)
-        first = np.zeros_like(document)
-        if chunk.token_ids:
-            length = np.array([len(ids) for ids in chunk.token_ids], dtype=np.int64)
-            token_ids = np.concatenate(chunk.token_ids)
-            return Encoded(token_ids, length, document, first, [], chunk.piece, chunk.mark, self.forced)
-        token_ids, length = self._encoder.token_ids(chunk.texts)
-        if chunk.chats:
-            token_ids, length = self._unwrapped(token_ids, length, chunk.chats)
-        finished = list(zip(chunk.documents, map(len, chunk.texts), strict=True))
-        return Encoded(token_ids, length, document, first, finished, chunk.piece, chunk.mark, self.forced)
-
-    def _unwrapped(
-        self, token_ids: NDArray[np.int32], length: NDArray[np.int64], chats: list[int]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """The same without the special tokens that a template wrote where the tokenizer puts them itself."""
-        parts = np.split(token_ids, np.cumsum(length)[:-1])
-        for number in chats:
-            part = parts[number]
-            part = part[self._encoder.begins_wrapped(part) :]
-            parts[number] = part[: len(part) - self._encoder.ends_wrapped(part)]
-        return np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64)
+        token_ids, length = _encoded(chunk.texts, self._encoder)
+        target = _encoded(chunk.targets, self._of_targets) if self._of_targets else None
+        texts = zip(chunk.documents, chunk.texts, strict=True)
+        finished = [(document, len(text)) for document, text in texts if isinstance(text, str)]
+        return Encoded(
+            token_ids,
+            length,
+            document,
+            np.zeros_like(document),
+            finished,
+            chunk.piece,
+            chunk.mark,
+            self.forced,
+            target,
+        )
 
     def _long(self, document: Document, pieces: Iterator[str]) -> Iterator[Encoded]:
         text = LongText(self._encoder, pieces)
@@ -161,6 +166,25 @@ class TokenStream:
         yield replace(last, mark=self._corpus.mark(), forced=self.forced)
 
 
+def _encoded(texts: Sequence[Text], encoder: Encoder) -> Tokens:
+    """The tokens of whole texts, or token ids as they are."""
+    written = [text for text in texts if isinstance(text, str)]
+    if len(written) < len(texts):
+        parts = [text for text in texts if not isinstance(text, str)]
+    else:
+        token_ids, length = encoder.token_ids(written)
+        chats = [number for number, text in enumerate(written) if isinstance(text, Chat)]
+        if not chats:
+            return token_ids, length
+        parts = np.split(token_ids, np.cumsum(length)[:-1])
+        for number in chats:
+            # a template may write the special tokens that the tokenizer puts there itself
+            part = parts[number]
+            part = part[encoder.begins_wrapped(part) :]
+            parts[number] = part[: len(part) - encoder.ends_wrapped(part)]
+    return np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64)
+
+
 def _part(
     document: Document, ordinal: int, token_ids: NDArray[np.int32], finished: list[tuple[int, int]]
 ) -> Encoded:
@@ -177,6 +201,8 @@ def _short(document: Document) -> tuple[str, Iterator[str] | None]:
     if document.token_ids is not None:
         return "", None
     pieces = document.pieces
+    if document.target is not None:
+        return "".join(pieces), None
     text = next(pieces)
     while len(text) <= LONG_CHARACTERS:
         piece = next(pieces, None)

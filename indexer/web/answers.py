@@ -145,9 +145,12 @@ class Answers:
         )
         return list(rows(found))
 
-    def document(self, number: int) -> dict[str, Any]:
-        """The whole text of a document, from its source; raises IndexerError where that cannot be reached."""
-        return {"document": number, "text": self.index.document(number)}
+    def document(self, number: int, target: bool = False) -> dict[str, Any]:
+        """The whole text of a document, from its source; raises IndexerError where that cannot be reached.
+
+        target: what the decoder reads of it, where that is a text of its own.
+        """
+        return {"document": number, "text": self.index.document(number, target=target)}
 
     def _documents(self, examples: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
         wanted = {int(example["document"]) for some in examples.values() for example in some}

@@ -127,8 +127,8 @@ def application(
         return _json(answers.search(*asked[0], least))
 
     @app.get("/api/document/{number}")
-    def document(number: int) -> Response:
-        return _json(answers.document(number))
+    def document(number: int, target: bool = False) -> Response:
+        return _json(answers.document(number, target))
 
     def runs(request: Request, asked: dict[str, Any]) -> tuple[Response | None, list[str]]:
         """Why a text is not run, or None; and the pinned units."""

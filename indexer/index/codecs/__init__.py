@@ -12,11 +12,10 @@ from indexer.index.codecs.examples import Examples
 from indexer.index.codecs.heads import Heads
 from indexer.index.codecs.histograms import Histograms
 from indexer.index.codecs.moments import MomentSums
-from indexer.index.codecs.panel import PanelActivations
+from indexer.index.codecs.panel import PANELS
 
-EXAMPLES, HISTOGRAMS, MOMENTS, PANEL = Examples(), Histograms(), MomentSums(), PanelActivations()
-HEAD_SCORES = Heads()
-CODECS: list[Codec] = [HISTOGRAMS, MOMENTS, EXAMPLES, PANEL, HEAD_SCORES]
+EXAMPLES, HISTOGRAMS, MOMENTS, HEAD_SCORES = Examples(), Histograms(), MomentSums(), Heads()
+CODECS: list[Codec] = [HISTOGRAMS, MOMENTS, EXAMPLES, *PANELS, HEAD_SCORES]
 
 
 def folders() -> list[str]:

@@ -13,7 +13,7 @@ from indexer_kernels.panel import Windows
 from indexer.errors import IndexerError
 from indexer.index import schema, sql
 from indexer.index.codecs.codec import Codec, as_table, constants
-from indexer.index.codecs.panel import read_windows
+from indexer.index.codecs.panel import panel_among
 from indexer.index.files import DAMAGED
 from indexer.index.laws import LayerLaws
 from indexer.index.records import LayerRecord
@@ -69,7 +69,8 @@ class Heads(Codec):
 
     def merge_into(self, record: LayerRecord, rows: LayerRows, units: slice) -> None:
         path, scores = self.file(rows.key), _scores(record)
-        windows = read_windows(rows) if rows.keep.panel else Windows.none()
+        panel = panel_among(rows.statistics)
+        windows = panel.read_windows(rows) if panel else Windows.none()
         found = HeadScores(
             scores.most,
             windows,

@@ -1,8 +1,11 @@
-"""The panel: what every unit does on the same windows of text, which lie in one file for all layers."""
+"""The panel: what every unit does on the same windows of text, which lie in one file for all layers.
+
+Where a decoder reads targets, its units have a panel of these, which differs in its names alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,11 +22,10 @@ from indexer.index.records import LayerRecord
 from indexer.index.rows import LayerRows
 from indexer.index.schema import column, list_of
 from indexer.index.vocabulary import Vocabulary
-from indexer.names import Key
+from indexer.names import PANEL, TARGET_PANEL, Key
 
 # a page of fewer takes longer to read as a part of the whole than it saves where one unit is read
 _VALUES_OF_A_PAGE = 16_384
-WINDOWS_FILE = "panel/windows.parquet"
 WINDOWS = pa.schema(
     [
         column("window", pa.int32()),
@@ -45,23 +47,27 @@ SHOWN = pa.schema(
 class PanelActivations(Codec):
     """A row for each unit: its activations at all tokens of the windows, one window after the other."""
 
-    name = folder = "panel"
-    view = "panel_activations"
-    other_views = ("panel",)
-    states = ("panel",)
+    name = folder = PANEL
+    view = f"{PANEL}_activations"
+    other_views: tuple[str, ...] = (PANEL,)
+    states: tuple[str, ...] = (PANEL,)
+    windows_file = f"{PANEL}/windows.parquet"
+    common = MappingProxyType({windows_file: WINDOWS})
     columns = pa.schema([*schema.UNIT, column("activations", list_of(pa.float32()), "windows")])
-    common = MappingProxyType({WINDOWS_FILE: WINDOWS})
+
+    def _panel(self, record: LayerRecord) -> Panel:
+        return record.states[self.name]
 
     def page_values(self, record: LayerRecord) -> int:
         """Those of whole units."""
-        of_a_unit = max(len(_panel(record).windows.token_ids), 1)
+        of_a_unit = max(len(self._panel(record).windows.token_ids), 1)
         return max(_VALUES_OF_A_PAGE // of_a_unit, 1) * of_a_unit
 
     def documents(self, record: LayerRecord) -> np.ndarray:
-        return _panel(record).windows.document
+        return self._panel(record).windows.document
 
     def common_tables(self, record: LayerRecord) -> dict[str, pa.Table]:
-        windows = _panel(record).windows
+        windows = self._panel(record).windows
         offsets = np.append(windows.first, len(windows.token_ids)).astype(np.int32)
         ids = pa.ListArray.from_arrays(
             pa.array(offsets), pa.array(windows.token_ids), type=WINDOWS.field("token_ids").type
@@ -74,10 +80,10 @@ class PanelActivations(Codec):
             "start": pa.array(windows.start.astype(np.int32)),
             "token_ids": ids,
         }
-        return {WINDOWS_FILE: as_table(columns, WINDOWS)}
+        return {self.windows_file: as_table(columns, WINDOWS)}
 
     def table(self, record: LayerRecord, units: slice, first: int, vocabulary: Vocabulary) -> pa.Table:
-        activations = np.ascontiguousarray(_panel(record).activations[units])
+        activations = np.ascontiguousarray(self._panel(record).activations[units])
         count, tokens = activations.shape
         offsets = np.arange(count + 1, dtype=np.int32) * tokens
         columns = constants(record, np.arange(first + units.start, first + units.stop))
@@ -87,7 +93,7 @@ class PanelActivations(Codec):
         return as_table(columns, self.columns)
 
     def merge_into(self, record: LayerRecord, rows: LayerRows, units: slice) -> None:
-        path, panel, windows = self.file(rows.key), _panel(record), read_windows(rows)
+        path, panel, windows = self.file(rows.key), self._panel(record), self.read_windows(rows)
         tokens, end = len(windows.token_ids), units.start
         found = np.empty((units.stop - units.start, tokens), np.float32)
         for table in rows.of_block(path, self.columns, units, ("unit", "activations")):
@@ -99,7 +105,7 @@ class PanelActivations(Codec):
 
     def check(self, laws: LayerLaws) -> None:
         """Windows are in the order of their hashes, and a unit has an activation for each of their tokens."""
-        windows = read_windows(laws.rows)
+        windows = self.read_windows(laws.rows)
         keep, ids = laws.rows.keep, windows.token_ids
         hashes = window_hashes(keep.seed, windows.document, windows.sequence, windows.start)
         ordered = np.array_equal(windows.order(), np.arange(len(windows)))
@@ -122,49 +128,65 @@ class PanelActivations(Codec):
         laws.rows.must_be(path, end == laws.units)
 
     def views(self, place: sql.Place, layers: Sequence[Key]) -> Iterator[str]:
-        windows = sql.read(place(WINDOWS_FILE))
+        windows = sql.read(place(self.windows_file))
         shown = ", ".join(
             f'{sql.tokens_of("w.token_ids", place(schema.VOCABULARY_FILE))} AS "tokens"'
             if name == "tokens"
             else f'w."{name}"'
             for name in SHOWN.names
         )
-        yield f"CREATE OR REPLACE VIEW panel AS SELECT {shown} FROM {windows} AS w"
+        yield f"CREATE OR REPLACE VIEW {self.name} AS SELECT {shown} FROM {windows} AS w"
         # where the activations of each window end in those of a unit
         ends = 'SELECT "window", len(token_ids) AS length, sum(length) OVER (ORDER BY "window") AS last'
         files = sql.read(sql.list_of([place(self.file(key)) for key in layers]))
         yield (
-            "CREATE OR REPLACE VIEW panel_activations AS "
+            f"CREATE OR REPLACE VIEW {self.view} AS "
             'SELECT s.site, s.layer, s.unit, w."window", '
             "list_slice(s.activations, w.last - w.length + 1, w.last) AS activations "
             f"FROM {files} AS s CROSS JOIN ({ends} FROM {windows}) AS w"
         )
 
 
-def read_windows(rows: LayerRows) -> Windows:
-    """The windows of an index; raises IndexerError where they are not as they are written."""
-    import pyarrow.compute as pc
+    def read_windows(self, rows: LayerRows) -> Windows:
+        """The windows of an index; raises IndexerError where they are not as they are written."""
+        import pyarrow.compute as pc
 
-    table = pa.concat_tables([WINDOWS.empty_table(), *rows.groups(WINDOWS_FILE, WINDOWS)])
-    ids = table["token_ids"].combine_chunks()
-    length = pc.list_value_length(ids).to_numpy().astype(np.int64)
-    columns = {name: table[name].to_numpy() for name in ("window", "hash", "document", "sequence", "start")}
-    start = columns["start"].astype(np.int64)
-    right = np.array_equal(columns["window"], np.arange(len(table)))
-    right &= bool(((length > 0) & (length <= WINDOW) & (start >= 0) & (start % WINDOW == 0)).all())
-    rows.must_be(WINDOWS_FILE, right)
-    return Windows(
-        columns["hash"],
-        columns["document"],
-        columns["sequence"],
-        start,
-        length,
-        ids.flatten().to_numpy(),
-    )
+        table = pa.concat_tables([WINDOWS.empty_table(), *rows.groups(self.windows_file, WINDOWS)])
+        ids = table["token_ids"].combine_chunks()
+        length = pc.list_value_length(ids).to_numpy().astype(np.int64)
+        names = ("window", "hash", "document", "sequence", "start")
+        columns = {name: table[name].to_numpy() for name in names}
+        start = columns["start"].astype(np.int64)
+        right = np.array_equal(columns["window"], np.arange(len(table)))
+        right &= bool(((length > 0) & (length <= WINDOW) & (start >= 0) & (start % WINDOW == 0)).all())
+        rows.must_be(self.windows_file, right)
+        return Windows(
+            columns["hash"],
+            columns["document"],
+            columns["sequence"],
+            start,
+            length,
+            ids.flatten().to_numpy(),
+        )
 
 
-def _panel(record: LayerRecord) -> Panel:
-    return record.states["panel"]
+class TargetPanelActivations(PanelActivations):
+    """The same of the decoder's units on windows of the targets."""
+
+    name = folder = TARGET_PANEL
+    view = f"{TARGET_PANEL}_activations"
+    other_views = (TARGET_PANEL,)
+    states = (TARGET_PANEL,)
+    windows_file = f"{TARGET_PANEL}/windows.parquet"
+    common = MappingProxyType({windows_file: WINDOWS})
+
+
+PANELS = PanelActivations(), TargetPanelActivations()
+
+
+def panel_among(statistics: Collection[str]) -> PanelActivations | None:
+    """The one that units of some statistics are shown on."""
+    return next((codec for codec in PANELS if codec.name in statistics), None)
 
 
 def matrix_of(table: pa.Table, units: range, tokens: int, path: Path) -> np.ndarray:
