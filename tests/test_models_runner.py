@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -334,3 +336,17 @@ def test_token_ids_without_embedding() -> None:
     batch.token_ids[0, 2] = 97
     with pytest.raises(IndexerError, match="token id 97: the model has embeddings for 97 tokens"):
         run(adapted("gpt2"), batch)
+
+
+def test_nothing_of_a_forward_pass_is_held_after_it() -> None:
+    loaded, made = adapted("llama"), []
+    # where the forward pass ends, by an exception
+    last = loaded.model.get_submodule(f"layers.{LAYERS - 1}.mlp")
+    last.register_forward_pre_hook(lambda module, args: made.append(weakref.ref(args[0])))
+    gc.disable()
+    try:
+        run(loaded, tiny_batch(6, 6))
+    finally:
+        gc.enable()
+    assert made
+    assert all(reference() is None for reference in made)

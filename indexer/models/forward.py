@@ -52,12 +52,9 @@ def call_model(
         raise
     # a model is code of others: there is no telling what it raises
     except Exception as error:
-        frames = [frame for frame, _ in walk_tb(error.__traceback__)][1:]
-        if any(frame.f_globals.get("__name__", "").partition(".")[0] in OURS for frame in frames):
+        place = _failed_in(model, error)
+        if place is None:
             raise
-        paths = {id(module): path for path, module in model.named_modules()}
-        ran = [paths.get(id(frame.f_locals.get("self"))) for frame in frames]
-        place = next((f" in {path}" for path in reversed(ran) if path), "")
         raise TokensAloneError(
             f"model {type(model).__name__}: on token ids alone its forward pass fails{place} "
             f"({reason_of(error)})"
@@ -65,6 +62,19 @@ def call_model(
     if isinstance(output, Tensor):
         return output
     return output[0]
+
+
+def _failed_in(model: nn.Module, error: Exception) -> str | None:
+    """Where in a model's own code an exception was raised, for people; None where it was in ours.
+
+    A function of its own: frames that it looks at, and all that these hold, must not be held by one of them.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)][1:]
+    if any(frame.f_globals.get("__name__", "").partition(".")[0] in OURS for frame in frames):
+        return None
+    paths = {id(module): path for path, module in model.named_modules()}
+    ran = [paths.get(id(frame.f_locals.get("self"))) for frame in frames]
+    return next((f" in {path}" for path in reversed(ran) if path), "")
 
 
 def reason_of(error: Exception) -> str:
