@@ -147,7 +147,7 @@ def test_what_is_set_on_a_unit_stays_in_its_address(browser: Any, address: str) 
     for key, wanted in (("s", "side=top"), ("s", "side=samples"), ("c", "?counts=linear&side=samples")):
         page.keyboard.press(key)
         page.wait_for_function("wanted => location.hash.endsWith(wanted)", arg=wanted)
-    assert page.locator(".examples").count() == 1
+    page.wait_for_function("() => document.querySelectorAll('.examples').length === 1")
     page.get_by_role("button", name="keep it in the address").click()
     page.wait_for_function("() => location.hash.includes('at=')")
     assert not page.locator("#version").is_visible()
