@@ -25,7 +25,7 @@ from indexer.names import Key
 from indexer.partials.merge import merge_indexes
 from indexer.sites import Asked, find
 from indexer.sites.sae import probe as probes_of
-from indexer.web.live import Live
+from indexer.web.live import Live, Model
 from tests.kernel_cases import assert_equal
 from tests.test_resume import stopped_after
 from tests.tiny_batches import tiny_batch
@@ -336,14 +336,14 @@ def test_memory_that_is_not_there(
 def test_texts_are_run_live(texts: list[str], tmp_path: Path) -> None:
     model, sae = saved(tmp_path / "model", "llama"), saved_dictionary(tmp_path / "small")
     with indexer.open_index(build(model, texts, tmp_path / "index", sae=str(sae))) as index:
-        found = Live(index, str(model)).run("w3 w50 w7 w7").values[Key(SITE, 1)]
+        found = Live(index, Model.of(index, str(model))).run("w3 w50 w7 w7").values[Key(SITE, 1)]
         ids = torch.tensor([[1, 7, 54, 11, 11, 2]])
         with torch.inference_mode():
             states = AutoModel.from_pretrained(model)(ids, output_hidden_states=True).hidden_states
         np.testing.assert_allclose(found, encoded(states[2][0], weights()), **NEAR)
         saved_dictionary(tmp_path / "small", seed=1)
         with pytest.raises(IndexerError, match=r"small: it is not the dictionary that sae\.small\.1 was"):
-            Live(index, str(model))
+            Live(index, Model.of(index, str(model)))
 
 
 def test_a_place_without_weights_of_its_own(texts: list[str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from indexer_kernels.histogram import bins_of
+from indexer_kernels.histogram import ZERO_BIN, bin_edges, bins_of
 from starlette.testclient import TestClient
 from transformers import AutoModel
 
@@ -22,12 +23,14 @@ from benchmarks.synthetic import Size, write_synthetic
 from indexer.display.data import json_text
 from indexer.errors import IndexerError
 from indexer.index.read import Index
-from indexer.names import Key
+from indexer.models import load
+from indexer.names import Key, parse_unit
 from indexer.web.answers import NUMBERS, Answers
-from indexer.web.live import Live, aligned
+from indexer.web.live import Live, Model, aligned
+from indexer.web.moved import Moved, distances
 from indexer.web.questions import Questions
-from indexer.web.rarity import Rarity, most_changed, rarest
-from indexer.web.serve import names, run
+from indexer.web.rarity import Rarity, histogram_counts, most_changed, rarest
+from indexer.web.serve import _lives, names, run
 from indexer.web.server import POLICY, application, several
 from tests.tiny_models import saved
 
@@ -297,7 +300,7 @@ def test_tokens_that_belong_together(first: list[int], second: list[int], wanted
 @pytest.mark.usefixtures("one_thread")
 def test_a_text_is_run_as_the_build_ran_it(built: Path, model: Path) -> None:
     with indexer.open_index(built) as index:
-        live = Live(index, str(model))
+        live = Live(index, Model.of(index, str(model)))
         for name in ("mlp.0.3", "mlp.1.17"):
             best = index.top(name, k=1).to_pylist()[0]
             # the whole sequence of the example, which its document begins with
@@ -330,7 +333,7 @@ def test_every_site_is_run_live(name: str, sites: tuple[str, ...], built: Path, 
         context=24, threads=1, panel=0,
     )  # fmt: skip
     with indexer.open_index(tmp_path / "a.index") as index:
-        live, seen = Live(index, str(folder)), set()
+        live, seen = Live(index, Model.of(index, str(folder))), set()
         for entry in index.manifest.layers:
             maxima = index.sql(
                 "SELECT unit FROM units WHERE site = ? AND layer = ? ORDER BY maximum DESC LIMIT 3",
@@ -352,7 +355,7 @@ def test_every_site_is_run_live(name: str, sites: tuple[str, ...], built: Path, 
 def test_two_texts_side_by_side(built: Path, model: Path) -> None:
     texts = ["w1 w2 w3", "w1 w7 w3 w4"]
     with indexer.open_index(built) as index:
-        live = Live(index, str(model))
+        live = Live(index, Model.of(index, str(model)))
         client = TestClient(application(Answers(index), TOKEN, live), base_url=f"http://{HOST}")
         asked = {"texts": texts, "pinned": ["mlp.0.3"]}
         told = client.post("/api/texts", json=asked, headers={"X-Token": TOKEN}).json()
@@ -378,7 +381,7 @@ def test_two_texts_side_by_side(built: Path, model: Path) -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_live_answers(built: Path, model: Path) -> None:
     with indexer.open_index(built) as index:
-        live = Live(index, str(model))
+        live = Live(index, Model.of(index, str(model)))
         client = TestClient(application(Answers(index), TOKEN, live), base_url=f"http://{HOST}")
 
         def post(**asked: Any) -> Any:
@@ -413,7 +416,7 @@ def test_live_answers(built: Path, model: Path) -> None:
 def test_several_indexes_have_an_address_each(index: Index, tmp_path: Path) -> None:
     with indexer.open_index(write_synthetic(tmp_path / "b.index", Size(units=4, top=2, bottom=2))) as other:
         both = {"a": index, "b": other}
-        apps = {name: application(Answers(one), TOKEN, None, list(both), name) for name, one in both.items()}
+        apps = {name: application(Answers(one), TOKEN, None, both, name) for name, one in both.items()}
         client = TestClient(several(apps), base_url=f"http://{HOST}")
         page = client.get("/?token=x", follow_redirects=False)
         assert (page.status_code, page.headers["location"]) == (307, "/a/?token=x")
@@ -427,6 +430,72 @@ def test_several_indexes_have_an_address_each(index: Index, tmp_path: Path) -> N
         assert client.get(f"/b/api/unit/{UNIT}").status_code == 400
         assert client.get("/a/api/about", headers={"Host": "evil.example"}).status_code == 403
         assert client.post("/b/api/sql", json={"query": "SELECT 1"}).status_code == 403
+
+
+def test_distances_are_those_of_the_values() -> None:
+    """Two units of as many tokens: the area between cumulative shares is the mean distance by rank."""
+    lower, upper = (edges.astype(float) for edges in bin_edges())
+    middle = np.where(np.isinf(lower), upper, np.where(np.isinf(upper), lower, (lower + upper) / 2))
+    random, tokens = np.random.default_rng(0), 50
+    drawn = random.integers(389, size=(2, 7, tokens))
+    drawn[1, 2] = drawn[0, 2]
+    drawn[1, 3] = ZERO_BIN
+    drawn[:, 4] = ZERO_BIN
+    counts = np.zeros((2, 7, 389), np.int64)
+    for side, unit in np.ndindex(2, 7):
+        np.add.at(counts[side, unit], drawn[side, unit], 1)
+    # as many tokens or more, the shares are the same
+    counts[1] *= 3
+    ours = distances(*counts)
+    values = np.sort(middle[drawn], axis=2)
+    size = np.abs(values).mean(axis=2).sum(axis=0)
+    wanted = np.divide(np.abs(values[0] - values[1]).mean(axis=1), size, out=np.zeros(7), where=size > 0)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-12)
+    assert (ours[2], ours[3], ours[4]) == (0, pytest.approx(1), 0)
+    assert (ours <= 1 + 1e-12).all()
+    counts[0, 5] = 0
+    assert np.isnan(distances(*counts)[5])
+
+
+def test_units_that_moved_most(index: Index, tmp_path: Path) -> None:
+    size = Size(units=16, layers=3, top=6, bottom=4)
+    with indexer.open_index(write_synthetic(tmp_path / "b.index", size, seed=1)) as other:
+        served = {"a": index, "b": other}
+        app = application(Answers(index), TOKEN, None, served, "a")
+        client = TestClient(app, base_url=f"http://{HOST}")
+        found = client.get("/api/moved", params={"other": "b", "limit": 200}).json()
+        assert (found["total"], found["left_out"]) == (32, ["mlp.2"])
+        apart = [row["distance"] for row in found["rows"]]
+        assert apart == sorted(apart, reverse=True)
+        assert len({row["unit"] for row in found["rows"]}) == 32
+        for row in found["rows"][:5]:
+            key = parse_unit(row["unit"])
+            counts = [histogram_counts(one, key.key)[key.unit : key.unit + 1] for one in (index, other)]
+            assert row["distance"] == pytest.approx(distances(*counts)[0])
+        part = client.get("/api/moved", params={"other": "b", "offset": 5, "limit": 3}).json()
+        assert part["rows"] == found["rows"][5:8]
+        for name in ("a", "c", HOSTILE[0]):
+            assert client.get("/api/moved", params={"other": name}).status_code == 400
+    # with itself all is the same
+    same = Moved(index, index).answer(limit=3)["rows"]
+    assert [(row["distance"], row["overlap"], row["most"]) for row in same] == [(0, same[0]["most"], 6)] * 3
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_indexes_of_a_model_share_it(
+    built: Path, model: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    monkeypatch.setattr(
+        "indexer.web.live.load", lambda *given, **options: loads.append(given) or load(*given, **options)
+    )
+    with indexer.open_index(built) as one, indexer.open_index(built) as two:
+        lives: Any = _lives({"one": one, "foreign": index, "two": two}, str(model))
+        assert (list(lives), len(loads)) == (["one", "two"], 2)
+        alone = Live(one, Model.of(one, str(model))).answer("w1 w2", ["mlp.0.3"])
+        with ThreadPoolExecutor(4) as pool:
+            told = pool.map(lambda name: lives[name].answer("w1 w2", ["mlp.0.3"]), ["one", "two"] * 6)
+            assert list(told) == [alone] * 12
 
 
 def test_names_of_several_indexes() -> None:
@@ -477,7 +546,7 @@ def test_a_long_result_is_cut_and_says_so(index: Index) -> None:
 
 def test_another_model_is_refused(index: Index, model: Path) -> None:
     with pytest.raises(IndexerError, match="not those that the index was made of"):
-        Live(index, str(model))
+        Live(index, Model.of(index, str(model)))
 
 
 @pytest.mark.parametrize(("missing", "model"), [("uvicorn", None), ("torch", "./model")])

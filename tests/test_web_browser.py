@@ -118,14 +118,14 @@ def test_keys_walk_over_units_layers_and_tokens(page: Any, address: str) -> None
 
 def test_a_text_is_edited_and_its_units_change(page: Any, address: str, index: Path) -> None:
     from indexer.names import Key
-    from indexer.web.live import Live
+    from indexer.web.live import Live, Model
 
     _open(page, address, f"#/text?pin={UNIT}", "textarea")
     page.fill("textarea", TEXT)
     page.wait_for_selector(".rare li")
     page.wait_for_selector(".pin .token")
     with indexer.open_index(index) as opened:
-        ran = Live(opened, str(minilm())).run(TEXT)
+        ran = Live(opened, Model.of(opened, str(minilm()))).run(TEXT)
     place = int(np.argmax(ran.values[Key("mlp", 3)][1:-1, 100])) + 1
     page.hover(f".pin .token[data-place='{place}']")
     told = float(re.search(r"activation\s+(\S+)", page.locator("#tip").inner_text())[1])  # type: ignore[index]
@@ -138,7 +138,7 @@ def test_a_text_is_edited_and_its_units_change(page: Any, address: str, index: P
 
 def test_two_texts_are_compared(page: Any, address: str, index: Path) -> None:
     from indexer.names import Key
-    from indexer.web.live import Live
+    from indexer.web.live import Live, Model
 
     other = TEXT.replace("brown", "old brown").replace("fox", "dog")
     _open(page, address, f"#/text?text={TEXT}&pin={UNIT}", ".rare li")
@@ -151,7 +151,7 @@ def test_two_texts_are_compared(page: Any, address: str, index: Path) -> None:
     page.wait_for_selector(".units tbody tr")
     assert page.locator(".units q").all_inner_texts() == [" fox", " dog"]
     with indexer.open_index(index) as opened:
-        live = Live(opened, str(minilm()))
+        live = Live(opened, Model.of(opened, str(minilm())))
         ran = [live.run(text) for text in (TEXT, other)]
     name, *cells = page.locator(".units tbody tr").first.locator("td").all_inner_texts()
     layer, unit = map(int, name.split(".")[1:])

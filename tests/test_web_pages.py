@@ -14,8 +14,9 @@ from starlette.applications import Starlette
 from starlette.staticfiles import StaticFiles
 
 import indexer
+from benchmarks.synthetic import Size, write_synthetic
 from indexer.web.answers import Answers
-from indexer.web.server import application
+from indexer.web.server import application, several
 from indexer.web.site import write_site
 from tests.browser_cases import CHROMIUM, HOSTILE, answering, chromium, write_hostile
 
@@ -157,6 +158,32 @@ def test_what_is_set_on_a_unit_stays_in_its_address(browser: Any, address: str) 
     href = page.get_by_role("link", name="unit/mlp.1.3 as JSON").get_attribute("href")
     assert page.request.get(address + href).json()["name"] == "mlp.1.3"
     assert watched.wrong == []
+
+
+def test_two_indexes_are_compared(browser: Any, index: Path, tmp_path: Path) -> None:
+    # hostile, too, while the fixture lasts
+    size = Size(units=5, top=3, bottom=2, samples=1, window=16, vocabulary=60, documents=200)
+    with (
+        indexer.open_index(index) as one,
+        indexer.open_index(write_synthetic(tmp_path / "b.index", size, seed=1)) as other,
+    ):
+        served = {"a": one, "b": other}
+        apps = {name: application(Answers(of), TOKEN, None, served, name) for name, of in served.items()}
+        with answering(several(apps)) as address:
+            watched = Watched(browser, f"{address}a/")
+            watched.open("#/compare?with=b")
+            watched.page.wait_for_selector("svg.spark path")
+            rows = watched.page.locator("tbody tr")
+            assert rows.count() == 10
+            name, far, *_ = rows.first.locator("td").all_inner_texts()
+            rows.first.locator("a").click()
+            watched.page.wait_for_selector("svg.histogram path")
+            assert f"Distance {far}." in watched.page.locator("main").inner_text()
+            assert watched.page.locator(".side > h2").all_inner_texts() == [f"{name} in a", f"{name} in b"]
+            axe = (files(pytest.importorskip("axe_playwright_python")) / "axe.min.js").read_text()
+            watched.page.evaluate(f"(() => {{ {axe} }})()")
+            assert watched.page.evaluate("axe.run()")["violations"] == []
+            assert [line for line in watched.wrong if not line.startswith(f"asked for {address}b/api/")] == []
 
 
 def test_the_jump_goes_anywhere(browser: Any, address: str) -> None:

@@ -21,8 +21,11 @@ from indexer.errors import IndexerError
 from indexer.index.read import Index
 from indexer.index.spelled import spell
 from indexer.index.vocabulary import Vocabulary
+from indexer.names import Key
 from indexer.web.answers import Answers
 from indexer.web.fetch import FetchError, program
+from indexer.web.moved import distances
+from indexer.web.rarity import histogram_counts
 from indexer.web.site import write_site
 from tests.tiny_models import saved
 
@@ -218,6 +221,23 @@ def test_tokens_are_spelled_as_python_does(site: Path) -> None:
     )
     given = {"pieces": pieces, "tokens": tokens, "cases": cases}
     assert node("--input-type=module", "-e", script, given=given) == [list(case) for case in cases]
+
+
+def test_distances_are_those_of_the_server(index: Index, site: Path) -> None:
+    counts = histogram_counts(index, Key("mlp", 0))
+    bins = [
+        [[row[name] for name in ("lower", "upper", "count")] for row in rows(index.histogram(0, unit))]
+        for unit in range(40)
+    ]
+    script = (
+        f"const {{ distance, onOneAxis }} = await import({json.dumps((site / 'distance.js').as_uri())});"
+        "const chunks = []; for await (const chunk of process.stdin) chunks.push(chunk);"
+        "const bins = JSON.parse(Buffer.concat(chunks));"
+        "const found = bins.slice(1).map((one, place) => distance(onOneAxis([bins[place], one])));"
+        "console.log(JSON.stringify(found))"
+    )
+    found = node("--input-type=module", "-e", script, given=json.loads(json_text(bins)))
+    np.testing.assert_allclose(found, distances(counts[:39], counts[1:40]), rtol=1e-9)
 
 
 def test_the_shortest_decimal_of_a_float32(site: Path) -> None:

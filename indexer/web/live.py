@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from indexer.errors import IndexerError
 from indexer.index.read import Index
 from indexer.index.spelled import spell
-from indexer.models import Probe, Runner, Values, load
+from indexer.models import LoadedModel, Probe, Runner, Values, load
 from indexer.models.runner import Part
 from indexer.names import MLP, Key, Unit, parse_unit
 from indexer.sites import Asked, find, with_dictionaries
@@ -38,28 +38,46 @@ class Text:
     values: dict[Key, NDArray[np.float32]]
 
 
+class Model:
+    """A loaded model, and the options that say how it was loaded; texts run through it one at a time."""
+
+    def __init__(self, loaded: LoadedModel, asked: tuple[object, ...]) -> None:
+        self.loaded, self.asked, self.lock = loaded, asked, threading.Lock()
+
+    @classmethod
+    def of(cls, index: Index, model: str, before: Iterable[Model] = ()) -> Model:
+        """The model as the build of an index loaded it; that of `before` which was loaded like it, if any.
+
+        model: a folder, or a name on the hub. Raises IndexerError where it cannot be loaded.
+        """
+        manifest = index.manifest
+        options: dict[str, Any] = manifest.configuration
+        dtype, attention = str(manifest.model.get("dtype", "auto")), str(options.get("attention", "auto"))
+        revision, adapter = options.get("revision"), options.get("adapter")
+        asked = (model, dtype, revision, attention, adapter)
+        for one in before:
+            if one.asked == asked:
+                return one
+        loaded = load(
+            model, dtype=dtype, device="cpu", revision=revision, attention=attention, adapter=adapter
+        )
+        return cls(loaded, asked)
+
+
 class Live:
     """The model of an index, ready to run texts as its build ran them; one at a time.
 
-    Raises IndexerError where the model is not that of the index, or cannot be loaded.
+    Raises IndexerError where the model is not that of the index.
     """
 
-    def __init__(self, index: Index, model: str) -> None:
-        """model: a folder, or a name on the hub."""
-        manifest = index.manifest
+    def __init__(self, index: Index, model: Model) -> None:
+        """model: see Model.of; indexes of the same model share it."""
+        manifest, self.loaded = index.manifest, model.loaded
         options: dict[str, Any] = manifest.configuration
-        self.loaded = load(
-            model,
-            dtype=str(manifest.model.get("dtype", "auto")),
-            device="cpu",
-            revision=options.get("revision"),
-            attention=str(options.get("attention", "auto")),
-            adapter=options.get("adapter"),
-        )
         wanted, found = manifest.model.get("digest"), self.loaded.provenance.get("digest")
         if wanted != found:
             raise IndexerError(
-                f"model {model}: its weights are not those that the index was made of (SHA-256 "
+                f"model {model.asked[0]}: its weights are not those that the index was made of (SHA-256 "
                 f"{str(found)[:12]}, the index has {str(wanted)[:12]}); give the same model with --model"
             )
         if manifest.model.get("adapter_digest") != self.loaded.provenance.get("adapter_digest"):
@@ -86,7 +104,7 @@ class Live:
         self._index = index
         self._runner = Runner(self.loaded, probes, self._take)
         self._values: dict[Key, NDArray[np.float32]] = {}
-        self._lock = threading.Lock()
+        self._lock = model.lock
 
     def run(self, text: str) -> Text:
         """Run a text, as a sequence of its own; what is longer than the context of the index is cut off."""

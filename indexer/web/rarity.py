@@ -44,21 +44,26 @@ class Rarity:
             return self._tails[key]
 
     def _read(self, key: Key) -> NDArray[np.float32]:
-        entry = self._index.manifest.layer(key)
-        assert entry is not None
-        counts = np.zeros((entry.units, BINS), np.int64)
-        file = GroupedFile(self._index.path / HISTOGRAMS.file(key), HISTOGRAMS.columns)
-        try:
-            for group in range(file.metadata.num_row_groups):
-                table = file.group(group)
-                columns = {name: table[name].to_numpy() for name in ("unit", "lower", "upper", "count")}
-                number = bins_between(columns["lower"], columns["upper"])
-                counts[columns["unit"], number] = columns["count"]
-        finally:
-            file.close()
+        counts = histogram_counts(self._index, key)
         above = counts[:, ::-1].cumsum(axis=1)[:, ::-1] - counts
         total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
         return (above / total).astype(np.float32)
+
+
+def histogram_counts(index: Index, key: Key) -> NDArray[np.int64]:
+    """The histograms of a layer that the index has, int64 [units, 389]."""
+    entry = index.manifest.layer(key)
+    assert entry is not None
+    counts = np.zeros((entry.units, BINS), np.int64)
+    file = GroupedFile(index.path / HISTOGRAMS.file(key), HISTOGRAMS.columns)
+    try:
+        for group in range(file.metadata.num_row_groups):
+            table = file.group(group)
+            columns = {name: table[name].to_numpy() for name in ("unit", "lower", "upper", "count")}
+            counts[columns["unit"], bins_between(columns["lower"], columns["upper"])] = columns["count"]
+    finally:
+        file.close()
+    return counts
 
 
 def rarest(

@@ -18,8 +18,9 @@ from indexer.talk import tell
 def run(paths: Sequence[Path], model: str | None, port: int, browser: bool) -> None:
     """Answer on 127.0.0.1 until the program is stopped.
 
-    model: see web.live.Live; without it no text can be run, and of several indexes for those alone that were
-    made of it, each of which loads it. port: 0 for one that is free.
+    model: see web.live.Model; without it no text can be run, and of several indexes for those alone that were
+    made of it. It is loaded once, and again for an index that was built with other options of loading.
+    port: 0 for one that is free.
     Raises IndexerError for an index or a model that cannot be opened, and for a port that is taken.
     """
     check_installed("serving an index", "fastapi", "uvicorn", *(MODELS if model else ()))
@@ -35,7 +36,7 @@ def run(paths: Sequence[Path], model: str | None, port: int, browser: bool) -> N
         token, alone = new_token(), len(indexes) == 1
         apps = {
             name: application(
-                Answers(index), token, lives.get(name), [] if alone else list(indexes), "" if alone else name
+                Answers(index), token, lives.get(name), {} if alone else indexes, "" if alone else name
             )
             for name, index in indexes.items()
         }
@@ -67,14 +68,16 @@ def _numbered(name: str, number: int) -> str:
 
 def _lives(indexes: dict[str, Index], model: str) -> dict[str, object]:
     """Of each index that was made of the model what runs texts; raises IndexerError where none was."""
-    from indexer.web.live import Live
+    from indexer.web.live import Live, Model
 
     found: dict[str, object] = {}
     refusals = []
+    loaded: list[Model] = []
+    tell(f"loading {model}")
     for name, index in indexes.items():
-        tell(f"loading {model}")
         try:
-            found[name] = Live(index, model)
+            loaded.append(Model.of(index, model, loaded))
+            found[name] = Live(index, loaded[-1])
         except IndexerError as error:
             refusals.append(error)
     if not found:

@@ -8,7 +8,7 @@ model over a text, SQL - also needs the token that the address had when the prog
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -18,7 +18,9 @@ from fastapi.staticfiles import StaticFiles
 
 from indexer.display.data import json_text
 from indexer.errors import IndexerError
-from indexer.web.answers import Answers
+from indexer.index.read import Index
+from indexer.web.answers import MOST_ROWS, Answers
+from indexer.web.moved import Moved
 from indexer.web.policy import policy
 from indexer.web.questions import Questions
 
@@ -67,14 +69,19 @@ def _guarded() -> FastAPI:
 
 
 def application(
-    answers: Answers, token: str, live: Any = None, names: Sequence[str] = (), name: str = ""
+    answers: Answers,
+    token: str,
+    live: Any = None,
+    served: Mapping[str, Index] | None = None,
+    name: str = "",
 ) -> FastAPI:
     """The pages of an index. live: see web.live.Live; None where no text can be run.
 
-    names: of all indexes that are served, where they are several, and `name` that of this one.
+    served: all indexes that are, by their names, where they are several, and `name` that of this one.
     """
     app = _guarded()
-    questions = Questions(answers.index)
+    questions, served = Questions(answers.index), served or {}
+    moved = {other: Moved(answers.index, index) for other, index in served.items() if other != name}
 
     def lacks_token(request: Request) -> Response | None:
         if secrets.compare_digest(request.headers.get(TOKEN, "").encode(), token.encode()):
@@ -87,7 +94,7 @@ def application(
 
     @app.get("/api/about")
     def about() -> Response:
-        return _json(answers.about() | {"live": live is not None, "indexes": names, "name": name})
+        return _json(answers.about() | {"live": live is not None, "indexes": list(served), "name": name})
 
     @app.get("/api/unit/{name:path}")
     def unit(name: str) -> Response:
@@ -112,6 +119,12 @@ def application(
     @app.get("/api/briefly")
     def briefly(unit: list[str] = Query([])) -> Response:  # noqa: B008
         return _json(answers.briefly(unit))
+
+    @app.get("/api/moved")
+    def moved_most(other: str, site: str | None = None, offset: int = 0, limit: int = 50) -> Response:
+        if other not in moved:
+            raise IndexerError(f'other "{other}": it is none of {", ".join(moved) or "(no other index)"}')
+        return _json(moved[other].answer(site, max(offset, 0), min(max(limit, 1), MOST_ROWS)))
 
     @app.get("/api/search")
     def search(

@@ -83,7 +83,8 @@ function compareVersions({ at }) {
 
 // The answers behind the page as JSON, and its address with the version of the index in it.
 function foot(go) {
-  const links = [...asked].map((where) => h("a", { href: where }, `${visible(decodeURIComponent(where.split("?")[0].split("api/")[1]))} as JSON`));
+  const said = (where) => visible(decodeURIComponent(where.split("?")[0].replace(/^\.\.\//, "").replace("api/", "")));
+  const links = [...asked].map((where) => h("a", { href: where }, `${said(where)} as JSON`));
   const pin = h("button", { type: "button", title: "The address then says of which version of the index it is", onclick: () => go({ at: about.digest.slice(0, 8) }) }, `Version ${about.digest.slice(0, 8)}: keep it in the address`);
   document.getElementById("foot").replaceChildren(...links, address().state.at === undefined ? pin : "");
 }

@@ -13,6 +13,7 @@ function asSvg(picture) {
   for (const [place, node] of [copy, ...copy.querySelectorAll("*")].entries()) {
     const style = getComputedStyle(originals[place]);
     if (["rect", "text"].includes(node.localName)) node.setAttribute("fill", style.fill);
+    if (node.localName === "path") for (const key of ["fill", "stroke"]) node.setAttribute(key, style[key]);
     if (node.localName === "text") for (const [key, value] of [["font-size", style.fontSize], ["font-family", "sans-serif"]]) node.setAttribute(key, value);
   }
   copy.querySelector(".mark")?.remove();

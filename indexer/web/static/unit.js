@@ -180,7 +180,7 @@ function exampleRow(group, view) {
   return row;
 }
 
-function example(found, { unit, scale, tail, mark, aligned, width, index }) {
+function example(found, { unit, scale, tail, mark, aligned, width, index, rankThere }) {
   const whole = found.position - found.window_start;
   const first = Math.max(0, whole - width);
   const last = whole + 1 + Math.ceil(width / 3);
@@ -199,7 +199,8 @@ function example(found, { unit, scale, tail, mark, aligned, width, index }) {
   });
   const line = tokenLine(pieces, values, whole - first, scale, told, aligned);
   line.ariaLabel = `${found.kind} ${number(found.value)}: ${found.pieces.join("")}`;
-  const label = found.band === null ? String(found.rank) : found.band ? `≥ ${number(found.band, 3)}` : "rest";
+  const there = rankThere?.(found);
+  const label = found.band === null ? `${found.rank}${there && found.kind === "top" ? ` → ${there}` : ""}` : found.band ? `≥ ${number(found.band, 3)}` : "rest";
   const from = document ? document.name : String(found.document);
   const source = h("button", { type: "button", className: "source", title: `${from}: show the whole document`, onclick: (event) => openDocument(event.target, found, index) }, from.split("/").slice(-2).join("/"));
   return h("div", { className: "example" }, h("span", { className: "rank" }, label), h("span", { className: "value" }, number(found.value)), line, source);

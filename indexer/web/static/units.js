@@ -23,8 +23,6 @@ export async function unitsPage(main, { state, go, about, signal }) {
     go({ where: conditions.length ? conditions : undefined, offset: undefined });
   };
   const by = (name) => go({ sort: name, ascending: name === sort && !ascending ? "1" : undefined, offset: undefined });
-  const sites = [...new Set(about.layers.map((layer) => layer.site))];
-  const choice = (label, options, chosen, change) => h("label", {}, label, " ", h("select", { onchange: (event) => change(event.target.value) }, options.map(([value, said]) => h("option", { value, selected: value === chosen }, said))));
   const columns = [...new Set([...SHOWN, sort])];
   const names = rows.map((row) => `${row.site}.${row.layer}.${row.unit}`);
   const sparks = names.map((_, place) => Object.assign(h("span", { className: "spark" }), { place }));
@@ -34,14 +32,12 @@ export async function unitsPage(main, { state, go, about, signal }) {
     h(
       "form",
       { className: "controls", onsubmit: filtered },
-      sites.length > 1 ? choice("Site", [["", "all"], ...sites.map((site) => [site, site])], state.site ?? "", (site) => go({ site: site || undefined, offset: undefined })) : null,
-      choice("Sorted by", COLUMNS.map((name) => [name, name]), sort, (name) => go({ sort: name, offset: undefined })),
+      sites(about, state, go),
+      choice("Sorted by", COLUMNS, sort, (name) => go({ sort: name, offset: undefined })),
       h("label", {}, h("input", { type: "checkbox", checked: ascending, onchange: (event) => go({ ascending: event.target.checked ? "1" : undefined, offset: undefined }) }), " ascending"),
       h("label", {}, "Only where ", filter),
       h("button", {}, "Filter"),
-      h("button", { type: "button", ariaLabel: "Earlier units", disabled: offset === 0, onclick: () => go({ offset: Math.max(offset - PAGE, 0) || undefined }) }, "←"),
-      h("span", {}, total ? `${number(offset + 1)} to ${number(Math.min(offset + PAGE, total))}` : "none"),
-      h("button", { type: "button", ariaLabel: "Further units", disabled: offset + PAGE >= total, onclick: () => go({ offset: offset + PAGE }) }, "→"),
+      pager({ offset, total, page: PAGE, go }),
     ),
     table(
       ["unit", ...columns.map((name) => h("button", { type: "button", className: "sort", title: `Sort by ${name}`, onclick: () => by(name) }, name, name === sort ? (ascending ? " ↑" : " ↓") : "")), "histogram", "tokens at its peaks"],
@@ -57,8 +53,27 @@ export async function unitsPage(main, { state, go, about, signal }) {
   });
 }
 
+function choice(label, options, chosen, change) {
+  return h("label", {}, label, " ", h("select", { onchange: (event) => change(event.target.value) }, options.map((value) => h("option", { value, selected: value === chosen }, value || "all"))));
+}
+
+// Of an index with several sites, of which one a list is.
+export function sites(about, state, go) {
+  const names = [...new Set(about.layers.map((layer) => layer.site))];
+  return names.length > 1 ? choice("Site", ["", ...names], state.site ?? "", (site) => go({ site: site || undefined, offset: undefined })) : null;
+}
+
+// Which rows of a list are shown, and the way to those before and behind.
+export function pager({ offset, total, page, go }) {
+  return [
+    h("button", { type: "button", ariaLabel: "Earlier units", disabled: offset === 0, onclick: () => go({ offset: Math.max(offset - page, 0) || undefined }) }, "←"),
+    h("span", {}, total ? `${number(offset + 1)} to ${number(Math.min(offset + page, total))}` : "none"),
+    h("button", { type: "button", ariaLabel: "Further units", disabled: offset + page >= total, onclick: () => go({ offset: offset + page }) }, "→"),
+  ];
+}
+
 // Calls `show` with those nodes that come into view, each once.
-function whenSeen(nodes, signal, show) {
+export function whenSeen(nodes, signal, show) {
   const watching = new IntersectionObserver((entries) => {
     const seen = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     seen.forEach((node) => watching.unobserve(node));
