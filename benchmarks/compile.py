@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ BLOCKS = 2
 # Instructions per element of the loop without masks that no variant for sm_80 may pass, how many more gated
 # ones have, and how many fewer those for later ones. float32 has no budget: its functions are longer.
 # Gated, GELU in bfloat16 has a longer form, which is zero where torch's is.
+# Rows of parts have one address more to advance, which shows where there is little else to do.
 BUDGET = {
     "bfloat16": {"plain": 12, "relu": 13, "relu2": 13.5, "silu": 19, "gelu_tanh": 21.04, "gelu": 21.5},
     "float16": {"plain": 11.9, "relu": 12.7, "relu2": 13.1, "silu": 18.7, "gelu_tanh": 24.7, "gelu": 26.7},
@@ -39,6 +41,7 @@ BUDGET = {
 GATED_BUDGET = 1.1
 LONGER_GATED = {("bfloat16", "gelu_tanh"): 4, ("bfloat16", "gelu"): 5.53}
 LATER_BUDGET = -0.5
+ROUTED_PLAIN_BUDGET = 0.2
 # Two blocks of 256 threads share 65,536.
 MOST_REGISTERS = 65_536 // (BLOCKS * 256)
 TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -47,26 +50,29 @@ ARGUMENTS = {
     "*i64": (
         "rows", "block_row", "block_document", "block_sequence", "sums", "nan", "inf", "top_document",
         "bottom_document", "start", "length", "document", "ordinal", "threshold_document", "place_document",
-        "place_sequence",
+        "place_sequence", "token_of",
     ),
     "*i32": (
         "block_span", "group_run", "recent", "met", "top_hits", "bottom_hits", "hits",
-        "token_ids", "worst", "filled", "place_position", "window_start", "window_length", "window_tokens",
+        "token_ids", "row_of", "worst", "filled", "place_position", "window_start", "window_length",
+        "window_tokens",
     ),
     "*u8": ("counted",),
     "*u64": ("block_key", "unit_key", "place_hash", "place_passage"),
     "*u32": ("bars",),
     "i32": (
-        "gate_stride", "up_stride", "out_stride", "stride", "units", "groups", "blocks", "splits", "k",
-        "samples", "before", "after",
+        "gate_stride", "up_stride", "out_stride", "stride", "bars_stride", "units", "width", "tokens",
+        "groups", "blocks", "splits", "k", "samples", "before", "after",
     ),
 }  # fmt: skip
 PLACES = {"PLACES": 32, "WINDOW": 64, "SPLITS": 4, "BLOCKS": 64}
 SAMPLE_PLACES = {"PLACES": 16, "WINDOW": 64, "SPLITS": 4, "BLOCKS": 32}
 HIT_TILE = {"UNITS": 64, "BLOCKS": 16}
+# of a row for every token, and of parts that meet some
+ROWS = ({"ROUTED": False}, {"ROUTED": True})
 # A launch compiles them in.
 STRIDES = {"gate_stride": 14336, "up_stride": 14336, "out_stride": 14336}
-ONES = {"units": 1, "groups": 1, "splits": 1, "before": 1, "after": 1}
+ONES = {"units": 1, "width": 1, "tokens": 1, "groups": 1, "splits": 1, "before": 1, "after": 1}
 ACTIVATIONS = ("gate", "up", "out", "values")
 
 
@@ -89,6 +95,7 @@ class Variant:
         chosen = [str(value) for name, value in self.constants.items() if name in ("FUNCTION", "IDENTITY")]
         chosen += ["distinct"] * bool(self.constants.get("DISTINCT"))
         chosen += ["gated"] * bool(self.constants.get("GATED"))
+        chosen += ["routed"] * bool(self.constants.get("ROUTED"))
         tiny = ["of one unit"] * ("units" in self.constants)
         return " ".join([self.kernel, *chosen, *tiny, self.dtype, f"sm_{self.architecture}"])
 
@@ -100,6 +107,7 @@ class Variant:
         function = self.constants["FUNCTION"]
         gated = GATED_BUDGET + LONGER_GATED.get((self.dtype, function), 0)
         more = gated * self.constants["GATED"] + LATER_BUDGET * (self.architecture > 80)
+        more += ROUTED_PLAIN_BUDGET * (function == "plain" and self.constants["ROUTED"])
         return round(BUDGET[self.dtype][function] + more, 2)
 
 
@@ -131,32 +139,33 @@ def run(options: Options) -> Report:
 
 def _variants(few: bool) -> Iterator[Variant]:
     forms = [("plain", False), *((function, gated) for function in FUNCTIONS for gated in (False, True))]
-    plain = {"FUNCTION": "plain", "GATED": False, "WHOLE": False}
+    plain = {"FUNCTION": "plain", "GATED": False, "WHOLE": False, "ROUTED": False}
     # numbers that are 1 when a kernel is launched are compiled in
     yield Variant("gather", 90, "bfloat16", {**plain, **dict.fromkeys(STRIDES, 1), **ONES})
     ones = {"GATED": True, "up_stride": 1}
-    end = {"SIGN": -1, "IDENTITY": 2, "DISTINCT": False, "k": 1, **PLACES}
+    end = {"SIGN": -1, "IDENTITY": 2, "DISTINCT": False, "k": 1, "ROUTED": False, **PLACES}
     yield Variant("compete", 90, "bfloat16", {**ones, **end, **ONES})
-    tiny = {**ones, "samples": 1, **SAMPLE_PLACES, "PLACES": 8, **ONES}
+    tiny = {**ones, "samples": 1, "ROUTED": False, **SAMPLE_PLACES, "PLACES": 8, **ONES}
     yield Variant("sample", 90, "bfloat16", tiny)
     for architecture in SHARED_BYTES:
         # of no dtype: it reads maxima alone
-        yield Variant("find_hits", architecture, "float32", HIT_TILE)
+        for rows in ROWS:
+            yield Variant("find_hits", architecture, "float32", {**HIT_TILE, **rows})
         for dtype in ("bfloat16",) if few else TYPES:
             for function, gated in (("plain", False), ("gelu", False), ("silu", True)) if few else forms:
                 constants = {"FUNCTION": function, "GATED": gated}
-                whole = {**constants, "WHOLE": True, **STRIDES}
-                yield Variant("gather", architecture, dtype, whole)
+                for rows in ROWS:
+                    whole = {**constants, "WHOLE": True, **rows, **STRIDES}
+                    yield Variant("gather", architecture, dtype, whole)
                 if function != "plain":
                     yield Variant("activate_rows", architecture, dtype, constants)
             competitors = [(1, False), (3, False), (3, True)] * (not few)
-            for identity, distinct in [(2, False), (2, True), *competitors]:
-                for gated in (False, True):
-                    ends = {"SIGN": 1, "IDENTITY": identity, "DISTINCT": distinct}
+            for rows, gated in product(ROWS, (False, True)):
+                for identity, distinct in [(2, False), (2, True), *competitors]:
+                    ends = {"SIGN": 1, "IDENTITY": identity, "DISTINCT": distinct, **rows}
                     ends |= {"GATED": gated, **PLACES}
                     yield Variant("compete", architecture, dtype, ends)
-            for gated in (False, True):
-                yield Variant("sample", architecture, dtype, {"GATED": gated, **SAMPLE_PLACES})
+                yield Variant("sample", architecture, dtype, {"GATED": gated, **rows, **SAMPLE_PLACES})
 
 
 def _compiled(variant: Variant) -> Machine:
@@ -173,7 +182,11 @@ def _compiled(variant: Variant) -> Machine:
         "find_hits": (bands_triton.find_hits, ASTSource, 4),
         "sample": (bands_triton.sample, ASTSource, 1),
     }[variant.kernel]
-    bounded = variant.kernel == "sample" or variant.constants.get("DISTINCT")
+    plainest = {"DISTINCT": False, "ROUTED": False}
+    bounded = variant.kernel == "sample" or (
+        variant.kernel == "compete"
+        and (variant.constants["IDENTITY"] == 3 or not plainest.items() <= variant.constants.items())
+    )
     signature, constants, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in variant.constants:
@@ -183,7 +196,7 @@ def _compiled(variant: Variant) -> Machine:
         kind = next((kind for kind, names in ARGUMENTS.items() if name in names), "*fp32")
         signature[name] = f"*{TYPES[variant.dtype]}" if name in ACTIVATIONS else kind
         # as a launch finds them: allocations, strides and layer sizes are multiples of 16
-        if kind.startswith("*") or name == "units" or name.endswith("stride"):
+        if kind.startswith("*") or name in ("units", "width") or name.endswith("stride"):
             aligned[(place,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         source(kernel, signature, constants, aligned),

@@ -19,7 +19,7 @@ MACHINE = Machine(
     registers=96, stack_bytes=0, shared_bytes=75776, instructions=1500, spills=0, global_atomics=0,
     loop_elements=16, loop={"FADD": 170, "ATOMS": 16}, reads_first=16,
 )  # fmt: skip
-CONSTANTS = {"FUNCTION": "plain", "GATED": False, "WHOLE": True}
+CONSTANTS = {"FUNCTION": "plain", "GATED": False, "WHOLE": True, "ROUTED": False}
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from indexer.building.spotcheck import SpotCheck
 from indexer.building.states import States
 from indexer.models import Runner, adapt
+from indexer.sites import Asked, find
 from tests.tiny_batches import TinyBatch, mlps, tiny_batch
-from tests.tiny_models import LAYERS, fresh
+from tests.tiny_models import fresh
 
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
 pytestmark = pytest.mark.usefixtures("triton_interpreter", "one_thread")
@@ -104,13 +105,16 @@ def watched() -> Iterator[tuple[Calls, Operators]]:
 
 # causal ones padded on the right, which take no mask; an encoder without padding
 @pytest.mark.parametrize(
-    ("name", "lengths"), [("gpt2", (9, 4)), ("gpt_neox", (9, 4)), ("llama", (9, 4)), ("bert", (9, 9))]
+    ("name", "lengths"),
+    [("gpt2", (9, 4)), ("gpt_neox", (9, 4)), ("llama", (9, 4)), ("bert", (9, 9)), ("qwen3_moe", (9, 4))],
 )
 def test_a_batch_in_the_steady_state_waits_for_nothing(
-    name: str, lengths: tuple[int, ...], no_kernels: NoKernel
+    name: str, lengths: tuple[int, ...], no_kernels: NoKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("indexer.sites.experts.is_grouped", lambda module: True)
     loaded = adapt(fresh(name), name=name)
-    probes = mlps(loaded, keep=Keep(top=2, bottom=1, window=(3, 2)))
+    sites = ("experts",) if name == "qwen3_moe" else ("mlp",)
+    probes = find(loaded, sites, Asked(Keep(top=2, bottom=1, window=(3, 2))))
     states = States(probes, kernels="triton", threads=1)
     with Runner(loaded, probes, states.take) as runner:
         for seed in range(4):
@@ -119,7 +123,7 @@ def test_a_batch_in_the_steady_state_waits_for_nothing(
         with watched() as (calls, operators):
             states.run(runner, tiny_batch(*lengths, seed=5))
     # both ends, and the gathering itself
-    assert no_kernels.launched - before >= 3 * LAYERS
+    assert no_kernels.launched - before >= 3 * len(probes)
     assert calls.waited == []
     assert operators.waited == []
 

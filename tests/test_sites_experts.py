@@ -324,6 +324,24 @@ def test_reading_by_the_models_own_code_gives_the_same(texts: list[str], tmp_pat
             np.testing.assert_allclose(left.to_numpy(), right.to_numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, all experts of a layer are computed at once."""
+    monkeypatch.setattr("indexer.sites.experts.is_grouped", lambda module: True)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in MODELS]
+)
+def test_all_at_once_are_what_they_are_one_by_one(
+    name: str, texts: list[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = saved(tmp_path / "model", name)
+    one_by_one = rows(build(model, texts[1:], tmp_path / "one by one", layers="1", samples=1))
+    request.getfixturevalue("grouped")
+    near(rows(build(model, texts[1:], tmp_path / "at once", layers="1", samples=1)), one_by_one)
+
+
 def test_names_of_expert_neurons(built: tuple[str, Index, list[Sequence]]) -> None:
     name, index, _ = built
     layer = MODELS[name][0][0]
@@ -390,7 +408,12 @@ class Twice(nn.Module):
         return x.new_ones(len(tokens), 4), tokens[:, :2], index
 
 
-def test_a_token_that_passes_an_expert_twice_is_counted_once() -> None:
+@pytest.mark.parametrize("how", ["one by one", "grouped"])
+def test_a_token_that_passes_an_expert_twice_is_counted_once(
+    how: str, request: pytest.FixtureRequest
+) -> None:
+    if how == "grouped":
+        request.getfixturevalue(how)
     model = fresh("mixtral")
     model.layers[1].mlp.gate = Twice()  # type: ignore[index,union-attr]
     loaded = adapt(model)
@@ -400,6 +423,14 @@ def test_a_token_that_passes_an_expert_twice_is_counted_once() -> None:
     with Runner(loaded, probes, states.take) as runner:
         runner.run(tiny_batch(7, 4))
     assert states.statistics[Key("experts", 1)].counts[[0, 79, 80, 319]].tolist() == [11, 11, 0, 0]
+
+
+def test_widths_that_grouped_products_do_not_take_are_refused(grouped: None) -> None:
+    model = fresh("mixtral", intermediate_size=30)
+    # those of transformers' own are not taken either
+    model.config._experts_implementation = "eager"  # type: ignore[union-attr]
+    with pytest.raises(IndexerError, match=r"rows are no multiples of 16 bytes.* --device cpu, or leave"):
+        find(adapt(model), ("experts",))
 
 
 def test_experts_that_are_otherwise_than_their_form_are_refused() -> None:

@@ -79,7 +79,9 @@ class SpotCheck:
 
         def take(key: Key, values: Values) -> None:
             states.take(key, values)
-            beside.look(key, values)
+            if key in some:
+                for part in values.parts():
+                    beside.look(key, part)
 
         with runner.handing_to(take):
             states.run(runner, batch)

@@ -65,10 +65,12 @@ class States:
         if self.kernels == "triton":
             values.into(self.statistics[key])
         else:
-            part = self.statistics[key].part(values.first)
-            before = part.non_finite()
-            values.into(self.statistics[key])
-            self._look_for_non_finite(key, values, part.non_finite() - before)
+            for some in values.parts():
+                part = self.statistics[key].part(some.first)
+                before = part.non_finite()
+                some.into(self.statistics[key])
+                self._look_for_non_finite(key, some, part.non_finite() - before)
+            values.leave()
         self.seconds += time.perf_counter() - begin
 
     @property

@@ -385,7 +385,8 @@ class Plain:
         if units not in self._statistics:
             self._statistics[units] = Statistics.empty(units, Keep(top=0, bottom=0), kernels=self.kernels)
         values.into(self._statistics[units], counted=False)
-        self.look(key, values)
+        for part in values.parts():
+            self.look(key, part)
 
     def look(self, key: Key, values: Values) -> None:
         """Look at a probe's values, which are made; here nothing does."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from indexer_kernels import Keep, Sequences, Statistics
 from indexer_kernels.activations import activate
+from indexer_kernels.routes import Routes
 from torch import Tensor, nn
 
 from indexer.errors import IndexerError
@@ -36,6 +37,8 @@ class Values:
     these units; parts_follow: whether other units of the layer come.
     source: [rows, any], what each row of all parts is made of, where that is less: two runs are told apart by
     it then, and not by values that may jump where it changes little.
+    routes: where all parts of a layer come at once, on a GPU: which part and token each row is of. The matrix
+    has the columns of one part then, and `sequences` is of all tokens.
     """
 
     matrix: Tensor
@@ -46,20 +49,37 @@ class Values:
     rows_follow: bool = False
     parts_follow: bool = False
     source: Tensor | None = None
+    routes: Routes | None = None
 
     def into(self, statistics: Statistics, counted: bool = True) -> Tensor:
         """Take them in, computed in the same read where they are yet to be; returns them, [rows, units].
 
         statistics: of the layer. counted: False to compute them as these would, and to take nothing in.
         """
-        statistics = statistics.part(self.first)
+        routes = self.routes if counted else None
+        statistics = statistics.part(self.first) if routes is None else statistics
         sequences = self.sequences if counted else Sequences.none(len(self.matrix))
         if self.function is not None:
-            statistics.activate(self.function, self.matrix, self.up, sequences, self.matrix)
+            statistics.activate(self.function, self.matrix, self.up, sequences, self.matrix, routes)
             self.function = None
         elif counted:
-            statistics.update(self.matrix, sequences)
+            statistics.update(self.matrix, sequences, routes=routes)
         return self.matrix
+
+    def parts(self) -> Iterator[Values]:
+        """Part by part, where all of a layer came at once; else they themselves.
+
+        Waits for the device, to learn which rows are whose.
+        """
+        if self.routes is None:
+            yield self
+            return
+        width, up = self.matrix.shape[1], self.up
+        for part, rows, at in self.routes.on_host():
+            yield replace(
+                self, matrix=self.matrix[rows], sequences=replace(self.sequences, at=at), first=part * width,
+                up=None if up is None else up[rows], routes=None,
+            )  # fmt: skip
 
     def made(self) -> Tensor:
         """The values, [rows, units]; by torch's own functions where nothing has computed them yet."""

@@ -240,7 +240,7 @@ class Runner:
         def take(values: Values) -> None:
             if (key, values.first) in self._taken:
                 # the model wants them once more, and the statistics do not
-                values.sequences = Sequences.none(len(values.matrix))
+                values.sequences, values.routes = Sequences.none(len(values.matrix)), None
             self.take(key, values)
             # the model goes on with them, whatever was done with them
             values.made()

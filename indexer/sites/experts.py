@@ -2,8 +2,9 @@
 
 In nearly all of transformers' mixtures a module holds the weights of all experts of a layer, stacked, and is
 given the tokens, which experts each one passes, and with what weights; what it does with them is the same in
-all, up to the activation function (transformers.integrations.moe). Here it is done expert by expert, so that
-one's activations are taken while they are in cache, and never exist for all.
+all, up to the activation function (transformers.integrations.moe). On the CPU it is done here expert by
+expert, so that one's activations are taken while they are in cache, and never exist for all; on a GPU for all
+at once, by torch's products of groups of rows, so that the host need not know what is routed where.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from indexer_kernels.activations import FUNCTIONS, activate
+from indexer_kernels.routes import Routes, repeats
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -37,14 +39,10 @@ _LEAVE = "leave experts out of --sites"
 def find(loaded: LoadedModel, asked: Asked) -> list[Hook]:
     """The routed experts of every block that has some.
 
-    Raises IndexerError where there are none, or where it cannot be told which they are, and on a GPU.
+    Raises IndexerError where there are none, or where it cannot be told which they are.
     Cost: a forward pass over 16 tokens.
     """
     model = f"model {loaded.provenance['architecture']}"
-    if loaded.device.type != "cpu":
-        raise IndexerError(
-            f"{model}: experts are gathered on the CPU alone, as yet; take --device cpu, or {_LEAVE}"
-        )
     blocks = {path: _Block(path, block) for path, block in blocks_of(block_lists(loaded)).items()}
     with ExitStack() as stack:
         for block in blocks.values():
@@ -103,11 +101,16 @@ class _Block:
         ((within, (per_token,)),) = self.routed.items()
         module = self.module.get_submodule(within)
         plan = Stack.of(module)
-        number = len(plan.projections)
+        number, grouped = len(plan.projections), is_grouped(module)
+        if grouped and not plan.aligned:
+            raise IndexerError(
+                f"{model}: {self.path}.{within} has weights whose rows are no multiples of 16 bytes, as "
+                f"grouped products on a GPU take them; take --device cpu, or {_LEAVE}"
+            )
         facts = {"function": plan.function, "gated": plan.gated, "experts": number, "per_token": per_token}
         found = RoutedExperts(
             key=key, units=number * plan.width, keep=asked.keep, place=f"{self.path}.{within}",
-            module=module, facts=facts, plan=plan, per_token=per_token,
+            module=module, facts=facts, plan=plan, per_token=per_token, grouped=grouped,
         )  # fmt: skip
         if plan.function is None:
             return found.read(f"no fused kernel for its activation (there is: {', '.join(FUNCTIONS)})")
@@ -121,6 +124,41 @@ def _is_stack(module: nn.Module) -> bool:
     return named and isinstance(stacked, nn.Parameter) and stacked.ndim == 3
 
 
+def is_grouped(module: nn.Module) -> bool:
+    """Whether all experts of a module are computed at once."""
+    return next(module.parameters()).device.type != "cpu"
+
+
+@dataclass(frozen=True)
+class Affines:
+    """A linear layer of every expert: weight [experts, inputs, outputs], bias [experts, outputs] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, module: Any, name: str) -> Affines:
+        """The one whose weights have this name in a module that `_is_stack`."""
+        weight = getattr(module, name).detach()
+        bias = getattr(module, f"{name}_bias").detach() if module.has_bias else None
+        return cls(weight if module.is_transposed else weight.mT, bias)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def __getitem__(self, expert: int) -> Affine:
+        return Affine(self.weight[expert], None if self.bias is None else self.bias[expert])
+
+    def grouped(self, x: Tensor, routes: Routes) -> Tensor:
+        """Rows through the experts that they are of; those of none come out as anything.
+
+        In bfloat16 from compute capability 9.0 on it is one kernel; otherwise torch waits for the device, and
+        goes from expert to expert.
+        """
+        out = nn.functional.grouped_mm(x.to(self.weight.dtype), self.weight, offs=routes.ends)
+        return out if self.bias is None else out.add_(self.bias[routes.part.clamp(max=len(self) - 1)])
+
+
 @dataclass(frozen=True)
 class Stack:
     """All experts of a layer, each as projection(f(gate(x))) or projection(f(gate(x)) * up(x)).
@@ -131,8 +169,8 @@ class Stack:
     """
 
     module: Any
-    gates: list[Affine]
-    projections: list[Affine]
+    gates: Affines
+    projections: Affines
     width: int
     function: str | None
     gated: bool
@@ -141,9 +179,15 @@ class Stack:
     def of(cls, module: Any) -> Stack:
         """That of a module that `_is_stack`."""
         gated = getattr(module, "has_gate", True)
-        projections = _affines(module, "down_proj")
-        gates = _affines(module, "gate_up_proj" if gated else "up_proj")
-        return cls(module, gates, projections, len(projections[0].weight), _function(module, gated), gated)
+        projections = Affines.of(module, "down_proj")
+        gates = Affines.of(module, "gate_up_proj" if gated else "up_proj")
+        return cls(module, gates, projections, projections.weight.shape[1], _function(module, gated), gated)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether rows of all that is multiplied are multiples of 16 bytes, as torch.grouped_mm has it."""
+        weights = self.gates.weight, self.projections.weight
+        return all(side * weight.itemsize % 16 == 0 for weight in weights for side in weight.shape[1:])
 
     def neurons(self, x: Tensor) -> Tensor:
         """What the model makes of [rows, outputs of the gate]: the neurons, [rows, width]."""
@@ -153,13 +197,6 @@ class Stack:
         """What an expert returns of [rows, outputs of its projection], which some models change once more."""
         module = self.module
         return module.post_expert_norm(x) if getattr(module, "has_post_expert_norm", False) else x
-
-
-def _affines(module: Any, name: str) -> list[Affine]:
-    weights = getattr(module, name).detach()
-    weights = weights if module.is_transposed else weights.mT
-    biases = getattr(module, f"{name}_bias").detach() if module.has_bias else [None] * len(weights)
-    return [Affine(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
 def _function(module: Any, gated: bool) -> str | None:
@@ -178,10 +215,14 @@ def _function(module: Any, gated: bool) -> str | None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RoutedExperts(Hook):
-    """The probe of a layer of experts, which are computed here; see models.probe.Probe."""
+    """The probe of a layer of experts, which are computed here; see models.probe.Probe.
+
+    grouped: whether all are at once, and not one after the other.
+    """
 
     plan: Stack = field(repr=False)
     per_token: int
+    grouped: bool = False
 
     @property
     def experts(self) -> Experts:
@@ -210,8 +251,9 @@ class RoutedExperts(Hook):
 
     @contextmanager
     def attach(self, take: Take, workspace: Workspace, last: bool) -> Iterator[None]:
-        """Hand over expert after expert."""
-        with forward_of(self.module, _Forward(self, take, workspace, last)):
+        """Hand over expert after expert, or all of them with their routes."""
+        forward = _Grouped if self.grouped else _Forward
+        with forward_of(self.module, forward(self, take, workspace, last)):
             yield
 
 
@@ -260,6 +302,31 @@ class _Forward:
         if self.workspace.onednn:
             return linear(x, affine.weight.t(), affine.bias)
         return affine.into(x, self.workspace.take(slot, x.shape[0], affine.outputs, x))
+
+
+@dataclass
+class _Grouped(_Forward):
+    """The same, of all experts at once."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As _Forward."""
+        x, index, weights = (*args, *kwargs.values())
+        plan, rows = self.probe.plan, x.reshape(-1, x.shape[-1])
+        self.workspace.check_rows(self.probe.place, rows.shape[0])
+        routes = Routes.of(index, len(plan.projections))
+        gate, up = plan.gates.grouped(rows[routes.token], routes), None
+        if plan.function is None:
+            gate = plan.neurons(gate)
+        elif plan.gated:
+            gate, up = gate.chunk(2, dim=1)
+        self.take(Values(gate, self.workspace.sequences, plan.function, up, routes=routes))
+        assert not self.last, "the forward pass ends with the last probe"
+        made = plan.normed(plan.projections.grouped(gate, routes))
+        # what is of no expert is whatever the memory held
+        made = made.masked_fill((routes.part == routes.parts)[:, None], 0)[routes.row]
+        # an expert that a token passes twice has the weights of both
+        weights = torch.where(repeats(index), weights[:, None, :], 0).sum(dim=2)
+        return (made * weights[:, :, None]).sum(dim=1, dtype=torch.float32).to(x.dtype).view(x.shape)
 
 
 def _routes(index: NDArray[np.int64], experts: int) -> list[tuple[int, NDArray[np.int64]]]:

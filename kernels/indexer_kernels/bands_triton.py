@@ -21,7 +21,15 @@ from torch import Tensor
 from indexer_kernels import bands
 from indexer_kernels.blocks import BLOCK_TOKENS as HOST_BLOCK_TOKENS
 from indexer_kernels.plan import Plan
-from indexer_kernels.topk_triton import FIRST, LOWEST, REGISTERS, SECOND, copy_window, sequence_peak
+from indexer_kernels.topk_triton import (
+    FIRST,
+    LOWEST,
+    REGISTERS,
+    SECOND,
+    copy_window,
+    position_of,
+    sequence_peak,
+)
 
 BLOCK_TOKENS = tl.constexpr(HOST_BLOCK_TOKENS)
 OCTAVES, BANDS = tl.constexpr(bands.OCTAVES), tl.constexpr(bands.BANDS)
@@ -64,9 +72,13 @@ def may_enter(maximum, key, least, bars, unit, units, mask):
 
 @triton.jit
 def find_hits(
-    maxima, block_key, blocks, unit_key, bars, units, hits, UNITS: tl.constexpr, BLOCKS: tl.constexpr
-):
-    """Which units a sequence of the batch may enter. Axes of the grid: UNITS units, split of the blocks."""
+    maxima, block_key, blocks, unit_key, bars, bars_stride, units, width, hits,
+    UNITS: tl.constexpr, BLOCKS: tl.constexpr, ROUTED: tl.constexpr,
+):  # fmt: skip
+    """Which units a sequence of the batch may enter. Axes of the grid: UNITS units, split of the blocks.
+
+    ROUTED: units come in parts of `width`, each with a table of blocks of its own.
+    """
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     split = tl.program_id(1).to(tl.int64)
     real = unit < units
@@ -79,8 +91,12 @@ def find_hits(
         mask = there[:, None] & real[None, :]
         at = block.to(tl.int64)[:, None] * units + unit[None, :]
         peaks = tl.load(maxima + at, mask, other=float("-inf"))
-        keys = tl.load(block_key + block, there, other=0)[:, None] ^ key
-        enters = may_enter(peaks, keys, least, bars, unit[None, :], units, mask)
+        if ROUTED:
+            table = (unit // width).to(tl.int64) * blocks
+            keys = tl.load(block_key + table[None, :] + block[:, None], mask, other=0) ^ key
+        else:
+            keys = tl.load(block_key + block, there, other=0)[:, None] ^ key
+        enters = may_enter(peaks, keys, least, bars, unit[None, :], bars_stride, mask)
         hit = tl.where(enters, 1, hit)
     tl.store(hits + split * units + unit, tl.max(hit, axis=0), real)
 
@@ -122,19 +138,28 @@ def set_bars(bars, unit, units, held, hash, octave, samples):
 
 @triton.jit
 def sample(
-    values, stride, up, up_stride, units, counted, token_ids,
+    values, stride, up, up_stride, units, width, tokens, counted, token_ids, token_of, row_of,
     block_row, block_span, block_sequence, block_key, blocks,
-    start, length, document, ordinal, maxima, hits, splits,
+    start, length, document, ordinal, maxima, hits, splits, bars_stride,
     unit_key, bars, place_hash, place_value, place_up, place_document, place_sequence, place_position,
     window_start, window_length, window_tokens, window_values, samples, before, after,
     GATED: tl.constexpr, PLACES: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    BLOCKS: tl.constexpr, ROUTED: tl.constexpr,
 ):  # fmt: skip
-    """Let sequences compete for a unit's places; arguments as `launch` hands them."""
+    """Let sequences compete for a unit's places; arguments as `launch` hands them, ROUTED as in `compete`."""
     unit = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     hit = tl.max(tl.load(hits + split.to(tl.int64) * units + unit, split < splits, other=0), axis=0)
     if hit != 0:
+        column = unit
+        if ROUTED:
+            part = unit // width
+            column = unit - part * width
+            row_of += part * tokens
+            block_row += part * blocks
+            block_span += part * blocks
+            block_sequence += part * blocks
+            block_key += part * blocks
         key = tl.load(unit_key + unit)
         maxima += unit
         place = tl.arange(0, PLACES)
@@ -153,7 +178,7 @@ def sample(
             peaks = tl.load(maxima + block.to(tl.int64) * units, there, other=float("-inf"))
             keys = tl.load(block_key + block, there, other=0) ^ key
             # the bars are those before the batch, which only lets more through
-            passing = there & may_enter(peaks, keys, least_before, bars, unit, units, there)
+            passing = there & may_enter(peaks, keys, least_before, bars, unit, bars_stride, there)
             left = tl.sum(passing.to(tl.int32), axis=0)
             while left > 0:
                 number = tl.min(tl.where(passing, block, 2147483647), axis=0)
@@ -199,14 +224,15 @@ def sample(
                     if won >= 0:
                         inside = token < tl.load(block_span + number)
                         inside &= tl.load(counted + row + token, inside, other=0) != 0
-                        value = tl.load(values + (row + token) * stride + unit, inside, other=0.0)
+                        value = tl.load(values + (row + token) * stride + column, inside, other=0.0)
                         reaches = inside & (value.to(tl.float32) == peak)
-                        position = row - own_start + tl.min(tl.where(reaches, token, BLOCK_TOKENS), axis=0)
+                        peak_row = row + tl.min(tl.where(reaches, token, BLOCK_TOKENS), axis=0)
+                        position = position_of(peak_row, own_start, token_of, ROUTED)
                         first, size = copy_window(
-                            values + unit, stride, up + unit, up_stride, token_ids,
+                            values + column, stride, up + column, up_stride, token_ids, row_of,
                             own_start, own_length, position, before, after,
                             unit * BANDS * samples + won, before + 1 + after,
-                            place_up, window_tokens, window_values, GATED, WINDOW,
+                            place_up, window_tokens, window_values, GATED, WINDOW, ROUTED,
                         )  # fmt: skip
                         tl.store(place_hash + at, own_hash, wins)
                         tl.store(place_value + at, peak + 0.0, wins)
@@ -220,7 +246,7 @@ def sample(
                         held_sequence = tl.where(wins, own_ordinal, held_sequence)
                         octave = tl.where(wins, own_octave, octave)
                         held |= wins
-        set_bars(bars, unit, units, held, hash, octave, samples)
+        set_bars(bars, unit, bars_stride, held, hash, octave, samples)
 
 
 def launch(
@@ -229,25 +255,27 @@ def launch(
 ) -> None:  # fmt: skip
     """Bring the samples up to date with a batch.
 
-    values, up: [tokens, units], the activations and their factor. maxima: float32 [blocks, units].
+    values, up: [rows, units of a part], the activations and their factor. maxima: float32 [blocks, units].
     splits: programs that share the blocks of the same units, see device.splits_of.
     places: DeviceBands.tensors(). window: tokens before and after the peak.
     """
-    units = values.shape[1]
+    units, width = maxima.shape[1], values.shape[1]
     samples = places[3].shape[1] // bands.BANDS
     factor = values if up is None else up
+    bars_stride = places[1].stride(0)
     hits = torch.empty(splits, units, dtype=torch.int32, device=values.device)
     find_hits[(triton.cdiv(units, 64), splits)](
-        maxima, plan.block_key, plan.blocks, places[0], places[1], units, hits,
-        UNITS=64, BLOCKS=16, num_warps=4, enable_fp_fusion=False,
+        maxima, plan.block_key, plan.blocks, places[0], places[1], bars_stride, units, width, hits,
+        UNITS=64, BLOCKS=16, ROUTED=plan.routed, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     sample[(units,)](
-        values, values.stride(0), factor, factor.stride(0), units, plan.counted, plan.token_ids,
+        values, values.stride(0), factor, factor.stride(0), units, width, len(plan.token_ids),
+        plan.counted, plan.token_ids, plan.token, plan.row,
         plan.block_row, plan.block_span, plan.block_sequence, plan.block_key, plan.blocks,
-        plan.start, plan.length, plan.document, plan.ordinal, maxima, hits, splits,
+        plan.start, plan.length, plan.document, plan.ordinal, maxima, hits, splits, bars_stride,
         *places, samples, *window,
         GATED=up is not None, PLACES=triton.next_power_of_2(bands.BANDS * samples),
         WINDOW=triton.next_power_of_2(sum(window) + 1),
-        SPLITS=triton.next_power_of_2(splits), BLOCKS=32, num_warps=1, maxnreg=REGISTERS,
-        enable_fp_fusion=False,
+        SPLITS=triton.next_power_of_2(splits), BLOCKS=32, ROUTED=plan.routed,
+        num_warps=1, maxnreg=REGISTERS, enable_fp_fusion=False,
     )  # fmt: skip

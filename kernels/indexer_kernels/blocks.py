@@ -50,6 +50,10 @@ def view_of(state: Any, units: slice) -> Any:
     view = copy.copy(state)
     for name, array in vars(state).items():
         if isinstance(array, np.ndarray):
-            # bars are the one array whose units come last
-            setattr(view, name, array[..., units] if name == "bars" else array[units])
+            setattr(view, name, some_units(name, array, units))
     return view
+
+
+def some_units(name: str, array: Any, units: slice) -> Any:
+    """Some units of a state's array, in its memory; bars are the one array whose units come last."""
+    return array[..., units] if name == "bars" else array[units]

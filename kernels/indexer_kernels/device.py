@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer_kernels.bands import Bands
+from indexer_kernels.blocks import some_units
 from indexer_kernels.examples import PLACE_FIELDS, WINDOW_FIELDS
 from indexer_kernels.histogram import BINS, MAGNITUDES, Histogram
 from indexer_kernels.moments import LIMBS, POWERS, Moments, settle_carries
@@ -77,6 +78,12 @@ class DeviceSums:
         settle_carries(self.sums.movedim(2, -1))
         self.blocks = 0
 
+    def of_units(self, units: slice) -> DeviceSums:
+        """Those of some units, in the same memory."""
+        recent, sums, *others, met = self.tensors()
+        nan, inf, minimum, maximum = (tensor[..., units] for tensor in others)
+        return DeviceSums(recent[..., units], sums[..., units], nan, inf, minimum, maximum, met)
+
     def into(self, histogram: Histogram | None, moments: Moments | None) -> None:
         """Add what is new to the NumPy states; nothing is new then."""
         if histogram is not None:
@@ -129,6 +136,12 @@ class DevicePlaces:
             else:
                 there.arrays[name] = array.to(device, copy=True)
         return there
+
+    def of_units(self, host: TopK | Bands | None, units: slice) -> Self:
+        """Those of some units, in the same memory; host: these units of the NumPy state."""
+        assert host is not None
+        arrays = {name: some_units(name, array, units) for name, array in self.arrays.items()}
+        return type(self)(host, arrays, self.shared)
 
     def tensors(self) -> list[Tensor]:
         """In the order that the kernel takes them."""
@@ -230,6 +243,20 @@ class DeviceStatistics:
             sampled = None if samples is None else DeviceBands.of(samples, device, windows)
             bars = [*_bar(on_top, torch.inf, units, device), *_bar(on_bottom, -torch.inf, units, device)]
         return cls(device, splits, sums, on_top, on_bottom, sampled, bars)
+
+    def of_units(
+        self, top: TopK | None, bottom: TopK | None, samples: Bands | None, units: slice
+    ) -> DeviceStatistics:
+        """Those of some units, in the same memory; the states: these units of the NumPy ones."""
+        return DeviceStatistics(
+            self.device,
+            self.splits,
+            self.sums.of_units(units),
+            None if self.top is None else self.top.of_units(top, units),
+            None if self.bottom is None else self.bottom.of_units(bottom, units),
+            None if self.samples is None else self.samples.of_units(samples, units),
+            [bar[units] for bar in self.bars],
+        )
 
     @property
     def places(self) -> list[DevicePlaces]:

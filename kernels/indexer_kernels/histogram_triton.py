@@ -94,20 +94,21 @@ def clear(counters):
 
 
 @gluon.jit
-def add_words(at, word, unit, units, mask):
+def add_words(at, word, unit, end, mask):
     """Add the two counters of words to numbers in global memory; at: that of the even unit."""
     even, odd = word & 0xFFFF, (word >> 16) & 0xFFFF
-    even_mask = mask & (unit < units) & (even != 0)
-    odd_mask = mask & (unit + 1 < units) & (odd != 0)
+    even_mask = mask & (unit < end) & (even != 0)
+    odd_mask = mask & (unit + 1 < end) & (odd != 0)
     gl.store(at, gl.load(at, even_mask, other=0) + even, even_mask)
     gl.store(at + 1, gl.load(at + 1, odd_mask, other=0) + odd, odd_mask)
 
 
 @gluon.jit
-def flush(counters, recent, first_unit, units):
+def flush(counters, recent, first_unit, end, units):
     """Add the counters to those in global memory, which belong to this program alone.
 
-    counters: shared int32 [512 * 32]. recent: int32 [390, units]; non-negative rows, then negative ones.
+    counters: shared int32 [512 * 32]. end: behind the last unit that counts. recent: int32 [390, units];
+    non-negative rows, then negative ones.
     """
     gl.barrier()
     unit = first_unit + 2 * gl.arange(0, UNITS // 2, gl.SliceLayout(0, WORDS))
@@ -125,10 +126,10 @@ def flush(counters, recent, first_unit, units):
         place = gl.where(zero, 0, magnitude - FIRST_ROW + 2 + negative)
         # int64: 390 rows of a million units pass 2^31 bytes
         at = recent + place.to(gl.int64)[:, None] * units + unit[None, :]
-        add_words(at, word, unit[None, :], units, (between | zero)[:, None])
+        add_words(at, word, unit[None, :], end, (between | zero)[:, None])
         # one bin has all rows that are smaller, one all that are larger; 16 bits hold either sum
         outside = (magnitude <= INFINITE_ROW) & ((magnitude < FIRST_ROW) | (magnitude >= LARGE_ROW))
         total = gl.sum(gl.where(outside[:, None], word, 0), axis=0)[None, :]
         place = gl.where(gl.to_tensor(part) % (PARTS // 2) == 0, 1, MAGNITUDES) + negative
         at = recent + place.to(gl.int64) * units + unit[None, :] + 0 * warp
-        add_words(at, total, unit[None, :], units, warp == 0)
+        add_words(at, total, unit[None, :], end, warp == 0)

@@ -24,6 +24,7 @@ from indexer_kernels.histogram import Histogram
 from indexer_kernels.keep import Keep
 from indexer_kernels.moments import Moments
 from indexer_kernels.plan import Plan
+from indexer_kernels.routes import Routes
 from indexer_kernels.sequences import Sequences
 from indexer_kernels.topk import TopK
 
@@ -84,51 +85,66 @@ class Statistics:
         samples = kept.pop("samples", None)
         return cls(units, *known, samples=samples, others=kept, **options)
 
-    def update(self, activations: Tensor, sequences: Sequences, up: Tensor | None = None) -> None:
+    def update(
+        self,
+        activations: Tensor,
+        sequences: Sequences,
+        up: Tensor | None = None,
+        routes: Routes | None = None,
+    ) -> None:
         """Take in activations that exist.
 
-        activations: [rows, units] float32, bfloat16 or float16 on the CPU, any row stride, adjacent units.
+        activations: [rows, units] float32, bfloat16 or float16, any row stride, adjacent units, where the
+            kernels take them.
         sequences: what the rows are: tokens, or some of them. up: as activations, what they were multiplied
             by, where that is known; examples hold it at their peaks.
+        routes: where all parts of a PartedStatistics on a GPU come together, what each row is; units are
+            those of a part then.
         Raises KernelInputError where shapes or dtypes disagree.
         Cost: one read of activations; about 0.6 ns an element and core where they are in cache.
         """
-        self._check("activations", activations, sequences)
-        self._check_like("up", up, activations, "activations", sequences)
+        self._check("activations", activations, sequences, routes)
+        self._check_like("up", up, activations, "activations", sequences, routes)
         if self.kernels == "reference":
             self._update_reference(activations, up, sequences)
         elif self.kernels == "triton":
-            self._launch(None, activations, up, activations, sequences)
+            self._launch(None, activations, up, activations, sequences, routes)
         else:
             self._process(0, activations, up, None, sequences)
-        self._update_others(activations, sequences)
-        self.count += sequences.counted_tokens
+        self._update_others(activations, sequences, routes)
+        self._count(sequences, routes)
 
     def activate(
-        self, function: str, gate: Tensor, up: Tensor | None, sequences: Sequences, out: Tensor | None = None
+        self,
+        function: str,
+        gate: Tensor,
+        up: Tensor | None,
+        sequences: Sequences,
+        out: Tensor | None = None,
+        routes: Routes | None = None,
     ) -> Tensor:
         """Write f(gate), or f(gate) * up, to `out` and take it in; all rows are written, padding too.
 
         function: one of activations.FUNCTIONS.
         gate, up, out: [rows, units] of one dtype, any row strides; `out` may be `gate`, and is made where
-        not given. Examples hold `up` at their peaks. Returns out. Raises KernelInputError where shapes or
-        dtypes disagree.
+        not given. Examples hold `up` at their peaks. routes: as of `update`. Returns out. Raises
+        KernelInputError where shapes or dtypes disagree.
         """
         if function not in functions.FUNCTIONS:
             functions.apply(function, gate[:0])
-        self._check("gate", gate, sequences)
+        self._check("gate", gate, sequences, routes)
         out = torch.empty_like(gate) if out is None else out
-        self._check_like("up", up, gate, "gate", sequences)
-        self._check_like("out", out, gate, "gate", sequences)
+        self._check_like("up", up, gate, "gate", sequences, routes)
+        self._check_like("out", out, gate, "gate", sequences, routes)
         if self.kernels == "reference":
             out.copy_(functions.activate(function, gate, up))
             self._update_reference(out, up, sequences)
         elif self.kernels == "triton":
-            self._launch(function, gate, up, out, sequences)
+            self._launch(function, gate, up, out, sequences, routes)
         else:
             self._process(1 + functions.FUNCTIONS.index(function), gate, up, out, sequences)
-        self._update_others(out, sequences)
-        self.count += sequences.counted_tokens
+        self._update_others(out, sequences, routes)
+        self._count(sequences, routes)
         return out
 
     def to_device(self, device: torch.device, windows: Windows = "device") -> None:
@@ -195,18 +211,22 @@ class Statistics:
         if self.histogram:
             self.histogram.settle()
 
-    def _check(self, name: str, matrix: Tensor, sequences: Sequences) -> None:
-        if matrix.ndim != 2 or tuple(matrix.shape) != (sequences.matrix_rows, self.units):
+    def _shape(self, sequences: Sequences, routes: Routes | None) -> tuple[int, int]:
+        """Rows and units of what is taken in."""
+        if routes is not None:
+            raise KernelInputError("units that are not in parts meet all tokens, and take no routes")
+        return sequences.matrix_rows, self.units
+
+    def _check(self, name: str, matrix: Tensor, sequences: Sequences, routes: Routes | None) -> None:
+        shape = self._shape(sequences, routes)
+        if tuple(matrix.shape) != shape:
             raise KernelInputError(
-                f"{name} has shape {tuple(matrix.shape)}; the batch and the layer take "
-                f"({sequences.matrix_rows}, {self.units}): tokens, units"
+                f"{name} has shape {tuple(matrix.shape)}; the batch and the layer take {shape}: tokens, units"
             )
         if matrix.dtype not in DTYPES:
             raise KernelInputError(f"{name} is {matrix.dtype}; kernels take float32, bfloat16 or float16")
         if self.kernels == "triton" and sequences.at is not None:
-            raise KernelInputError(
-                f"{name} has rows of some tokens; kernels 'triton' take a row for every token"
-            )
+            raise KernelInputError(f"{name} has rows of some tokens; kernels 'triton' take routes for them")
         expected = device_type(self.kernels)
         if expected is not None and matrix.device.type != expected:
             raise KernelInputError(
@@ -218,11 +238,17 @@ class Statistics:
             )
 
     def _check_like(
-        self, name: str, matrix: Tensor | None, other: Tensor, other_name: str, sequences: Sequences
+        self,
+        name: str,
+        matrix: Tensor | None,
+        other: Tensor,
+        other_name: str,
+        sequences: Sequences,
+        routes: Routes | None,
     ) -> None:
         if matrix is None:
             return
-        self._check(name, matrix, sequences)
+        self._check(name, matrix, sequences, routes)
         if matrix.dtype != other.dtype:
             raise KernelInputError(
                 f"{name} is {matrix.dtype} but {other_name} is {other.dtype}; they take one dtype"
@@ -239,19 +265,29 @@ class Statistics:
             if places is not None:
                 places.update(values, sequences, factor)
 
-    def _update_others(self, activations: Tensor, sequences: Sequences) -> None:
+    def _count(self, sequences: Sequences, routes: Routes | None) -> None:
+        """Note how many tokens are taken in."""
+        self.count += sequences.counted_tokens
+
+    def _update_others(self, activations: Tensor, sequences: Sequences, routes: Routes | None) -> None:
         if self.others:
             values = _spread(activations, sequences)
             for state in self.others.values():
                 state.update(values, sequences.spread())
 
     def _launch(
-        self, function: str | None, gate: Tensor, up: Tensor | None, out: Tensor, sequences: Sequences
-    ) -> None:
+        self,
+        function: str | None,
+        gate: Tensor,
+        up: Tensor | None,
+        out: Tensor,
+        sequences: Sequences,
+        routes: Routes | None,
+    ) -> Plan:
         from indexer_kernels import ops
 
         self.to_device(gate.device, self._windows)
-        state, plan = self._on_device, Plan.of(sequences, gate.device)
+        state, plan = self._on_device, Plan.of(sequences, gate.device, routes)
         assert state is not None
         if state.sums.tokens + sequences.tokens > MOST_RECENT:
             state.settle(self.histogram, self.moments)
@@ -267,6 +303,7 @@ class Statistics:
             ops.update(gate, up, *arguments)
         else:
             ops.activate(function, None if gate is out else gate, up, out, *arguments)
+        return plan
 
     def _process(
         self, function: int, gate: Tensor, up: Tensor | None, out: Tensor | None, sequences: Sequences

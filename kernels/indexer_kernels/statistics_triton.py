@@ -172,7 +172,7 @@ def add_to_unit(state, addend, mask):
 
 
 @gluon.jit
-def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, sums, units):
+def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, end, sums, units):
     """Add a group's sums to the integers; a thread takes one unit and power, block after block.
 
     partial: shared float32 [32, 64], scratch. sums: int64 [4, 17, units].
@@ -188,29 +188,41 @@ def add_sums(partial, sum1, sum2, sum3, sum4, warp, first_unit, sums, units):
     unit = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, SUMS))
     limbs = sums + (power * LIMBS * units)[:, None] + unit[None, :]
     for number in gl.static_range(WARPS):
-        add_exactly(limbs, partial.slice(number * POWERS, POWERS).load(SUMS), units, (unit < units)[None, :])
+        add_exactly(limbs, partial.slice(number * POWERS, POWERS).load(SUMS), units, (unit < end)[None, :])
 
 
 @gluon.jit
 def gather(
-    gate, up, out, gate_stride: gl.constexpr, up_stride: gl.constexpr, out_stride: gl.constexpr, units,
+    gate, up, out, gate_stride: gl.constexpr, up_stride: gl.constexpr, out_stride: gl.constexpr, units, width,
     counted, block_row, block_span, block_document, group_run, groups,
     recent, sums, nan, inf, minimum, maximum, met, block_maximum, block_minimum,
     top_bar, top_document, bottom_bar, bottom_document, top_hits, bottom_hits,
-    FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr,
+    FUNCTION: gl.constexpr, GATED: gl.constexpr, WHOLE: gl.constexpr, ROUTED: gl.constexpr,
 ):  # fmt: skip
     """Take the blocks of a split into the states of 64 units; arguments as `launch` hands them.
 
-    Axes of the grid: 64 units, split. WHOLE: units are a multiple of 64, so that none needs a mask.
+    Axes of the grid: 64 units, split. WHOLE: units of a part are a multiple of 64, so that none needs a mask.
+    ROUTED: there are several parts; each has its own rows, and its own table of blocks.
     """
     DTYPE: gl.constexpr = gate.dtype.element_ty
     counters = gl.allocate_shared_memory(gl.int32, [ROWS * UNITS // 2], FLAT)
     partial = gl.allocate_shared_memory(gl.float32, [POWERS * WARPS, UNITS], ROW_BY_ROW)
-    first_unit = gl.program_id(0) * UNITS
     split = gl.program_id(1).to(gl.int64)
+    first_unit = gl.program_id(0) * UNITS
+    end, columns = width, width
+    if ROUTED:
+        tiles = (width + UNITS - 1) // UNITS
+        part = gl.program_id(0) // tiles
+        first_unit -= part * (tiles * UNITS - width)
+        end, columns = (part + 1) * width, units
+        # a unit's number is not its column here
+        gate, up, out = gate - part * width, up - part * width, out - part * width
+        table = part.to(gl.int64) * groups
+        block_row, block_span = block_row + table * WARPS, block_span + table * WARPS
+        block_document, group_run = block_document + table * WARPS, group_run + table
     unit = first_unit + gl.arange(0, UNITS, gl.SliceLayout(0, VALUES))
     warp = gl.arange(0, WARPS, gl.SliceLayout(1, VALUES))
-    real = unit < units
+    real = unit < end
     inside = real[None, :]
     top_value = gl.load(top_bar + unit, real, other=float("inf"))[None, :]
     top_last = gl.load(top_document + unit, real, other=-1)[None, :]
@@ -269,7 +281,7 @@ def gather(
                 # every program writes the same
                 gl.store(met, 1, gl.max(gl.max(nans + infs, axis=1), axis=0) > 0)
 
-            at = block.to(gl.int64)[:, None] * units + unit[None, :]
+            at = block.to(gl.int64)[:, None] * columns + unit[None, :]
             gl.store(block_maximum + at, high, inside)
             gl.store(block_minimum + at, low, inside)
             highest, lowest = gl.maximum(highest, high), gl.minimum(lowest, low)
@@ -286,10 +298,11 @@ def gather(
                 sum4,
                 warp,
                 first_unit,
+                end,
                 sums + split * POWERS * LIMBS * units,
                 units,
             )
-        flush(counters, recent + split * RECENT_ROWS * units, first_unit, units)
+        flush(counters, recent + split * RECENT_ROWS * units, first_unit, end, units)
 
     unit_at = split * units + unit
     # + 0.0 turns -0.0 into 0.0
@@ -297,8 +310,9 @@ def gather(
     lowest_yet = gl.minimum(gl.load(minimum + unit_at, real, other=0.0), gl.min(lowest, axis=0))
     gl.store(maximum + unit_at, highest_yet + 0.0, real)
     gl.store(minimum + unit_at, lowest_yet + 0.0, real)
-    gl.store(top_hits + unit_at, gl.max(top_hit, axis=0), real)
-    gl.store(bottom_hits + unit_at, gl.max(bottom_hit, axis=0), real)
+    hit_at = split * columns + unit
+    gl.store(top_hits + hit_at, gl.max(top_hit, axis=0), real)
+    gl.store(bottom_hits + hit_at, gl.max(bottom_hit, axis=0), real)
 
 
 def launch(
@@ -310,9 +324,10 @@ def launch(
 
     function: a name in activations.FUNCTIONS, or "plain" where `out` holds the activations already; `up` is
         for the examples alone then.
-    gate, up, out: [tokens, units] of one dtype, any row strides. arrays: the tensors of a Plan.
+    gate, up, out: [rows, units of a part] of one dtype, any row strides. arrays: the tensors of a Plan.
     bars: DeviceStatistics.bars; sums, top, bottom, samples: the tensors of these states, empty lists for what
-        is not kept. window: tokens before and after a peak. by: what competes for the ends.
+        is not kept; they may be those of some units among more. window: tokens before and after a peak.
+        by: what competes for the ends.
     """
     with torch.cuda.device_of(gate):
         _launch(function, gate, up, out, Plan(*arrays), bars, sums, top, bottom, samples, window, by)
@@ -324,21 +339,21 @@ def _launch(
     samples: Sequence[Tensor], window: Sequence[int], by: str,
 ) -> None:  # fmt: skip
     """`launch` on the present device."""
-    units = gate.shape[1]
     if function != "plain":
         activate_other_rows(function, gate, up, out, plan)
     if not plan.blocks:
         return
-    splits = sums[0].shape[0]
+    width, recent = gate.shape[1], sums[0]
+    splits, _, units = recent.shape
     extremes = torch.empty(2, plan.blocks, units, device=gate.device)
     hits = torch.empty(2, splits, units, dtype=torch.int32, device=gate.device)
     gated = up is not None and function != "plain"
     factor = up if up is not None and gated else gate
-    gather[(-(-units // UNITS.value), splits)](
-        gate, factor, out, gate.stride(0), factor.stride(0), out.stride(0), units,
+    gather[(plan.parts * -(-width // UNITS.value), splits)](
+        gate, factor, out, gate.stride(0), factor.stride(0), out.stride(0), recent.stride(1), width,
         plan.counted, plan.block_row, plan.block_span, plan.block_document, plan.group_run,
         plan.groups, *sums, *extremes, *bars, *hits,
-        FUNCTION=function, GATED=gated, WHOLE=units % UNITS.value == 0,
+        FUNCTION=function, GATED=gated, WHOLE=width % UNITS.value == 0, ROUTED=plan.routed,
         num_warps=WARPS.value, enable_fp_fusion=False,
     )  # fmt: skip
     for end, places in enumerate((top, bottom)):

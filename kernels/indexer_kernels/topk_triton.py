@@ -26,8 +26,8 @@ PASSAGE_TOKENS = tl.constexpr(HOST_PASSAGE_TOKENS)
 FIRST, SECOND = tl.constexpr(int(hashes.FIRST)), tl.constexpr(int(hashes.SECOND))
 GOLDEN = tl.constexpr(int(hashes.GOLDEN))
 LOWEST = tl.constexpr(-(2**63))
-# of a thread, at most, where places are distinct or sampled: left to itself the compiler aims at 64 to 80 for
-# some GPUs, and spills
+# of a thread, at most, for all but the plainest forms: left to itself the compiler aims at 64 to 80 for some
+# GPUs, and spills
 REGISTERS = 128
 COMPETITORS = {"document": 1, "sequence": 2, "token": 3}
 
@@ -91,13 +91,22 @@ def passage_hash(token_ids, position, before):
 
 
 @triton.jit
+def position_of(row, start, token_of, ROUTED: tl.constexpr):
+    """The position of a row of a sequence that begins at token `start`."""
+    if ROUTED:
+        return tl.load(token_of + row) - start
+    else:
+        return row - start
+
+
+@triton.jit
 def copy_window(
-    values, stride, up, up_stride, token_ids, start, length, position, before, after, place, width,
-    place_up, window_tokens, window_values, GATED: tl.constexpr, WINDOW: tl.constexpr,
+    values, stride, up, up_stride, token_ids, row_of, start, length, position, before, after, place, width,
+    place_up, window_tokens, window_values, GATED: tl.constexpr, WINDOW: tl.constexpr, ROUTED: tl.constexpr,
 ):  # fmt: skip
     """Tokens and activations around a peak, and `up` at it, to a place; returns where they begin, how many.
 
-    values, up: pointers to one unit's first row.
+    values, up: pointers to one unit's first row. row_of: where ROUTED, to its part's row of the first token.
     """
     first = tl.maximum(position - before, 0)
     last = tl.minimum(position + after, length - 1)
@@ -105,34 +114,52 @@ def copy_window(
     row = start + first + offset
     mask = offset <= last - first
     tl.store(window_tokens + place * width + offset, tl.load(token_ids + row, mask, other=0), mask)
-    value = tl.load(values + row * stride, mask, other=0.0).to(tl.float32)
+    there = mask
+    if ROUTED:
+        row = tl.load(row_of + row, mask, other=-1).to(tl.int64)
+        there = mask & (row >= 0)
+    value = tl.load(values + row * stride, there, other=0.0).to(tl.float32)
     tl.store(window_values + place * width + offset, value + 0.0, mask)
     factor = float("nan")
     if GATED:
-        factor = tl.load(up + (start + position) * up_stride).to(tl.float32) + 0.0
+        peak_row = start + position
+        if ROUTED:
+            peak_row = tl.load(row_of + peak_row).to(tl.int64)
+        factor = tl.load(up + peak_row * up_stride).to(tl.float32) + 0.0
     tl.store(place_up + place, factor)
     return first.to(tl.int32), (last + 1 - first).to(tl.int32)
 
 
 @triton.jit
 def compete(
-    values, stride, up, up_stride, units, counted, token_ids, block_row, block_span, block_sequence, blocks,
+    values, stride, up, up_stride, units, width, tokens, counted, token_ids, token_of, row_of,
+    block_row, block_span, block_sequence, blocks,
     start, length, document, ordinal, extremes, hits, splits,
     threshold, threshold_document, worst, filled, place_passage,
     place_value, place_up, place_document, place_sequence, place_position,
     window_start, window_length, window_tokens, window_values, k, before, after,
     GATED: tl.constexpr, SIGN: tl.constexpr, IDENTITY: tl.constexpr, DISTINCT: tl.constexpr,
     PLACES: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr,
+    ROUTED: tl.constexpr,
 ):  # fmt: skip
     """Let a unit's blocks compete for its k places. SIGN: 1 for the largest values, -1 for the smallest.
 
     IDENTITY: who holds at most one place: 1 a document, 2 a sequence, 3 a token.
     DISTINCT: a passage does, instead.
+    ROUTED: units come in parts of `width`, each with its own rows, table of blocks, and `row_of` all tokens.
     """
     unit = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     hit = tl.max(tl.load(hits + split.to(tl.int64) * units + unit, split < splits, other=0), axis=0)
     if hit != 0:
+        column = unit
+        if ROUTED:
+            part = unit // width
+            column = unit - part * width
+            row_of += part * tokens
+            block_row += part * blocks
+            block_span += part * blocks
+            block_sequence += part * blocks
         place = tl.arange(0, PLACES)
         at = unit * k + place
         taken = tl.load(filled + unit)
@@ -162,7 +189,7 @@ def compete(
                 own_document, own_ordinal = tl.load(document + sequence), tl.load(ordinal + sequence)
                 inside = token < tl.load(block_span + number)
                 inside &= tl.load(counted + first_row + token, inside, other=0) != 0
-                value = tl.load(values + (first_row + token) * stride + unit, inside, other=0.0).to(
+                value = tl.load(values + (first_row + token) * stride + column, inside, other=0.0).to(
                     tl.float32
                 )
                 inside &= (value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000
@@ -182,7 +209,7 @@ def compete(
                         tl.where(inside & (SIGN * value == best), token, BLOCK_TOKENS), axis=0
                     )
                     inside &= token != peak_token
-                    position = first_row + peak_token - own_start
+                    position = position_of(first_row + peak_token, own_start, token_of, ROUTED)
                     if DISTINCT:
                         own_passage = passage_hash(token_ids + own_start, position, before)
                         same = held & (tl.load(place_passage + at, held, other=0) == own_passage)
@@ -213,9 +240,10 @@ def compete(
                         if DISTINCT:
                             tl.store(place_passage + at, own_passage, wins)
                         first, size = copy_window(
-                            values + unit, stride, up + unit, up_stride, token_ids,
+                            values + column, stride, up + column, up_stride, token_ids, row_of,
                             own_start, own_length, position, before, after, unit * k + won,
-                            before + 1 + after, place_up, window_tokens, window_values, GATED, WINDOW,
+                            before + 1 + after, place_up, window_tokens, window_values,
+                            GATED, WINDOW, ROUTED,
                         )  # fmt: skip
                         tl.store(window_start + unit * k + won, first)
                         tl.store(window_length + unit * k + won, size)
@@ -242,20 +270,22 @@ def launch(
 ) -> None:  # fmt: skip
     """Bring one end's places up to date with a batch.
 
-    values, up: [tokens, units], the activations and their factor. extremes: float32 [blocks, units]; hits:
-    int32 [splits, units].
+    values, up: [rows, units of a part], the activations and their factor. extremes: float32 [blocks, units];
+    hits: int32 [splits, units].
     places: DeviceTopK.tensors(). window: tokens before and after the peak.
     """
-    units = values.shape[1]
+    units = hits.shape[1]
     k, distinct = places[5].shape[1], places[4].shape[1] > 0
     factor = values if up is None else up
     compete[(units,)](
-        values, values.stride(0), factor, factor.stride(0), units, plan.counted, plan.token_ids,
+        values, values.stride(0), factor, factor.stride(0), units, values.shape[1], len(plan.token_ids),
+        plan.counted, plan.token_ids, plan.token, plan.row,
         plan.block_row, plan.block_span, plan.block_sequence, plan.blocks,
         plan.start, plan.length, plan.document, plan.ordinal, extremes, hits, hits.shape[0],
         *places, k, *window,
         GATED=up is not None, SIGN=1 if largest else -1, IDENTITY=COMPETITORS[by],
         DISTINCT=distinct, PLACES=triton.next_power_of_2(k),
         WINDOW=triton.next_power_of_2(sum(window) + 1), SPLITS=triton.next_power_of_2(hits.shape[0]),
-        BLOCKS=64, num_warps=1, maxnreg=REGISTERS if distinct else None, enable_fp_fusion=False,
+        BLOCKS=64, ROUTED=plan.routed, num_warps=1,
+        maxnreg=REGISTERS if distinct or plan.routed or by == "token" else None, enable_fp_fusion=False,
     )  # fmt: skip
