@@ -1,4 +1,5 @@
-"""Peak memory of a whole build, over a corpus and over one ten times as large, each in a fresh process.
+"""Peak memory of a whole build, over a corpus and over one ten times as large, each in a fresh process; and
+what the build said that it would take, before it began.
 
 What is run is the command itself, `neuron-indexer build`, with the packaged MiniLM and everything on. The
 indexes are verified, every law of their content included.
@@ -50,6 +51,7 @@ class Run:
     """What one build took and made."""
 
     peak_bytes: int
+    said_bytes: int
     seconds: float
     tokens: int
 
@@ -91,11 +93,12 @@ def _built(corpus: Corpus, output: Path, options: Options) -> Run:
         taken = measured(command)
     except ChildError as error:
         raise WrongResultError(f"the build of {corpus.tokens:,} tokens failed: {error}") from error
-    return Run(taken.peak_bytes, taken.seconds, _verified(corpus, output))
+    tokens, said = _verified(corpus, output)
+    return Run(taken.peak_bytes, said, taken.seconds, tokens)
 
 
-def _verified(corpus: Corpus, output: Path) -> int:
-    """Counted tokens of an index that holds what it should; raises WrongResultError."""
+def _verified(corpus: Corpus, output: Path) -> tuple[int, int]:
+    """Counted tokens and the memory that was said, of a right index; raises WrongResultError for another."""
     try:
         with open_index(output) as index:
             index.verify(full=True)
@@ -106,7 +109,7 @@ def _verified(corpus: Corpus, output: Path) -> int:
     # a last sequence that would pass the bound is left out whole
     if not corpus.tokens - context < tokens <= corpus.tokens:
         raise WrongResultError(f"the index has {tokens:,} counted tokens, asked for were {corpus.tokens:,}")
-    return tokens
+    return tokens, int(totals["peak_memory_planned_bytes"])
 
 
 def _report(options: Options, runs: dict[str, list[Run]]) -> Report:
@@ -118,6 +121,8 @@ def _report(options: Options, runs: dict[str, list[Run]]) -> Report:
     results: dict[str, Any] = {
         size: {
             "peak_bytes": spread(each(found, lambda one: one.peak_bytes)),
+            "said_bytes": spread(each(found, lambda one: one.said_bytes)),
+            "said_of_peak": spread(each(found, lambda one: one.said_bytes / one.peak_bytes)),
             "seconds": spread(each(found, lambda one: one.seconds)),
             "tokens": found[0].tokens,
         }
@@ -130,12 +135,17 @@ def _report(options: Options, runs: dict[str, list[Run]]) -> Report:
             size,
             f"{found[0].tokens:,}",
             *(f"{results[size]['peak_bytes'][field] / 1e6:,.0f}" for field in ("median", "min", "max")),
+            f"{results[size]['said_bytes']['median'] / 1e6:,.0f}",
+            " to ".join(f"{results[size]['said_of_peak'][field]:.3f}" for field in ("min", "max")),
             f"{results[size]['seconds']['median']:.1f}",
             shown_ratio(results["ratio"]) if found is large else "",
         )
         for size, found in runs.items()
     ]
-    columns = ("corpus", "tokens", "peak MB", "lowest", "highest", "seconds", "x the smaller")
+    columns = (
+        *("corpus", "tokens", "peak MB", "lowest", "highest", "said MB", "of peak"),
+        *("seconds", "x the smaller"),
+    )
     table = Table("Peak memory of a whole build, the packaged MiniLM", columns, rows)
     checks = ["every index was verified in full: files, digests, schemas, and the laws of its content"]
     return Report(settings_of(options), checks, results, [table])

@@ -106,6 +106,34 @@ def test_an_adapter_belongs_to_what_an_index_was_made_of(folders: Path, tmp_path
     assert indexer.open_index(index).manifest.totals["documents"] == 80
 
 
+@pytest.mark.slow
+def test_workers_and_shards_merge_the_same_adapter(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders)
+    options = {"numerics": "reproducible", "piece_bytes": 300, "device": "cpu"}
+    whole = built(folders, "model", tmp_path / "whole", adapter="adapter", **options)
+    # the path as it is given, from the folder that one is in
+    several = indexer.build(
+        model="model", corpus=["a.jsonl"], output=tmp_path / "workers", adapter="adapter", workers=2,
+        sites="mlp,attn", top=3, bottom=2, context=16, panel=4, **options,
+    )  # fmt: skip
+    shards = [
+        built(folders, "model", tmp_path / f"{number}", shard=(number, 2), adapter="adapter", **options)
+        for number in range(2)
+    ]
+    merged = merge_indexes(shards, tmp_path / "merged")
+    found, expected = tables(Path(several)), tables(whole)
+    # of which the names of sources are as they were given
+    assert found.pop("documents") != expected["documents"]
+    assert found == {name: rows for name, rows in expected.items() if name != "documents"}
+    assert tables(merged) == expected
+    for index in (Path(several), merged):
+        described = indexer.open_index(index).manifest
+        assert described.model["adapter_digest"] == indexer.open_index(whole).manifest.model["adapter_digest"]
+        assert described.configuration["adapter"].endswith("adapter")
+
+
 @pytest.mark.parametrize(
     "config",
     [

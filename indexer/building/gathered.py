@@ -11,6 +11,7 @@ import torch
 from indexer_kernels import KernelInputError
 
 from indexer.building.documents import Documents
+from indexer.building.memory import MainMemory, resident_bytes
 from indexer.building.nonfinite import NonFinite
 from indexer.building.panel import Chosen
 from indexer.building.plan import Plan
@@ -48,10 +49,15 @@ class Gathered:
     token_counts: int64 [vocabulary], how often each token was counted. course: how far the build is.
     batch_tokens: of a batch; those of the first process, whatever memory is free now.
     tokens_before: counted tokens that earlier processes took in.
+    loaded: the main memory that the process had before the states were made. memory: what it will have, on
+        the CPU alone, once that was measured.
     """
+
+    memory: MainMemory | None = None
 
     def __init__(self, plan: Plan, begin: float) -> None:
         """Nothing yet; begin: when this process began, as perf_counter tells it."""
+        self.loaded = resident_bytes()
         self.token_counts = np.zeros(len(plan.vocabulary), np.int64)
         self.states = States(plan.probes, kernels=plan.kernels, threads=plan.threads)
         names = {panel_of(probe.key.site, plan.targets) for probe in plan.probes}

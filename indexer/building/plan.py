@@ -111,9 +111,15 @@ class Plan:
         facts = {str(probe.key): probe.provenance.get("digest") for probe in self.probes}
         return {key: digest for key, digest in facts.items() if digest is not None}
 
-    def runner(self, take: TakeAll) -> Runner:
-        """A runner of the model as this build runs it."""
-        return _runner(self.config, self.loaded, self.probes, take)
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest array that a forward pass makes again and again, about."""
+        widest = max(probe.units for probe in self.probes)
+        return self.memory.batch_tokens * widest * self.loaded.dtype.itemsize
+
+    def runner(self, take: TakeAll, probes: Sequence[Probe] | None = None) -> Runner:
+        """A runner of the model as this build runs it; probes: some of those that it indexes, all without."""
+        return _runner(self.config, self.loaded, self.probes if probes is None else probes, take)
 
 
 def threads_of(config: BuildConfig) -> int:

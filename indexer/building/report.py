@@ -14,6 +14,7 @@ from indexer_kernels.dispatch import describe
 from indexer.building.folder import WorkFolder
 from indexer.building.gathered import Gathered
 from indexer.building.identity import tokenizer_digest
+from indexer.building.memory import planned_memory
 from indexer.building.nonfinite import NonFinite
 from indexer.building.plan import Plan
 from indexer.building.progress import peak_memory
@@ -40,7 +41,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "pyarrow
 
 
 def beginning(plan: Plan, gathered: Gathered) -> Iterator[str]:
-    """Lines before the work begins: what is indexed, and on a GPU what its memory is for."""
+    """Lines before the work begins: what is indexed, and what memory is for, which on the CPU is measured."""
     units = sum(probe.units for probe in plan.probes)
     fused = sum(probe.fused for probe in plan.probes)
     where = ", ".join(f"{site} of layers {layers}" for site, layers in by_site(plan.keys).items())
@@ -65,6 +66,9 @@ def beginning(plan: Plan, gathered: Gathered) -> Iterator[str]:
         yield f"batches {TOGETHER[plan.batching.together]}: {plan.batching.reason}"
     if plan.memory.gpus:
         yield plan.memory.line()
+    else:
+        gathered.memory = planned_memory(plan, gathered.loaded)
+        yield gathered.memory.line()
 
 
 def cost(output: Path, without_column: str | None) -> Iterator[str]:
@@ -94,6 +98,8 @@ def cost(output: Path, without_column: str | None) -> Iterator[str]:
             f"activation functions with statistics took {totals['kernel_seconds'] / model:.1%} of the "
             f"model's time, it waited for text {waited}, {padded}"
         )
+    if totals.get("peak_memory_planned_bytes"):
+        memory += f" of {in_bytes(totals['peak_memory_planned_bytes'])} expected"
     yield f"{output}: {in_bytes(size)}; {memory}"
     if totals.get("pairs_cut_off"):
         yield f"pairs of texts cut off at --context, of one or both: {totals['pairs_cut_off']:,}"
@@ -207,5 +213,6 @@ def _totals(plan: Plan, gathered: Gathered, batches: Batches) -> dict[str, Any]:
         "waited_seconds": round(clock.waited, 3),
         "panel_seconds": round(clock.panel, 3),
         "peak_memory_bytes": peak_memory(),
+        "peak_memory_planned_bytes": None if gathered.memory is None else gathered.memory.whole,
         "peak_gpu_memory_bytes": _peak_gpu_memory() if _on_gpu(plan) else None,
     }

@@ -129,9 +129,8 @@ class _Pass:
         """
         gathered, clock = self.gathered, self.gathered.clock
         self.progress.start(gathered.course.share, gathered.count)
-        widest = max(probe.units for probe in self.plan.probes) * self.plan.loaded.dtype.itemsize
         with ExitStack() as stack:
-            stack.enter_context(freed_memory_kept(gathered.batch_tokens * widest))
+            stack.enter_context(freed_memory_kept(self.plan.largest_block))
             batches = stack.enter_context(self._batches(start))
             runner = stack.enter_context(self.plan.runner(gathered.states.take))
             model_before, waited_before = clock.model, clock.waited

@@ -116,12 +116,11 @@ def _rounds(
     loaded: LoadedModel, probes: Sequence[Probe], every: Sequence[Probe], context: int
 ) -> Iterator[_Round]:
     """All layers are asked one question, the first ones more, and they alone about long sequences."""
-    config = _config(loaded)
-    first, longest = _first_layers(every, config), min(LONG, context)
+    first, longest = first_layers(every, loaded), min(LONG, context)
     lengths = min(SHORT, max(1, longest // 2)), longest
     yield _Round(probes, lengths, again=False)
     yield _Round(first, lengths, content=True)
-    for limit in sorted(limit for limit in _limits(config) if SHORT <= limit < context):
+    for limit in sorted(limit for limit in _limits(_config(loaded)) if SHORT <= limit < context):
         reach = min(limit + BEYOND, context)
         yield _Round(first, sorted({SHORT, max(SHORT, reach - BEYOND + LESS_BEYOND), reach}), limit)
 
@@ -150,9 +149,9 @@ def _limits(config: Mapping[str, Any]) -> set[int]:
     return found
 
 
-def _first_layers(probes: Sequence[Probe], config: Mapping[str, Any]) -> list[Probe]:
+def first_layers(probes: Sequence[Probe], loaded: LoadedModel) -> list[Probe]:
     """Those of the first layers, as many as it takes to have one of each kind."""
-    kinds = list(config.get("layer_types") or ())
+    kinds = list(_config(loaded).get("layer_types") or ())
     last = max([FIRST_LAYERS - 1, *(kinds.index(kind) for kind in set(kinds))])
     return [probe for probe in probes if probe.key.layer <= last] or list(probes[:1])
 

@@ -36,7 +36,7 @@ def forward_bytes(loaded: LoadedModel, probes: Sequence[Probe], context: int) ->
     Raises IndexerError where the small batch, of 1,024 tokens or one sequence, does not fit.
     Cost: two forward passes over it.
     """
-    batch = _Batch.of(-(-SMALL_BATCH_TOKENS // context), context, embedding_rows(loaded.model))
+    batch = FullBatch.of(-(-SMALL_BATCH_TOKENS // context), context, embedding_rows(loaded.model))
     tokens = batch.token_ids.size
     extremes = EXTREMES_BYTES * max(probe.units for probe in probes) // SHORT_BLOCK_TOKENS
     peaks = dict.fromkeys((weight.device for weight in loaded.model.parameters()), 0)
@@ -66,7 +66,7 @@ def peak_bytes(peaks: dict[torch.device, int]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class FullBatch:
     """A batch of sequences of one length; see models.Batch."""
 
     token_ids: NDArray[np.int64]
@@ -75,7 +75,7 @@ class _Batch:
     target: None = None
 
     @classmethod
-    def of(cls, rows: int, width: int, vocabulary: int) -> _Batch:
+    def of(cls, rows: int, width: int, vocabulary: int) -> FullBatch:
         length = np.full(rows, width)
         # with padding, for which some models need a mask
         length[-1] -= 1
