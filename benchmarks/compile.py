@@ -33,7 +33,7 @@ BLOCKS = 2
 # Instructions per element of the loop without masks that no variant for sm_80 may pass, how many more gated
 # ones have, and how many fewer those for later ones. float32 has no budget: its functions are longer.
 # Gated, GELU in bfloat16 has a longer form, which is zero where torch's is.
-# Rows of parts have one address more to advance, which shows where there is little else to do.
+# Rows of parts have an address more to advance.
 BUDGET = {
     "bfloat16": {"plain": 12, "relu": 13, "relu2": 13.5, "silu": 19, "gelu_tanh": 21.04, "gelu": 21.5},
     "float16": {"plain": 11.9, "relu": 12.7, "relu2": 13.1, "silu": 18.7, "gelu_tanh": 24.7, "gelu": 26.7},
@@ -41,7 +41,7 @@ BUDGET = {
 GATED_BUDGET = 1.1
 LONGER_GATED = {("bfloat16", "gelu_tanh"): 4, ("bfloat16", "gelu"): 5.53}
 LATER_BUDGET = -0.5
-ROUTED_PLAIN_BUDGET = 0.2
+ROUTED_BUDGET = 0.2
 # Two blocks of 256 threads share 65,536.
 MOST_REGISTERS = 65_536 // (BLOCKS * 256)
 TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -107,7 +107,7 @@ class Variant:
         function = self.constants["FUNCTION"]
         gated = GATED_BUDGET + LONGER_GATED.get((self.dtype, function), 0)
         more = gated * self.constants["GATED"] + LATER_BUDGET * (self.architecture > 80)
-        more += ROUTED_PLAIN_BUDGET * (function == "plain" and self.constants["ROUTED"])
+        more += ROUTED_BUDGET * self.constants["ROUTED"]
         return round(BUDGET[self.dtype][function] + more, 2)
 
 

@@ -23,6 +23,7 @@ from indexer.building.spotcheck import SpotCheck
 from indexer.building.states import States
 from indexer.models import Runner, adapt
 from indexer.sites import Asked, find
+from indexer.sites.sae.dictionary import _first_of_equal, _spread
 from tests.tiny_batches import TinyBatch, mlps, tiny_batch
 from tests.tiny_models import fresh
 
@@ -141,6 +142,19 @@ def test_a_sequence_that_is_run_again_is_waited_for_later(name: str, no_kernels:
     assert spotcheck.checked == 1
     assert calls.waited == []
     assert operators.waited == []
+
+
+def test_the_largest_of_a_token_are_chosen_without_waiting() -> None:
+    values = torch.randint(0, 4, (20, 30), generator=torch.Generator().manual_seed(0)).float()
+    top, column = values.topk(7, dim=1)
+    with watched() as (calls, operators):
+        column = _first_of_equal(values, top, column)
+        spread = _spread(values.gather(1, column), column + 5, slice(10, 25))
+    assert calls.waited == operators.waited == []
+    wanted = values.sort(dim=1, descending=True, stable=True).indices[:, :7].sort(dim=1).values
+    assert torch.equal(column.sort(dim=1).values, wanted)
+    whole = torch.zeros(20, 40).scatter_(1, wanted + 5, values.gather(1, wanted))
+    assert torch.equal(spread, whole[:, 10:25])
 
 
 @pytest.mark.parametrize("ask", [lambda x: bool((x > 0).any()), lambda x: x.cpu(), lambda x: x[x > 0]])

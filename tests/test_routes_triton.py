@@ -4,6 +4,7 @@ what they are part by part in the reference."""
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from indexer.building.states import States
 from indexer.models import Runner, adapt
+from indexer.names import Key
 from indexer.sites import Asked, find
+from indexer.sites.sae.dictionary import Dictionary, Jump, Relu, TopK
+from indexer.sites.sae.probe import Features
 from tests.kernel_cases import assert_equal, some_activations, some_sequences
 from tests.test_activations import pre_activations
 from tests.tiny_batches import tiny_batch
@@ -24,6 +28,7 @@ from tests.tiny_models import fresh
 pytest.importorskip("triton", reason="the extra gpu is not installed: Triton comes for Linux only")
 pytestmark = pytest.mark.usefixtures("triton_interpreter")
 
+JUMP = Jump(torch.tensor([0.5, -1.0, 0.0, 1.0, 0.1]))
 KEEP = Keep(top=2, bottom=1, window=(4, 2), samples=1)
 
 
@@ -182,6 +187,41 @@ def test_routes_are_for_parts() -> None:
     statistics = Statistics.empty(2, Keep(top=0, bottom=0), kernels="triton")
     with pytest.raises(KernelInputError, match="units that are not in parts meet all tokens"):
         statistics.update(values, sequences, routes=routes)
+
+
+@pytest.mark.parametrize("activation", [Relu(), JUMP, TopK(2)], ids=["relu", "jump", "top-k"])
+def test_features_of_a_model(activation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.sites.sae.probe.BLOCK_UNITS", 2)
+    loaded: Any = adapt(fresh("llama"))
+    weight, bias = torch.randn(5, 33, generator=torch.Generator().manual_seed(0)).split([32, 1], dim=1)
+    dictionary = Dictionary(
+        files=(Path("made"),), form="made", point="", layer=None, weight=weight.contiguous(),
+        bias=bias.flatten(), activation=activation,
+    )  # fmt: skip
+    probe = Features(
+        key=Key("sae.made", 0), units=5, keep=Keep(top=1, bottom=0, window=(2, 1), samples=1), place="made",
+        module=loaded.model.layers[0], returned=True, dictionary=dictionary,
+    )  # fmt: skip
+    both = [States([probe], kernels=kernels, threads=1) for kernels in ("triton", "reference")]
+    for states in both:
+        with Runner(loaded, [probe], states.take) as runner:
+            states.run(runner, tiny_batch(7, 4, 5))
+            states.finish()
+    ours, theirs = (states.statistics[probe.key] for states in both)
+    assert_same(ours, theirs)  # type: ignore[arg-type]
+    assert ours.counts.tolist() == [16] * 5
+
+
+def test_a_dictionary_goes_to_a_device_as_a_whole() -> None:
+    weight, bias = torch.ones(5, 3), torch.ones(5)
+    dictionary = Dictionary(
+        files=(), form="", point="", layer=0, weight=weight, bias=bias, activation=JUMP, subtracted=bias[:3],
+        scale=bias,
+    ).on(torch.device("meta"))  # fmt: skip
+    moved = dictionary, dictionary.activation
+    tensors = [value for state in moved for value in vars(state).values() if isinstance(value, Tensor)]
+    assert len(tensors) == 5
+    assert all(tensor.is_meta for tensor in tensors)
 
 
 def test_experts_of_a_model() -> None:

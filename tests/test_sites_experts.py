@@ -393,10 +393,10 @@ def test_laws_of_the_counts(change: Callable[[NDArray[np.int64]], None], said: s
     laws = LayerLaws.__new__(LayerLaws)
     laws.where = "experts.1"
     laws.integers = lambda name: count  # type: ignore[method-assign]
-    laws.check_token_counts(np.array([130, 100]), experts)
+    laws.check_token_counts(np.array([130, 100]), experts, 0)
     change(count)
     with pytest.raises(IndexerError, match=said):
-        laws.check_token_counts(np.array([130, 100]), experts)
+        laws.check_token_counts(np.array([130, 100]), experts, 0)
 
 
 class Twice(nn.Module):

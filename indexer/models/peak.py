@@ -38,7 +38,7 @@ def forward_bytes(loaded: LoadedModel, probes: Sequence[Probe], context: int) ->
     """
     batch = FullBatch.of(-(-SMALL_BATCH_TOKENS // context), context, embedding_rows(loaded.model))
     tokens = batch.token_ids.size
-    extremes = EXTREMES_BYTES * max(probe.units for probe in probes) // SHORT_BLOCK_TOKENS
+    extremes = EXTREMES_BYTES * max(map(_units_together, probes)) // SHORT_BLOCK_TOKENS
     peaks = dict.fromkeys((weight.device for weight in loaded.model.parameters()), 0)
     # what libraries take once is there with the second
     for _ in range(2):
@@ -51,6 +51,11 @@ def forward_bytes(loaded: LoadedModel, probes: Sequence[Probe], context: int) ->
                 "beside the weights; use a shorter --context, --dtype bfloat16, or --device cpu"
             )
     return {device: -(-peak // tokens) + extremes for device, peak in peaks.items()}
+
+
+def _units_together(probe: Probe) -> int:
+    """Units whose statistics are taken by one kernel."""
+    return probe.units if probe.experts or probe.width is None else min(probe.units, probe.width)
 
 
 @contextmanager

@@ -38,8 +38,6 @@ def find(loaded: LoadedModel, asked: Asked) -> Sequence[Features]:
             f"--sae: model {loaded.provenance['architecture']} has two stacks, and which one a dictionary is "
             "for, none says; leave --sae out"
         )
-    if loaded.device.type != "cpu":
-        raise IndexerError("--sae: features are encoded on the CPU alone, as yet; take --device cpu")
     points = Points(loaded)
     probes: dict[Key, Features] = {}
     for source, name in map(named, asked.dictionaries):
@@ -49,7 +47,9 @@ def find(loaded: LoadedModel, asked: Asked) -> Sequence[Features]:
         keep = asked.features if signed else replace(asked.features, bottom=0)
         for dictionary in dictionaries:
             place = points.find(dictionary.point, str(dictionary.files[0]))
-            probe = _probe(_fitted(dictionary, place).chosen(asked.units), name, place, keep)
+            device = next(place.module.parameters(), loaded.sample.token_ids).device
+            chosen = _fitted(dictionary, place).chosen(asked.units).on(device)
+            probe = _probe(chosen, name, place, keep)
             if probe.key in probes:
                 other = probes[probe.key].facts["source"]
                 raise IndexerError(

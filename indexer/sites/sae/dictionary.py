@@ -173,13 +173,30 @@ class TopK:
 
 def _largest(values: Tensor, k: int) -> Tensor:
     """Columns of the k largest of every row, ascending, [rows, k]; of equal ones the first."""
-    top = values.topk(k, dim=1, sorted=True)
-    column, last = top.indices, top.values[:, -1:]
+    top, column = values.topk(k, dim=1, sorted=True)
+    last = top[:, -1:]
     # torch leaves open which of the equal ones it takes
-    tied = ((values == last).sum(1) > (top.values == last).sum(1)).nonzero().flatten()
-    if len(tied):
-        column[tied] = values[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    if values.device.type != "cpu":
+        # to learn where that is, the host would have to wait
+        column = _first_of_equal(values, top, column)
+    else:
+        tied = ((values == last).sum(1) > (top == last).sum(1)).nonzero().flatten()
+        if len(tied):
+            column[tied] = _first_of_equal(values[tied], top[tied], column[tied])
     return column.sort(dim=1).values
+
+
+def _first_of_equal(values: Tensor, top: Tensor, column: Tensor) -> Tensor:
+    """Columns of the largest of every row, where of those that equal the last of them the first are taken.
+
+    top, column: the largest and their columns, in descending order, [rows, k].
+    """
+    k, width = column.shape[1], values.shape[1]
+    number = torch.arange(width, dtype=torch.int32, device=values.device)
+    first = torch.where(values == top[:, -1:], width - number, 0).topk(k, dim=1).indices
+    above = (top != top[:, -1:]).sum(dim=1, keepdim=True)
+    place = torch.arange(k, device=values.device)
+    return torch.where(place < above, column, first.gather(1, (place - above).clamp(min=0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +280,10 @@ class Dictionary:
             else:
                 yield place, self.activation.made(self._pre(source, block, product), block)
 
+    def on(self, device: torch.device) -> Dictionary:
+        """The same, to be encoded on a device."""
+        return _moved(replace(self, activation=_moved(self.activation, device)), device)
+
     def _pre(self, source: Tensor, units: slice, product: Product) -> Tensor:
         bias = None if self.bias is None else self.bias[units]
         if self.rounds_between and self.weight.dtype != torch.float32:
@@ -298,9 +319,16 @@ class Dictionary:
         )  # fmt: skip
 
 
+def _moved(state: Any, device: torch.device) -> Any:
+    """The same with its tensors on a device."""
+    tensors = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
+    return replace(state, **{name: value.to(device) for name, value in tensors.items()})
+
+
 def _spread(values: Tensor, units: Tensor, block: slice) -> Tensor:
     """[rows, units of the block]: the values of those that are among `units`, [rows, k], and else 0."""
-    out = values.new_zeros(len(values), block.stop - block.start)
-    row, place = ((block.start <= units) & (units < block.stop)).nonzero(as_tuple=True)
-    out[row, units[row, place] - block.start] = values[row, place]
-    return out
+    width = block.stop - block.start
+    inside = (block.start <= units) & (units < block.stop)
+    # what is elsewhere adds nothing to some unit, so that nobody need know how many there are
+    place = (units - block.start).clamp(0, width - 1)
+    return values.new_zeros(len(values), width).scatter_add_(1, place, values.masked_fill(~inside, 0))

@@ -16,6 +16,8 @@ from indexer.sites.sae.dictionary import Dictionary, Product
 
 # units that are encoded together: with the rows of a group of sequences they stay in cache
 BLOCK_UNITS = 1024
+# On a GPU: as many as keep all of it busy, two programs of 64 units for each of 128 multiprocessors
+GPU_BLOCK_UNITS = 16_384
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +34,7 @@ class Features(Hook):
     @property
     def width(self) -> int:
         """Units that are encoded together."""
-        return BLOCK_UNITS
+        return BLOCK_UNITS if self.device.type == "cpu" else GPU_BLOCK_UNITS
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -54,8 +56,8 @@ class Features(Hook):
         for group in workspace.groups:
             source = dictionary.source(rows[group.first_row : group.last_row])
             follow = group is not workspace.groups[-1]
-            for first, values in dictionary.blocks(source, BLOCK_UNITS, product):
-                more = first + BLOCK_UNITS < self.units
+            for first, values in dictionary.blocks(source, self.width, product):
+                more = first + self.width < self.units
                 take(
                     Values(
                         values, group.sequences, activation.function, first=first, rows_follow=follow,
