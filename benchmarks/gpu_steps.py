@@ -60,7 +60,7 @@ def steps(dry: bool, parts: Path) -> list[Step]:
     spread = ("-n", "6") if importlib.util.find_spec("xdist") and not dry else ()
     # tests/conftest.py is left out, for it has Triton interpret kernels
     options = ("--noconftest", "-p", "no:cacheprovider", "-vv", "-rfE", *spread)
-    tests = ("tests/test_gpu_kernels.py", "tests/test_gpu_memory.py", *options)
+    tests = ("tests/test_gpu_kernels.py", "tests/test_gpu_memory.py", "tests/test_gpu_parts.py", *options)
     return [
         Step("extension", ("setup.py", "build_ext", "--inplace"), 100),
         part("machine", 60),
