@@ -12,8 +12,8 @@ Rows that count without a gap run through a loop without masks, eight tokens to 
 an instruction where there is one (words_triton); those behind a gap go one by one. Values are not checked
 there: NaN and infinities show up in the sum of x^4, and only then is a group read again.
 
-Where units come in parts that meet some tokens each, as experts do, one launch takes all parts: a program's 64
-units are of one part, and the part has a table of blocks of its own (plan.Plan). The loop is the same.
+Where units come in parts that meet some tokens each, as experts do, one launch takes all parts: a program's
+64 units are of one part, which has a table of blocks of its own (plan.Plan). The loop is the same.
 
 Roofline. H200: 4.3 TB/s copied; 132 multiprocessors issue 29.6e12 lane-instructions/s at an ASSUMED 1.755
 GHz. Bytes and instructions per element in bfloat16, the latter counted in the compiled loop for sm_90
