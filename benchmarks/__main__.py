@@ -34,6 +34,7 @@ CASES = {
     "experts": "a pass over routed experts against transformers' own forward, on OLMoE's shape",
     "features": "a pass over features of a dictionary against encoding alone, and against re-encoding",
     "features_memory": "peak memory of a build of features, over that of their states and weights",
+    "web": "the pages: a unit's JSON and its page after a click, a text that is typed, a static site",
     "plot": "pictures of the records in benchmarks/results",
 }
 

@@ -1,15 +1,8 @@
-"""Pages in Debian's chromium: a browser, an index that would harm its reader, and who answers."""
+"""An index that would harm its reader."""
 
 from __future__ import annotations
 
-import shutil
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,7 +10,6 @@ import pytest
 from benchmarks import synthetic
 from indexer.index.vocabulary import Vocabulary
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RUNS = "window.ran = true"
 # what a page that made markup, addresses or scripts of text would run; every one of them in many wrappings
 _SCRIPTS = [
@@ -46,33 +38,3 @@ def write_hostile(output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(synthetic, "synthetic_vocabulary", lambda size: Vocabulary([*HOSTILE, *plain]))
     monkeypatch.setattr(synthetic, "synthetic_documents", lambda size: hostile)
     return synthetic.write_synthetic(output, size)
-
-
-@contextmanager
-def answering(app: Any) -> Iterator[str]:
-    """The address at which an ASGI application answers."""
-    import uvicorn
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """The machine's chromium, driven by Playwright."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()

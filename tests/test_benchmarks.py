@@ -16,6 +16,7 @@ from indexer_kernels import Statistics
 
 from benchmarks import workers
 from benchmarks.__main__ import CASES, main
+from benchmarks.browser import CHROMIUM
 from benchmarks.child import ChildError, Measured, measured
 from benchmarks.counts import TORCH
 from benchmarks.measure import interleaved, percentile, ratios
@@ -331,3 +332,26 @@ def test_sides_take_turns_after_a_warm_up() -> None:
 def test_percentile_is_a_value_that_was_seen() -> None:
     values = [5.0, 1.0, 4.0, 2.0, 3.0]
     assert [percentile(values, share) for share in (0.0, 0.2, 0.5, 0.95, 1.0)] == [1, 1, 3, 5, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_web(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("playwright")
+    results = run(capsys, "web")["results"]
+    assert len(results["milliseconds"]) == 4
+    for row in results["milliseconds"].values():
+        assert 0 < row["p50"] <= row["p95"]
+        assert row["asked"] >= 3
+    sizes = results["sizes"]
+    assert 1 <= sizes["static, a unit, cold: requests"] <= 12
+    assert 0 < sizes["static, a unit, cold: bytes"] <= 1_000_000
+    server, static = (sizes[f"the app of {whose}, compressed"] for whose in ("the server", "a static site"))
+    assert 0 < server <= 60_000
+    assert server < static <= 150_000
+
+
+def test_web_without_a_browser(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.web.CHROMIUM", None)
+    assert main(["web", "--quick"]) == 2
+    assert "needs chromium" in capsys.readouterr().err

@@ -14,11 +14,12 @@ from starlette.applications import Starlette
 from starlette.staticfiles import StaticFiles
 
 import indexer
+from benchmarks.browser import CHROMIUM, answering, chromium
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.web.answers import Answers
 from indexer.web.server import application, several
 from indexer.web.site import write_site
-from tests.browser_cases import CHROMIUM, HOSTILE, answering, chromium, write_hostile
+from tests.browser_cases import HOSTILE, write_hostile
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 TOKEN = "a-token"

@@ -90,6 +90,8 @@ def _listening(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind(("127.0.0.1", port))
+        # from now on whoever asks waits for the answer
+        found.listen()
     except OSError as error:
         found.close()
         raise IndexerError(f"--port {port}: {error.strerror}; take another, or 0 for a free one") from None

@@ -1,6 +1,7 @@
 // Rows of a Parquet file behind an address, of which only the bytes that hold them are read.
 
-import { parquetMetadata, parquetReadObjects } from "./vendor/hyparquet/index.js";
+import { parquetMetadata } from "./vendor/hyparquet/metadata.js";
+import { parquetReadObjects } from "./vendor/hyparquet/read.js";
 import { decompress } from "./vendor/fzstd.js";
 
 const compressors = { ZSTD: (input, length) => decompress(input, new Uint8Array(length)) };
