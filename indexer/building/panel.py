@@ -160,11 +160,12 @@ class _Filling(Plain):
             # rows of tokens that follow each other do so in the file, too, where they are of a whole layer
             apart = (np.diff(token) > 1) | (activations.shape[1] < self.units[key])
             for run in filter(len, np.split(np.arange(len(token)), np.flatnonzero(apart) + 1)):
+                adjacent = activations[found[run]]
                 # a hole in the file is zeros, and takes no room
-                if not activations[found[run]].any():
+                if not adjacent.any():
                     continue
                 self.file.seek(4 * (self.begin[key] + int(token[run[0]]) * self.units[key] + values.first))
-                self.file.write(activations[found[run]].tobytes())
+                self.file.write(adjacent.tobytes())
 
     def read(self) -> dict[Key, Filled]:
         """All matrices; 0 where nothing was written."""

@@ -13,6 +13,7 @@ from indexer.corpus import Mark
 from indexer.errors import IndexerError
 from indexer.tokens.encode import Encoder
 from indexer.tokens.stream import Encoded
+from indexer.tokens.window import Window
 
 if TYPE_CHECKING:
     from indexer_kernels.sequences import Sequences
@@ -100,69 +101,6 @@ class Layout:
         return self.context - encoder.wrapping
 
 
-@dataclass
-class _Window:
-    """Sequences waiting to be sorted: where each begins in token_ids, its tokens, document and ordinal.
-
-    target: what a decoder reads beside each, where that is another text.
-    """
-
-    token_ids: NDArray[np.int32]
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
-    document: NDArray[np.int64]
-    ordinal: NDArray[np.int64]
-    target: _Window | None = None
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> _Window:
-        target = state["target"]
-        return cls(**{**state, "target": None if target is None else cls.restored(target)})
-
-    def state(self) -> dict[str, Any]:
-        return {**vars(self), "target": None if self.target is None else self.target.state()}
-
-    @property
-    def tokens(self) -> int:
-        """Of all sequences and their targets."""
-        return int(self.length.sum()) + (0 if self.target is None else self.target.tokens)
-
-    @classmethod
-    def joined(cls, windows: list[_Window]) -> _Window:
-        targets = [window.target for window in windows if window.target is not None]
-        base = np.cumsum([0] + [len(window.token_ids) for window in windows[:-1]])
-        starts = [window.start + first for window, first in zip(windows, base, strict=True)]
-        return cls(
-            np.concatenate([window.token_ids for window in windows]),
-            np.concatenate(starts),
-            np.concatenate([window.length for window in windows]),
-            np.concatenate([window.document for window in windows]),
-            np.concatenate([window.ordinal for window in windows]),
-            cls.joined(targets) if targets else None,
-        )
-
-    def taken(self, rows: NDArray[np.int64] | slice) -> _Window:
-        """Some of the sequences, with the tokens of all."""
-        return _Window(
-            self.token_ids,
-            self.start[rows],
-            self.length[rows],
-            self.document[rows],
-            self.ordinal[rows],
-            None if self.target is None else self.target.taken(rows),
-        )
-
-    def compacted(self) -> _Window:
-        """The same sequences without the tokens of others."""
-        ends = np.cumsum(self.length)
-        index = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
-            self.start - (ends - self.length), self.length
-        )
-        target = None if self.target is None else self.target.compacted()
-        start = ends - self.length
-        return _Window(self.token_ids[index], start, self.length, self.document, self.ordinal, target)
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """A packer between two look-aheads: where its stream stands, and its own state."""
@@ -201,7 +139,7 @@ class Packer:
         self._wrapping = encoder.wrapping + (of_targets.wrapping if of_targets else 0)
         self.cut_off = 0
         self._counted = 0
-        self._held: list[_Window] = []
+        self._held: list[Window] = []
         # (document, characters) of those read to their end: with sequences still held, and all packed
         self._read: dict[int, int] = {}
         self._finished: list[tuple[int, int]] = []
@@ -216,7 +154,7 @@ class Packer:
         self._piece: int | None = None
         if start is not None:
             self.tokens, self.cut_off = start["tokens"], start["cut_off"]
-            self._held = [_Window.restored(start["held"])]
+            self._held = [Window.restored(start["held"])]
             self._wanted, self._counted, self._piece = start["wanted"], start["counted"], start["piece"]
             self._read = dict(start["read"].tolist())
             self._finished = list(map(tuple, start["finished"].tolist()))
@@ -274,7 +212,7 @@ class Packer:
         finished, self._finished = self._finished, []
         return finished
 
-    def _cut(self, encoded: Encoded) -> _Window:
+    def _cut(self, encoded: Encoded) -> Window:
         """Each part cut into sequences of `body` tokens and a shorter rest, or of pairs their beginnings."""
         if encoded.target is not None:
             return self._beginnings(encoded, *encoded.target)
@@ -282,7 +220,7 @@ class Packer:
         part = np.repeat(np.arange(len(count)), count)
         number = np.arange(len(part)) - np.repeat(np.cumsum(count) - count, count)
         begin = number * self._body
-        return _Window(
+        return Window(
             encoded.token_ids,
             (np.cumsum(encoded.length) - encoded.length)[part] + begin,
             np.minimum(self._body, encoded.length[part] - begin),
@@ -292,25 +230,25 @@ class Packer:
 
     def _beginnings(
         self, encoded: Encoded, target_ids: NDArray[np.int32], target_length: NDArray[np.int64]
-    ) -> _Window:
+    ) -> Window:
         """A sequence of each pair of which both texts have a token."""
         assert self._of_targets is not None
         some = (encoded.length > 0) & (target_length > 0)
         long = np.zeros_like(some)
 
-        def begun(token_ids: NDArray[np.int32], length: NDArray[np.int64], body: int) -> _Window:
+        def begun(token_ids: NDArray[np.int32], length: NDArray[np.int64], body: int) -> Window:
             nonlocal long
             long |= length > body
             document, start = encoded.document[some], (np.cumsum(length) - length)[some]
             kept = np.minimum(body, length[some])
-            return _Window(token_ids, start, kept, document, np.zeros_like(document)).compacted()
+            return Window(token_ids, start, kept, document, np.zeros_like(document)).compacted()
 
         window = begun(encoded.token_ids, encoded.length, self._body)
         window.target = begun(target_ids, target_length, self._layout.body(self._of_targets))
         self.cut_off += int((long & some).sum())
         return window
 
-    def _limited(self, window: _Window) -> _Window:
+    def _limited(self, window: Window) -> Window:
         """The sequences up to max_tokens counted tokens; sets `full` where one is left out."""
         most = self._layout.max_tokens
         if most is None or len(window.length) == 0:
@@ -330,14 +268,14 @@ class Packer:
         self._counted = int(total[taken - 1]) if taken else self._counted
         return window.taken(slice(0, taken))
 
-    def _counted_in(self, window: _Window, encoder: Encoder) -> NDArray[np.int64]:
+    def _counted_in(self, window: Window, encoder: Encoder) -> NDArray[np.int64]:
         """Counted tokens of each sequence, which lie one behind the other."""
         if self._layout.count_special_tokens:
             return window.length + encoder.wrapping
         ordinary = ~encoder.is_special(window.token_ids)
         return np.add.reduceat(ordinary, window.start, dtype=np.int64)
 
-    def _width(self, window: _Window) -> NDArray[np.int64]:
+    def _width(self, window: Window) -> NDArray[np.int64]:
         """int64 [sequences]: with special tokens, of a sequence or of its target if that is longer."""
         width = window.length + self._encoder.wrapping
         if window.target is None or self._of_targets is None:
@@ -348,7 +286,7 @@ class Packer:
         """What is held, from long to short; the last batch stays held if more sequences may fill it up."""
         if not self._held:
             return
-        window = _Window.joined(self._held)
+        window = Window.joined(self._held)
         width = self._width(window)
         order = np.argsort(-width, kind="stable")
         width = width[order]
@@ -360,7 +298,7 @@ class Packer:
         self._read = {document: self._read[document] for document in held if document in self._read}
 
     def _tight(
-        self, window: _Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
+        self, window: Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
     ) -> Generator[Batch, None, NDArray[np.int64]]:
         """Batches as wide as their longest sequence; returns the sequences that stay held."""
         first = 0
@@ -373,7 +311,7 @@ class Packer:
         return order[first:]
 
     def _fixed(
-        self, window: _Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
+        self, window: Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
     ) -> Generator[Batch, None, NDArray[np.int64]]:
         """Batches of fixed shapes; returns the sequences that stay held."""
         width = self._layout.fixed_width(width)
@@ -388,7 +326,7 @@ class Packer:
         return np.concatenate([*left, order[:0]])
 
     def _unpadded(
-        self, window: _Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
+        self, window: Window, order: NDArray[np.int64], width: NDArray[np.int64], last: bool
     ) -> Generator[Batch, None, NDArray[np.int64]]:
         """Batches of sequences of one length. None stays held, for there are many lengths to wait for."""
         single = self._layout.shapes == "single"
@@ -406,14 +344,14 @@ class Packer:
                     yield self._batch(window.taken(alike[first : first + rows]))
         return order[:0]
 
-    def _batch(self, window: _Window, shape: tuple[int, int] | None = None) -> Batch:
+    def _batch(self, window: Window, shape: tuple[int, int] | None = None) -> Batch:
         """The sequences as a batch, padded to (rows, width) where a shape is given."""
         batch = self._rows(window, self._encoder, shape)
         if window.target is None or self._of_targets is None:
             return batch
         return replace(batch, target=self._rows(window.target, self._of_targets, shape))
 
-    def _rows(self, window: _Window, encoder: Encoder, shape: tuple[int, int] | None) -> Batch:
+    def _rows(self, window: Window, encoder: Encoder, shape: tuple[int, int] | None) -> Batch:
         prefix, suffix = encoder.prefix, encoder.suffix
         length = window.length + encoder.wrapping
         column = np.arange(shape[1] if shape else int(length.max()))

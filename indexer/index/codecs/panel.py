@@ -47,13 +47,14 @@ SHOWN = pa.schema(
 class PanelActivations(Codec):
     """A row for each unit: its activations at all tokens of the windows, one window after the other."""
 
-    name = folder = PANEL
-    view = f"{PANEL}_activations"
-    other_views: tuple[str, ...] = (PANEL,)
-    states: tuple[str, ...] = (PANEL,)
-    windows_file = f"{PANEL}/windows.parquet"
-    common = MappingProxyType({windows_file: WINDOWS})
     columns = pa.schema([*schema.UNIT, column("activations", list_of(pa.float32()), "windows")])
+
+    def __init__(self, name: str) -> None:
+        """name: of the panel, see indexer.names.panel_of."""
+        self.name = self.folder = name
+        self.view, self.other_views, self.states = f"{name}_activations", (name,), (name,)
+        self.windows_file = f"{name}/windows.parquet"
+        self.common = MappingProxyType({self.windows_file: WINDOWS})
 
     def _panel(self, record: LayerRecord) -> Panel:
         return record.states[self.name]
@@ -146,7 +147,6 @@ class PanelActivations(Codec):
             f"FROM {files} AS s CROSS JOIN ({ends} FROM {windows}) AS w"
         )
 
-
     def read_windows(self, rows: LayerRows) -> Windows:
         """The windows of an index; raises IndexerError where they are not as they are written."""
         import pyarrow.compute as pc
@@ -170,18 +170,7 @@ class PanelActivations(Codec):
         )
 
 
-class TargetPanelActivations(PanelActivations):
-    """The same of the decoder's units on windows of the targets."""
-
-    name = folder = TARGET_PANEL
-    view = f"{TARGET_PANEL}_activations"
-    other_views = (TARGET_PANEL,)
-    states = (TARGET_PANEL,)
-    windows_file = f"{TARGET_PANEL}/windows.parquet"
-    common = MappingProxyType({windows_file: WINDOWS})
-
-
-PANELS = PanelActivations(), TargetPanelActivations()
+PANELS = PanelActivations(PANEL), PanelActivations(TARGET_PANEL)
 
 
 def panel_among(statistics: Collection[str]) -> PanelActivations | None:
