@@ -43,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
+        width = 1 + max(map(len, CASES))
         for name, line in CASES.items():
-            print(f"{name:15}{line}")
+            print(f"{name:{width}}{line}")
         say("\nrun one: python -m benchmarks CASE [--json] [--quick] [options]; its options: CASE --help")
         return 0
     case, *rest = given
