@@ -113,15 +113,15 @@ class _Features:
 
     def encode(self) -> None:
         """All features of all tokens, kept nowhere."""
-        for _, x in self._streams():
+        for _, x in streams(self.subject, self.block):
             for rows in x.flatten(0, 1).split(CHUNK_TOKENS):
                 torch.relu_(torch.addmm(self.bias, rows, self.weight.t()))
 
     def best(self, units: slice) -> Tensor:
         """The best values of some features, float32 [features, K]: one pass of the model."""
-        top = TopSequences(K, self.subject.config.context, 1)
+        top = TopSequences(K, self.subject.config.sequence_tokens, 1)
         above, tokens = 0, 0
-        for batch, x in self._streams():
+        for batch, x in streams(self.subject, self.block):
             values = torch.addmm(self.bias[units], x.flatten(0, 1), self.weight[units].t()).relu_()
             counted = torch.from_numpy(batch.counted)
             top.update(values.view(*x.shape[:2], -1), torch.from_numpy(batch.token_ids).int(), counted)
@@ -129,22 +129,23 @@ class _Features:
         self.active = above / tokens * len(self.weight) / len(self.weight[units])
         return top.values()
 
-    def _streams(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Of each batch what the block returns, [sequences, width, channels]."""
-        kept: list[Tensor] = []
 
-        def keep(module: nn.Module, given: Any, output: Any) -> None:
-            kept.append(output[0] if isinstance(output, tuple) else output)
+def streams(subject: Subject, block: nn.Module) -> Iterator[tuple[Batch, Tensor]]:
+    """Of each batch what a block returns, [sequences, width, channels]."""
+    kept: list[Tensor] = []
 
-        handle = self.block.register_forward_hook(keep)
-        try:
-            for batch in self.subject.batches:
-                mask = (np.arange(batch.token_ids.shape[1]) < batch.length[:, None]).astype(np.int64)
-                ids = torch.from_numpy(batch.token_ids)
-                call_model(self.subject.loaded.model, ids, torch.from_numpy(mask))
-                yield batch, kept.pop()
-        finally:
-            handle.remove()
+    def keep(module: nn.Module, given: Any, output: Any) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = block.register_forward_hook(keep)
+    try:
+        for batch in subject.batches:
+            mask = (np.arange(batch.token_ids.shape[1]) < batch.length[:, None]).astype(np.int64)
+            ids = torch.from_numpy(batch.token_ids)
+            call_model(subject.loaded.model, ids, torch.from_numpy(mask))
+            yield batch, kept.pop()
+    finally:
+        handle.remove()
 
 
 def random_encoder(subject: Subject, block: nn.Module, features: int, active: int) -> tuple[Tensor, Tensor]:
@@ -152,7 +153,7 @@ def random_encoder(subject: Subject, block: nn.Module, features: int, active: in
     generator = torch.Generator().manual_seed(0)
     channels: int = subject.loaded.model.config.hidden_size  # type: ignore[union-attr, assignment]
     weight = torch.randn(features, channels, generator=generator)
-    _, x = next(_Features(subject, block, weight, torch.zeros(features))._streams())
+    _, x = next(streams(subject, block))
     some, share = x.flatten(0, 1)[:512], min(0.5, active / features)
     # torch.quantile takes no more than 2^24 numbers
     thresholds = [torch.quantile(some @ part.t(), 1 - share, dim=0) for part in weight.split(CHUNK_TOKENS)]

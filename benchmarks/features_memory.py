@@ -33,6 +33,7 @@ FEW = 64
 class Options:
     features: int = option(65_536, "of the dictionary", quick=300)
     tokens: int = option(20_000, "of the corpus", quick=300)
+    context: int = option(256, "tokens of a sequence")
     layer: int = option(5, "whose output is encoded", quick=1)
     active: int = option(50, "features of a token that are active, about", quick=10)
     threads: int | None = option(None, "of a build; without it the machine's cores", quick=1)
@@ -86,6 +87,7 @@ def _built(options: Options, folder: Path, part: list[str]) -> tuple[Measured, K
     output, features = folder / "features.index", FEW if part else options.features
     command = [sys.executable, "-m", "indexer", "build", str(model_folder()), str(folder / "corpus")]
     command += ["--output", str(output), "--overwrite", "--max-tokens", str(options.tokens), "--sites", SAE]
+    command += ["--context", str(options.context)]
     command += ["--sae", str(folder / "random"), *part]
     command += [] if options.threads is None else ["--threads", str(options.threads)]
     say(f"building {features:,} features")

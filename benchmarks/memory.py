@@ -21,7 +21,7 @@ from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table, WrongResultError, say
 from indexer import open_index
 from indexer.commands.demo import model_folder, write_corpus
-from indexer.config.build import BuildConfig
+from indexer.config.build import CONTEXT
 from indexer.errors import IndexerError
 
 FACTOR = 10
@@ -105,7 +105,7 @@ def _verified(corpus: Corpus, output: Path) -> tuple[int, int]:
             totals = index.info()["totals"]
     except IndexerError as error:
         raise WrongResultError(f"the index of {corpus.tokens:,} tokens: {error}") from error
-    tokens, context = int(totals["counted_tokens"]), BuildConfig.model_fields["context"].default
+    tokens, context = int(totals["counted_tokens"]), CONTEXT
     # a last sequence that would pass the bound is left out whole
     if not corpus.tokens - context < tokens <= corpus.tokens:
         raise WrongResultError(f"the index has {tokens:,} counted tokens, asked for were {corpus.tokens:,}")

@@ -108,8 +108,8 @@ class Sides:
         """Top and bottom sequences of one layer, in a pass of its own."""
         config = self.subject.config
         self.top = [
-            TopSequences(config.top, config.context, 1),
-            TopSequences(config.bottom, config.context, -1),
+            TopSequences(config.top, config.sequence_tokens, 1),
+            TopSequences(config.bottom, config.sequence_tokens, -1),
         ]
 
         def take(number: int, activations: Tensor, batch: Batch) -> None:

@@ -68,7 +68,7 @@ def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> li
             reference.settle()
             for place, unit in enumerate(recorder.units[key]):
                 _check_unit(index, f"{key}.{unit}", reference, place)
-            _check_peers(f"layer {key.layer}", subject.config.context, shown, reference)
+            _check_peers(f"layer {key.layer}", subject.config.sequence_tokens, shown, reference)
     sampled = ", ".join(f"{key}.{unit}" for key, found in recorder.units.items() for unit in found)
     return [
         f"the build took the same {subject.totals.sequences:,} sequences as the bare forward",

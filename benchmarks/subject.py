@@ -68,14 +68,14 @@ def prepare(
     with Batches(
         Corpus(made.corpus, text_column=made.text_column, on_bad_text=made.on_bad_text),
         loaded.tokenizer,
-        context=made.context,
+        context=made.sequence_tokens,
         batch_tokens=made.batch_tokens or CPU_BATCH_TOKENS,
         count_special_tokens=made.count_special_tokens,
         max_tokens=made.max_tokens,
     ) as batches:
         collected = list(batches)
     # a last sequence that would pass the bound is left out whole
-    if batches.totals.counted_tokens < tokens - made.context:
+    if batches.totals.counted_tokens < tokens - made.sequence_tokens:
         raise IndexerError(
             f"--tokens {tokens}: the standard library has {batches.totals.counted_tokens:,}; ask for fewer"
         )

@@ -260,12 +260,42 @@ def test_which_dictionary_an_index_is_of(
     # the same files elsewhere are the same dictionary; others under the same name are not
     moved = saved_dictionary(tmp_path / "moved" / "small", metadata=told)
     assert build(model, texts, index, sae=str(moved), panel=0) == index
-    other = saved_dictionary(tmp_path / "another" / "small", seed=1)
+    other = saved_dictionary(tmp_path / "another" / "small", seed=1, metadata=told)
     with pytest.raises(IndexerError, match="already exists, and differs: the dictionaries' digests was"):
         build(model, texts, index, sae=str(other), panel=0)
     second = build(model, texts, tmp_path / "second", sae=str(other), panel=0, shard=(1, 2))
     with pytest.raises(IndexerError, match="were built in different ways: the model's dictionaries is"):
         merge_indexes([shard, second], tmp_path / "merged")
+
+
+def test_sequences_are_those_that_a_dictionary_was_trained_on(
+    texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, options = saved(tmp_path / "model", "llama"), {"panel": 0, "layers": "1"}
+    trained = {"context_size": 20, "prepend_bos": False}
+    folders = saved_dictionary(tmp_path / "none"), saved_dictionary(tmp_path / "one", metadata=trained)
+    one = tuple(map(str, folders))
+
+    def longest(name: str, **more: Any) -> tuple[int, bool]:
+        """Tokens of the longest sequence, up to its EOS, and whether it begins with BOS."""
+        given = {"context": None, "sae": one, "sites": "sae", "window": (30, 0), "top": 9} | options | more
+        index = build(model, texts, tmp_path / name, count_special_tokens=True, **given)
+        with indexer.open_index(index) as opened:
+            text = opened.sql("SELECT max(position) + 1 AS n, bool_or(token_ids[1] = 1) AS bos FROM examples")
+            return tuple(text.to_pylist()[0].values())  # type: ignore[return-value]
+
+    assert longest("by itself") == (20, False)
+    assert "as the dictionary was trained, its files say: --context 20 --bos no" in capsys.readouterr().err
+    assert longest("given", context=15, bos="tokenizer") == (15, True)
+    with pytest.raises(IndexerError, match="--context 256: the model"):
+        longest("neurons", sae=(), sites="mlp")
+    other = str(saved_dictionary(tmp_path / "two", metadata={"context_size": 30}))
+    with pytest.raises(IndexerError, match=r"one was trained with context_size 20, and .*two with 30; say"):
+        longest("both", sae=(*one, other))
+    assert longest("both", sae=(*one, other), context=30) == (30, False)
+    odd = str(saved_dictionary(tmp_path / "odd", metadata={"context_size": "128"}))
+    with pytest.raises(IndexerError, match="the key context_size is '128'"):
+        longest("odd", sae=odd)
 
 
 @pytest.mark.parametrize(

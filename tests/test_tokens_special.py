@@ -65,6 +65,22 @@ def test_what_the_tokenizer_puts_around_a_text_is_not_doubled(template: str, tmp
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("template", [PLAIN, WRITES_BOS, WRITES_BOTH])
+def test_bos_is_put_or_left_out(template: str, tmp_path: Path) -> None:
+    own, corpus = tokenizer(), chats(tmp_path, words(10, 11))
+    own.chat_template = template
+    assert sequences(corpus, own, bos="yes") == [[BOS, 10, 11, EOS]]
+    assert sequences(corpus, own, bos="no") == [[10, 11, EOS]]
+    # a tokenizer that puts none by itself
+    around = processors.TemplateProcessing("$A [EOS]", special_tokens=[("[EOS]", EOS)])
+    own.backend_tokenizer.post_processor = around
+    own.bos_token = "[BOS]"
+    assert sequences(corpus, own, bos="yes") == [[BOS, 10, 11, EOS]]
+    own.bos_token = None
+    with pytest.raises(IndexerError, match="has no such token; take --bos tokenizer"):
+        sequences(corpus, own, bos="yes")
+
+
 def test_a_text_that_spells_a_special_token_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("[BOS] " + words(10))
     assert sequences(Corpus([str(tmp_path / "a.txt")]), tokenizer()) == [[BOS, BOS, 10, EOS]]

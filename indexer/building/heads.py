@@ -144,10 +144,11 @@ def _repeated_tokens(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     config, known = plan.config, plan.corpus.token_ids
     assert known is not None
-    encoder = Encoder(plan.loaded.tokenizer, not config.no_special_tokens and config.ids_column is None)
+    special = not config.no_special_tokens and config.ids_column is None
+    encoder = Encoder(plan.loaded.tokenizer, special, config.bos)
     every = np.arange(known)
     ordinary = every[~encoder.is_special(every)]
-    tokens = min(TOKENS, (config.context - encoder.wrapping) // 2) if len(ordinary) else 0
+    tokens = min(TOKENS, (config.sequence_tokens - encoder.wrapping) // 2) if len(ordinary) else 0
     hashes = unit_keys(config.seed, "repeated tokens", SEQUENCES * tokens)
     chosen = ordinary[(hashes % np.uint64(max(len(ordinary), 1))).astype(np.int64)]
     return encoder.prefix, chosen.reshape(SEQUENCES, tokens), encoder.suffix

@@ -70,7 +70,7 @@ def planned_memory(plan: Plan, loaded: int) -> MainMemory:
     """
     before = resident_bytes()
     tokens = {"single": 1, "fixed": FIXED_TOKENS}.get(plan.shapes, plan.memory.batch_tokens)
-    width = plan.config.context
+    width = plan.config.sequence_tokens
     batch = FullBatch.of(max(1, tokens // width), width, embedding_rows(plan.loaded.model))
     some = first_layers(plan.probes, plan.loaded)
     runner = plan.runner(Plain(plan.kernels).take, some)

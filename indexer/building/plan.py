@@ -19,7 +19,7 @@ from indexer.building.identity import (
     options_of,
     tokenizer_digest,
 )
-from indexer.config.build import FEATURE_WINDOW, WINDOW, BuildConfig
+from indexer.config.build import CONTEXT, FEATURE_WINDOW, WINDOW, BuildConfig
 from indexer.corpus import Corpus
 from indexer.corpus.pieces import share_of
 from indexer.errors import IndexerError
@@ -35,6 +35,7 @@ from indexer.models.memory import MemoryPlan, plan_memory
 from indexer.models.placement import device_type
 from indexer.names import EXPERTS, Key, kind_of, parse_layers
 from indexer.sites import Asked, check_sites, find, with_dictionaries
+from indexer.sites.sae.trained import trained
 from indexer.tokens.chat import chat_writer
 
 # Rows that a fused probe takes at a time on a CPU, so that its values stay in cache until they are projected.
@@ -48,10 +49,12 @@ class Plan:
     before: (source, bytes) of the files of the index that this one will join, which come before this corpus.
     pieces: of the corpus, those that this build reads. probes: those that are indexed, in the model's order.
     threads: of the model and the kernels.
+    trained: of the options of sequences those that dictionaries decide, and how.
     memory: what goes where, and how large a batch is. batching: which sequences lie together in one, and why.
     """
 
     config: BuildConfig
+    trained: dict[str, Any]
     before: Sequence[tuple[str, int | None]]
     corpus: Corpus
     pieces: Sequence[Any]
@@ -133,6 +136,7 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     What can be refused at once comes before the model, which takes seconds to load.
     Raises IndexerError for anything wrong with the request, the output, the model or the sources.
     """
+    config, told = settled(config)
     _check_request(config)
     before = () if joins is None else sources_of(read_manifest(joins))
     kernels = _chosen_kernels(config)
@@ -167,6 +171,7 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     probes = _chosen(config, every)
     plan = Plan(
         config=config,
+        trained=told,
         before=before,
         corpus=corpus,
         pieces=pieces if config.shard is None else share_of(pieces, *config.shard),
@@ -175,7 +180,7 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
         probes=probes,
         kernels=kernels,
         threads=threads_of(config),
-        memory=plan_memory(loaded, probes, context=config.context, batch_tokens=config.batch_tokens),
+        memory=plan_memory(loaded, probes, context=config.sequence_tokens, batch_tokens=config.batch_tokens),
         batching=_batching(config, loaded, probes, every, kernels),
     )
     if joins is not None:
@@ -183,11 +188,27 @@ def planned(config: BuildConfig, joins: Path | None = None) -> Plan:
     return plan
 
 
+def settled(config: BuildConfig) -> tuple[BuildConfig, dict[str, Any]]:
+    """The options of sequences as they hold, and of these what dictionaries decide, by its name.
+
+    Raises IndexerError where a dictionary cannot be read, or two tell different things.
+    """
+    fixed = config.ids_column is not None or config.no_special_tokens
+    asked = (("context", config.context is None), ("bos", config.bos == "auto" and not fixed))
+    told = trained(config.sae, [name for name, auto in asked if auto])
+    values: dict[str, Any] = {"context": config.context or CONTEXT, "bos": config.bos} | told
+    if isinstance(values["bos"], bool):
+        values["bos"] = "yes" if values["bos"] else "no"
+    if values["bos"] == "auto":
+        values["bos"] = "tokenizer"
+    return config.model_copy(update=values), {name: values[name] for name in told}
+
+
 def kept(config: BuildConfig, window: tuple[int, int] = WINDOW) -> Keep:
     """What is kept of a unit; window: where none is asked for."""
     names = ("top", "bottom", "by", "distinct", "samples", "panel", "seed")
     keep = Keep(window=config.window or window, **{name: getattr(config, name) for name in names})
-    return keep.within(config.context)
+    return keep.within(config.sequence_tokens)
 
 
 def sources_of(index: Manifest) -> tuple[tuple[str, int | None], ...]:
@@ -251,7 +272,7 @@ def _batching(
         loaded,
         probes,
         every,
-        context=config.context,
+        context=config.sequence_tokens,
         kernels=kernels,
         padding=config.padding == "auto",
     )
@@ -276,8 +297,8 @@ def _chosen(config: BuildConfig, every: list[Probe]) -> list[Probe]:
 
 
 def _check_context(config: BuildConfig, loaded: LoadedModel) -> None:
-    if loaded.context is not None and config.context > loaded.context:
+    if loaded.context is not None and config.sequence_tokens > loaded.context:
         raise IndexerError(
-            f"--context {config.context}: the model {config.model} takes at most {loaded.context} tokens; "
-            f"use --context {loaded.context} or less"
+            f"--context {config.sequence_tokens}: the model {config.model} takes at most {loaded.context} "
+            f"tokens; use --context {loaded.context} or less"
         )

@@ -62,6 +62,9 @@ def beginning(plan: Plan, gathered: Gathered) -> Iterator[str]:
             "neurons of routed experts are not indexed, for which there is --sites mlp,experts: mlp is what "
             "every token passes, shared experts too"
         )
+    if plan.trained:
+        how = " ".join(f"--{name} {value}" for name, value in plan.trained.items())
+        yield f"as the dictionary was trained, its files say: {how}; what is given holds instead"
     if plan.batching.reason:
         yield f"batches {TOGETHER[plan.batching.together]}: {plan.batching.reason}"
     if plan.memory.gpus:

@@ -168,13 +168,14 @@ class _Pass:
         return Batches(
             self.plan.corpus,
             self.plan.loaded.tokenizer,
-            context=config.context,
+            context=config.sequence_tokens,
             batch_tokens=self.gathered.batch_tokens,
             count_special_tokens=config.count_special_tokens,
             max_tokens=config.max_tokens,
             shapes=self.plan.shapes,
             special_tokens=not config.no_special_tokens and config.ids_column is None,
             targets=config.target_column is not None,
+            bos=config.bos,
             pieces=self.plan.pieces,
             start=start,
         )

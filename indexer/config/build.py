@@ -17,6 +17,8 @@ from indexer.names import MLP, format_layers
 LARGEST = 2**63 - 1
 # tokens before and after a peak, of units and of features, which are many
 WINDOW, FEATURE_WINDOW = (48, 15), (24, 7)
+# tokens of a sequence
+CONTEXT = 256
 
 
 def _whole(units: Mapping[str, int], examples: str) -> BeforeValidator:
@@ -230,7 +232,18 @@ class BuildConfig(BaseModel):
     panel: Places = _keep(
         64, "W", "Windows of 64 tokens, by hash, on which every unit's activations are kept; 0 keeps none."
     )
-    context: Context = _corpus(256, "N", "Tokens of a sequence, special ones included.")
+    context: Context | None = _corpus(
+        None,
+        "N",
+        "Tokens of a sequence, special ones included.",
+        otherwise=f"{CONTEXT}, or what the dictionaries of --sae were trained with",
+    )
+    bos: Literal["auto", "tokenizer", "yes", "no"] = _corpus(
+        "auto",
+        "WHAT",
+        "BOS before a sequence: yes, no, tokenizer: as that puts it, or auto: as the dictionaries of --sae "
+        "were trained, else as the tokenizer puts it.",
+    )
     max_tokens: Count | None = _corpus(
         None, "N", "Stop after this many counted tokens, as 5000, 1e6 or 10M.", otherwise="all"
     )
@@ -323,6 +336,11 @@ class BuildConfig(BaseModel):
         64 << 20, "N", "Size of the corpus's pieces, which make shards, as 64MB.", Reach.PART
     )
 
+    @property
+    def sequence_tokens(self) -> int:
+        """Tokens of a sequence at most."""
+        return self.context or CONTEXT
+
     @model_validator(mode="after")
     def _fits(self) -> BuildConfig:
         if self.shard is not None and self.shard[0] >= self.shard[1]:
@@ -352,9 +370,12 @@ class BuildConfig(BaseModel):
             for name, given in (
                 ("--text-column", "text_column" in self.model_fields_set and self.text_column != "text"),
                 ("--no-special-tokens", self.no_special_tokens),
+                ("--bos", self.bos in ("yes", "no")),
             ):
                 if given:
                     raise ValueError(f"--ids-column takes sequences as they are; {name} does not go with it")
+        if self.no_special_tokens and self.bos == "yes":
+            raise ValueError("--bos yes puts a BOS that --no-special-tokens leaves out; give one of them")
         if self.compile and self.hooks:
             raise ValueError("--compile runs into --hooks; give one of them")
         if self.compile and self.numerics == "reproducible":

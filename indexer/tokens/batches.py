@@ -78,14 +78,15 @@ class Batches:
         shapes: str = "tight",
         special_tokens: bool = True,
         targets: bool = False,
+        bos: str = "tokenizer",
         pieces: Sequence[Piece] | None = None,
         start: Position | None = None,
     ) -> None:
         layout = Layout(context, batch_tokens, count_special_tokens, max_tokens, shapes)
-        encoders = [Encoder(tokenizer, special_tokens)]
+        encoders = [Encoder(tokenizer, special_tokens, bos)]
         if targets:
             with in_target_mode(tokenizer):
-                encoders.append(Encoder(tokenizer, special_tokens))
+                encoders.append(Encoder(tokenizer, special_tokens, bos))
         self._wrapping = sum(encoder.wrapping for encoder in encoders)
         self.totals = TokenTotals() if start is None else TokenTotals(**start["totals"])
         self.waited = 0.0

@@ -22,12 +22,13 @@ class Encoder:
 
     tokenizer: a transformers fast tokenizer; it is left as it is.
     special_tokens: whether sequences get the special tokens that the tokenizer puts around a text.
+    bos: "yes" for a BOS at their beginning, "no" for none, "tokenizer" for what is among those.
     prefix, suffix: int32, the special tokens before and after one sequence.
     padding: the id that fills up a row; any valid id, for no statistic looks at it.
-    Raises IndexerError where the tokenizer is not a fast one, or cannot be copied.
+    Raises IndexerError where the tokenizer is not a fast one, cannot be copied, or has no BOS to be put.
     """
 
-    def __init__(self, tokenizer: Any, special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Any, special_tokens: bool = True, bos: str = "tokenizer") -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise IndexerError(
@@ -48,7 +49,12 @@ class Encoder:
         # the parts of a word depend on their neighbours alone; see indexer.tokens.long
         self.divides_words = type(self._backend.model).__name__ == "BPE"
         self._own = tokens_around(self._backend)
+        first = getattr(tokenizer, "bos_token_id", None)
+        if bos == "yes":
+            self._own = _with_bos(self._own[0], first), self._own[1]
         self.prefix, self.suffix = self._own if special_tokens else (self._own[0][:0], self._own[1][:0])
+        if bos == "no":
+            self.prefix = self.prefix[self.prefix != (-1 if first is None else first)]
         padding = getattr(tokenizer, "pad_token_id", None)
         self.padding = int(padding) if padding is not None else 0
         self._special = _special_table(tokenizer, self._backend)
@@ -116,6 +122,16 @@ def tokens_around(backend: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
             f"tokenizer: the special tokens it adds ({ids.tolist()} for {text}) are not around the text"
         )
     return ids[: own[0]], ids[own[-1] + 1 :]
+
+
+def _with_bos(prefix: NDArray[np.int32], bos: int | None) -> NDArray[np.int32]:
+    """The special tokens before a sequence, BOS among them. Raises IndexerError where there is none."""
+    if bos is None:
+        raise IndexerError(
+            "--bos yes, or auto with a dictionary that was trained with BOS: the tokenizer of the model has "
+            "no such token; take --bos tokenizer"
+        )
+    return prefix if bos in prefix else np.append(np.int32(bos), prefix).astype(np.int32)
 
 
 def _probes(backend: Any) -> Iterator[str]:

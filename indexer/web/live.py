@@ -98,7 +98,7 @@ class Live:
         _check_dictionaries(probes, manifest.model.get("dictionaries") or {})
         self.context = int(options.get("context", 256))
         wrapped = not options.get("no_special_tokens") and options.get("ids_column") is None
-        self.encoder = Encoder(self.loaded.tokenizer, wrapped)
+        self.encoder = Encoder(self.loaded.tokenizer, wrapped, options.get("bos", "tokenizer"))
         self.rarity = Rarity(index)
         self._count_special = bool(options.get("count_special_tokens", False))
         self._index = index
