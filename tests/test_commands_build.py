@@ -44,7 +44,7 @@ def test_defaults_are_the_configs(built: list[BuildConfig]) -> None:
 def test_every_option_arrives(built: list[BuildConfig]) -> None:
     options = (
         "--sites mlp --layers 0-5,7 --top 3 --bottom 4 --samples 5 --panel 6 --by token --distinct "
-        "--context 128 --window 8,2 --max-tokens 1000 --share 0.25 --seed 3 "
+        "--context 128 --bos no --window 8,2 --max-tokens 1000 --share 0.25 --seed 3 "
         "--batch-tokens 512 --padding never --dtype float32 --device cpu --kernels reference "
         "--text-column body --target-column side --quoting none --attention eager --count-special-tokens "
         "--on-bad-text skip --output-projection h.*.mlp --revision main --adapter lora --hooks --threads 2 "
@@ -56,7 +56,7 @@ def test_every_option_arrives(built: list[BuildConfig]) -> None:
         BuildConfig(
             model="model", corpus=("a.txt", "b/*.txt"), output=Path("my.index"), sites=("mlp",),
             layers="0-5,7", top=3, bottom=4, samples=5, panel=6, by="token", distinct=True, context=128,
-            window=(8, 2), max_tokens=1000, share=0.25, seed=3, batch_tokens=512, padding="never",
+            bos="no", window=(8, 2), max_tokens=1000, share=0.25, seed=3, batch_tokens=512, padding="never",
             dtype="float32", device="cpu", kernels="reference", text_column="body", target_column="side",
             count_special_tokens=True, on_bad_text="skip", quoting="none", output_projection="h.*.mlp",
             revision="main", adapter="lora", hooks=True, threads=2, attention="eager", overwrite=True,

@@ -67,7 +67,9 @@ def _check(output: Path, found: Manifest, config: BuildConfig) -> None:
             f"--append: {output} ended at --max-tokens {found.configuration['max_tokens']}, in the middle of "
             "its corpus; build it over all of that first"
         )
-    ours = options_of(config.model_dump(mode="json"))
+    from indexer.building.plan import settled
+
+    ours = options_of(settled(config)[0].model_dump(mode="json"))
     theirs = options_of(found.configuration)
     differing = differences({**theirs, "--shard": None}, ours)
     if differing:
