@@ -34,20 +34,22 @@ SAMPLED = 3
 class Recorder(States):
     """The build's states, which also keep what a few units were shown.
 
-    units: int64 by probe. shown: by probe, (activations [tokens, units], sequences) in order.
+    units: int64 by probe. shown: by probe, (activations [tokens, units], sequences, their other factor or
+    None) in order.
     """
 
     def __init__(self, subject: Subject, units: dict[Key, NDArray[np.int64]], threads: int) -> None:
         super().__init__(subject.probes, kernels="cpp", threads=threads)
         self.keep = subject.probes[0].keep
         self.units = units
-        self.shown: dict[Key, list[tuple[Tensor, Sequences]]] = {key: [] for key in units}
+        self.shown: dict[Key, list[tuple[Tensor, Sequences, Tensor | None]]] = {key: [] for key in units}
 
     def take(self, key: Key, values: Values) -> None:
+        columns = torch.from_numpy(self.units[key]) if key in self.units else None
+        up = None if columns is None or values.up is None else values.up[:, columns].clone()
         super().take(key, values)
-        if key in self.units:
-            columns = torch.from_numpy(self.units[key])
-            self.shown[key].append((values.made()[:, columns].clone(), values.sequences))
+        if columns is not None:
+            self.shown[key].append((values.made()[:, columns].clone(), values.sequences, up))
 
 
 def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> list[str]:
@@ -63,8 +65,8 @@ def check_index(subject: Subject, totals: Mapping[str, Any], threads: int) -> li
         for key, shown in recorder.shown.items():
             # a unit's samples depend on its number, which is another one among the sampled
             reference = Statistics.empty(SAMPLED, replace(recorder.keep, samples=0), kernels="reference")
-            for activations, sequences in shown:
-                reference.update(activations, sequences)
+            for activations, sequences, up in shown:
+                reference.update(activations, sequences, up)
             reference.settle()
             for place, unit in enumerate(recorder.units[key]):
                 _check_unit(index, f"{key}.{unit}", reference, place)
@@ -93,7 +95,7 @@ def _recorded(subject: Subject, threads: int) -> Recorder:
 
 
 def _check_peers(
-    where: str, context: int, shown: list[tuple[Tensor, Sequences]], reference: Statistics
+    where: str, context: int, shown: list[tuple[Tensor, Sequences, Tensor | None]], reference: Statistics
 ) -> None:
     """The peers' algorithms on what the reference was shown; raises WrongResultError."""
     assert reference.top is not None
@@ -102,7 +104,7 @@ def _check_peers(
     histograms = UnitHistograms.empty(SAMPLED)
     ends = (reference.top, reference.bottom)
     peers = [TopSequences(state.k, context, 1 if state.largest else -1) for state in ends]
-    for activations, sequences in shown:
+    for activations, sequences, _ in shown:
         counted = torch.from_numpy(sequences.counted)
         histograms.update(activations, counted)
         # padded batches: every sequence has as many rows

@@ -85,9 +85,12 @@ def spell(tokens: Sequence[str], text: str) -> tuple[str, ...]:
 
 def _end_of(token: str, text: str, cursor: int) -> int | None:
     """Where the token ends that stands at the cursor; None where it does not stand there."""
-    gap = text.startswith(" ", cursor)
-    for spelling in (token, token.removeprefix("##"), token.removeprefix(" ")):
-        for start in (cursor, cursor + gap):
+    starts = (cursor, cursor + 1) if text.startswith(" ", cursor) else (cursor,)
+    for start in starts:
+        if text.startswith(token, start):
+            return start + len(token)
+    for spelling in (token.removeprefix("##"), token.removeprefix(" ")):
+        for start in starts:
             if text.startswith(spelling, start):
                 return start + len(spelling)
     return None

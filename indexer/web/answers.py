@@ -6,6 +6,7 @@ Every answer is what the Python API says, with names instead of tables: numbers 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -55,7 +56,7 @@ class Answers:
         Raises IndexerError for a unit that the index has not.
         """
         record = self.index.record(name)
-        examples = {kind: _examples(getattr(record, kind)) for kind in ("top", "samples", "bottom")}
+        examples = _examples({"top": record.top, "samples": record.samples, "bottom": record.bottom})
         keep = self.index.keep(record.unit)
         return {
             "name": str(record.unit),
@@ -177,13 +178,19 @@ class Answers:
         }
 
 
-def _examples(table: pa.Table) -> list[dict[str, Any]]:
-    found = []
-    for row in rows(table):
-        kept = {name: row[name] for name in _KEPT}
-        kept |= {"pieces": spell(row["tokens"], row["text"]), "ids": row["token_ids"]}
-        found.append(kept | {"document": str(row["document"])})
-    return found
+def _examples(tables: dict[str, pa.Table]) -> dict[str, list[dict[str, Any]]]:
+    # together: there are few of each, and each column costs something however short it is
+    wanted = [table.select([*_KEPT, "tokens", "token_ids", "text"]) for table in tables.values()]
+    every = rows(pa.concat_tables(wanted).combine_chunks())
+    return {
+        kind: [_example(row) for row in islice(every, table.num_rows)] for kind, table in tables.items()
+    }
+
+
+def _example(row: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: row[name] for name in _KEPT}
+    kept |= {"pieces": spell(row["tokens"], row["text"]), "ids": row["token_ids"]}
+    return kept | {"document": str(row["document"])}
 
 
 _KEPT = (

@@ -86,7 +86,8 @@ def _lives(indexes: dict[str, Index], model: str) -> dict[str, object]:
 
 
 def _listening(port: int) -> socket.socket:
-    found = socket.socket()
+    # asyncio sends small answers at once only where the protocol is named
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind(("127.0.0.1", port))

@@ -5,8 +5,6 @@ import { run, runBoth } from "./source.js";
 import { scaleOf } from "./tokens.js";
 import { pinnedLine } from "./unit.js";
 
-const WAIT = 120;
-
 export async function textPage(main, { state, go, replace, about, signal }) {
   document.title = "Text - neuron index";
   main.replaceChildren(h("h1", {}, "Text"));
@@ -18,7 +16,8 @@ export async function textPage(main, { state, go, replace, about, signal }) {
   let chosen = state.token === undefined ? -1 : Number(state.token);
   let answer = null;
   let asked = null;
-  let timer = 0;
+  let running = false;
+  let stale = false;
   const two = state.other !== undefined;
   // what never occurred is rarer than what occurred once
   const least = 0.5 / Math.max(about.totals.counted_tokens ?? 1, 1);
@@ -105,12 +104,22 @@ export async function textPage(main, { state, go, replace, about, signal }) {
     ran();
   }
 
-  const typed = () => { clearTimeout(timer); timer = setTimeout(ran, WAIT); };
+  // what is typed while a text runs is run when that is done
+  async function typed() {
+    stale = running;
+    if (running) return;
+    running = true;
+    do {
+      stale = false;
+      await ran();
+    } while (stale && !signal.aborted);
+    running = false;
+  }
   const field = (value, label) => h("textarea", { rows: 4, value, spellcheck: false, ariaLabel: label, placeholder: "Type or paste a text", oninput: typed });
   const area = field(state.text ?? "", "Text");
   const other = two ? field(state.other, "Second text") : null;
   const switched = () => go({ text: area.value || undefined, other: two ? undefined : area.value, pin: pinned.length ? pinned : undefined, token: undefined });
-  signal.addEventListener("abort", () => { clearTimeout(timer); asked?.abort(); });
+  signal.addEventListener("abort", () => asked?.abort());
   main.append(h("div", { className: "sides" }, area, other), h("p", { className: "controls" }, h("button", { type: "button", onclick: switched }, two ? "One text alone" : "Beside a second text"), note), tokens, units, pins);
   if (area.value || other?.value) await ran();
   (other ?? area).focus();
