@@ -52,7 +52,7 @@ def test_slurm_builds_what_one_process_builds(tmp_path: Path, cluster: dict[str,
     wanted = options(tmp_path / "plain.index", [str(corpus)], piece_bytes=3000)
     given = [
         *("--top", "3", "--bottom", "2", "--context", "48", "--layers", "1", "--batch-tokens", "512"),
-        *("--threads", "1", "--piece-bytes", "3000"),
+        *("--threads", "1", "--piece-bytes", "3000", "--panel", "6"),
     ]
     command = ["bash", str(SCRIPT), str(minilm()), str(corpus), str(tmp_path / "a.index"), "2", *given]
     done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=300)

@@ -80,10 +80,13 @@ class GroupedFile:
             arrow_extensions_enabled=False,
         )
 
-    def group(self, group: int) -> pa.Table:
-        """All rows of one row group."""
+    def group(self, group: int, *, threads: bool = True) -> pa.Table:
+        """All rows of one row group.
+
+        threads: whether Arrow decodes its columns side by side; False where several groups are read so.
+        """
         with in_one_line(self.path):
-            table = self.reader().read_row_group(group)
+            table = self.reader().read_row_group(group, use_threads=threads)
             table.validate(full=True)
             return table
 

@@ -243,7 +243,8 @@ class Index:
 
         def read(group: int) -> None:
             units = range(rows[group], rows[group + 1])
-            found[units.start : units.stop] = matrix_of(file.group(group), units, tokens, file.path)
+            rows_of_group = file.group(group, threads=False)
+            found[units.start : units.stop] = matrix_of(rows_of_group, units, tokens, file.path)
 
         list(self._pool().map(read, range(len(file.group_rows))))
         return PanelOfLayer(windows, found.T)
