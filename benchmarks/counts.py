@@ -20,11 +20,13 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from indexer_kernels import Statistics
 from indexer_kernels._cpp import instruction_sets
 from indexer_kernels.histogram import Histogram, active, positive
 from indexer_kernels.moments import Moments
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 import indexer
@@ -38,9 +40,19 @@ from indexer.names import Key
 from indexer.sites import find
 from indexer.tokens import Batch, Batches
 
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU (erf) by torch's own instructions, without oneDNN; see indexer_kernels.activations."""
+    used = torch.backends.mkldnn.set_flags(False, _fp32_precision=None)[0]
+    try:
+        return functional.gelu(x)
+    finally:
+        torch.backends.mkldnn.set_flags(used, _fp32_precision=None)
+
+
 # What a model of transformers calls.
 TORCH = {
-    "gelu": functional.gelu,
+    "gelu": _gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "silu": functional.silu,
     "relu": functional.relu,

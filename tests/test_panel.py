@@ -172,8 +172,9 @@ def test_activations_are_those_of_the_plain_model(
             if hooks and dtype == "bfloat16":
                 # the very operations of transformers
                 np.testing.assert_array_equal(found, expected)
-            rounding = 2**16 if dtype == "bfloat16" else 1
-            np.testing.assert_allclose(found, expected, rtol=rounding * RELATIVE, atol=rounding * ABSOLUTE)
+            # the model's rounding differs from processor to processor, and ours is no worse
+            exact = alone(model, windows, torch.float64, place.format(layer))
+            assert np.abs(found - exact).max() <= 2 * np.abs(expected - exact).max()
             if dtype == "bfloat16":
                 assert (torch.from_numpy(found.copy()).bfloat16().float().numpy() == found).all()
 

@@ -7,7 +7,8 @@ where the tanh of vector instructions is -1, below -5.0614, and SiLU where exp(-
 f(gate) there, times a negative `up`, would count.
 
 torch itself is not of one mind: without vector instructions, as for the last few values of a tensor whose
-size is no multiple of 32, its GELU ends at -5.5426 and -5.1579; on a GPU its GELU (erf) ends nowhere.
+size is no multiple of 32, its GELU ends at -5.5426 and -5.1579; on a GPU its GELU (erf) ends nowhere. On a
+processor with AVX-512 it leaves GELU (erf) to oneDNN, whose values end at -5.5416 and are NaN for infinity.
 
 Sources: GELU, Hendrycks and Gimpel 2016 (arXiv 1606.08415), exact and tanh form; SiLU, Elfwing et al. 2017
 (arXiv 1702.03118); squared ReLU, So et al. 2021 (arXiv 2109.08668); gated units, Shazeer 2020 (arXiv
