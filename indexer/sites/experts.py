@@ -281,7 +281,7 @@ class _Forward:
             # a token that passes an expert twice is one row, whose weights are added
             token, row = np.unique(slots // index.shape[-1], return_inverse=True)
             tokens = torch.from_numpy(token)
-            gate, up = self._product(rows[tokens], plan.gates[expert], slot=0), None
+            gate, up = self._product(rows.index_select(0, tokens), plan.gates[expert], slot=0), None
             if plan.function is None:
                 gate = plan.neurons(gate)
             elif plan.gated:
@@ -293,7 +293,8 @@ class _Forward:
                 made = plan.normed(self._product(gate, plan.projections[expert], slot=1))
                 weight = weights.new_zeros(len(token), 1)
                 weight.index_add_(0, torch.from_numpy(row), weights[torch.from_numpy(slots)])
-                out.index_add_(0, tokens, (made * weight).float())
+                # no token is there twice, so that this adds; index_add_ sorts them first
+                out[tokens] = out.index_select(0, tokens).add_(made * weight)
         assert out is not None, "the forward pass ends with the last probe"
         return out.to(x.dtype).view(x.shape)
 
