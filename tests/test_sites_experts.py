@@ -42,6 +42,7 @@ NEAR: Any = {"rtol": 1e-4, "atol": 1e-4}
 MODELS = {
     "mixtral": ([0, 1, 2], "silu", True),
     "olmoe": ([0, 1, 2], "silu", True),
+    "dbrx": ([0, 1, 2], "silu", True),
     "granitemoe": ([0, 1, 2], "silu", True),
     "qwen3_moe": ([1], "silu", True),
     "deepseek_v3": ([1, 2], "silu", True),

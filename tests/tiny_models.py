@@ -159,6 +159,19 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
         },
     ),
+    # of each expert three matrices, those of all experts one below the other
+    "dbrx": (
+        "DbrxConfig",
+        {
+            "vocab_size": VOCABULARY, "d_model": HIDDEN, "n_heads": HEADS, "n_layers": LAYERS,
+            "max_seq_len": POSITIONS,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0},
+            "ffn_config": {
+                "hidden_size": HIDDEN, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2,
+                "ffn_act_fn": {"name": "silu"},
+            },
+        },
+    ),
     "olmoe": ("OlmoeConfig", {**GROUPED, "num_experts": 8, "num_experts_per_tok": 3}),
     "granitemoe": ("GraniteMoeConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     # a clipped gate with biases, its outputs one by one in turn

@@ -2,14 +2,15 @@
 
 In nearly all of transformers' mixtures a module holds the weights of all experts of a layer, stacked, and is
 given the tokens, which experts each one passes, and with what weights; what it does with them is the same in
-all, up to the activation function (transformers.integrations.moe). On the CPU it is done here expert by
-expert, so that one's activations are taken while they are in cache, and never exist for all; on a GPU for all
-at once, by torch's products of groups of rows, so that the host need not know what is routed where.
+all, up to the activation function (transformers.integrations.moe). DBRX has the factors of its neurons in two
+matrices instead of one. On the CPU it is done here expert by expert, so that one's activations are taken
+while they are in cache, and never exist for all; on a GPU for all at once, by torch's products of groups of
+rows, so that the host need not know what is routed where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,7 +31,7 @@ from indexer.names import EXPERTS, Experts, Key
 from indexer.sites.asked import Asked
 from indexer.sites.blocks import block_lists, blocks_of, blocks_with
 from indexer.sites.hook import Hook
-from indexer.sites.linear import Affine
+from indexer.sites.linear import Affine, is_of_dbrx
 from indexer.sites.mlp.fused import without_up
 
 _LEAVE = "leave experts out of --sites"
@@ -118,10 +119,10 @@ class _Block:
 
 
 def _is_stack(module: nn.Module) -> bool:
-    """Whether a module is one of those that transformers.integrations.moe computes."""
+    """Whether a module is one of those that transformers.integrations.moe computes, or of DBRX."""
     stacked = getattr(module, "down_proj", None)
     named = all(hasattr(module, name) for name in ("is_transposed", "has_bias", "_apply_gate"))
-    return named and isinstance(stacked, nn.Parameter) and stacked.ndim == 3
+    return is_of_dbrx(module) or (named and isinstance(stacked, nn.Parameter) and stacked.ndim == 3)
 
 
 def is_grouped(module: nn.Module) -> bool:
@@ -163,35 +164,56 @@ class Affines:
 class Stack:
     """All experts of a layer, each as projection(f(gate(x))) or projection(f(gate(x)) * up(x)).
 
-    gates: of each the linear layer into its neurons, with both factors side by side where it is gated.
-    projections: of each the output projection. width: neurons of one. function: the kernels' name of f, None
-    where the module's own code is to make the neurons; gated: whether there is an up.
+    gates: of each the linear layer into its neurons, with both factors side by side where it is gated; or
+    two, one for each factor. projections: of each the output projection. width: neurons of one. neurons: what
+    the model makes of what the gates return, [rows, width]. gated: whether there is an up. function: the
+    kernels' name of f, None where the module's own code is to make the neurons.
     """
 
     module: Any
-    gates: Affines
+    gates: tuple[Affines, ...]
     projections: Affines
     width: int
-    function: str | None
+    neurons: Callable[..., Tensor]
     gated: bool
+    function: str | None
 
     @classmethod
     def of(cls, module: Any) -> Stack:
         """That of a module that `_is_stack`."""
         gated = getattr(module, "has_gate", True)
-        projections = Affines.of(module, "down_proj")
-        gates = Affines.of(module, "gate_up_proj" if gated else "up_proj")
-        return cls(module, gates, projections, projections.weight.shape[1], _function(module, gated), gated)
+        if is_of_dbrx(module):
+            held, number = module.mlp, module.num_experts
+            gate, up, down = (
+                weight.detach().unflatten(0, (number, -1)) for weight in (held.w1, held.v1, held.w2)
+            )
+            gates: tuple[Affines, ...] = (Affines(gate.mT, None), Affines(up.mT, None))
+            projections = Affines(down, None)
+            neurons = _product_of(held.activation_fn)
+        else:
+            gates = (Affines.of(module, "gate_up_proj" if gated else "up_proj"),)
+            projections = Affines.of(module, "down_proj")
+            neurons = module._apply_gate if gated else module.act_fn
+        function = _function(neurons, gated, len(gates))
+        return cls(module, gates, projections, projections.weight.shape[1], neurons, gated, function)
 
     @property
     def aligned(self) -> bool:
         """Whether rows of all that is multiplied are multiples of 16 bytes, as torch.grouped_mm has it."""
-        weights = self.gates.weight, self.projections.weight
+        weights = [affines.weight for affines in (*self.gates, self.projections)]
         return all(side * weight.itemsize % 16 == 0 for weight in weights for side in weight.shape[1:])
 
-    def neurons(self, x: Tensor) -> Tensor:
-        """What the model makes of [rows, outputs of the gate]: the neurons, [rows, width]."""
-        return self.module._apply_gate(x) if self.gated else self.module.act_fn(x)
+    def factors(self, made: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Of what the gates return: what `function` is applied to, and the factor beside it.
+
+        Where it is None the neurons themselves, and no factor.
+        """
+        if self.function is None:
+            return self.neurons(*made), None
+        if len(made) > 1 or not self.gated:
+            return made[0], made[1] if self.gated else None
+        gate, up = made[0].chunk(2, dim=1)
+        return gate, up
 
     def normed(self, x: Tensor) -> Tensor:
         """What an expert returns of [rows, outputs of its projection], which some models change once more."""
@@ -199,14 +221,20 @@ class Stack:
         return module.post_expert_norm(x) if getattr(module, "has_post_expert_norm", False) else x
 
 
-def _function(module: Any, gated: bool) -> str | None:
-    """The kernels' name of the activation function, where it is applied as they do, to the first half.
+def _product_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda gate, up: function(gate) * up
 
-    It is asked what it makes of values up to 64: clipped forms differ only far out.
+
+def _function(neurons: Callable[..., Tensor], gated: bool, gates: int) -> str | None:
+    """The kernels' name of the activation function, where it is applied as they do, to the first factor.
+
+    neurons, gated: as in Stack; gates: how many there are. They are asked what they make of values up to 64:
+    clipped forms differ only far out.
     """
     gate = torch.linspace(-64, 64, 8192).view(-1, 64)
     up = gate.t().reshape(gate.shape)
-    found = module._apply_gate(torch.cat([gate, up], dim=1)) if gated else module.act_fn(gate)
+    factors = [gate, up] if gated else [gate]
+    found = neurons(*factors) if gates > 1 else neurons(torch.cat(factors, dim=1))
     for name in FUNCTIONS:
         if torch.allclose(found, activate(name, gate, up if gated else None), rtol=1e-5, atol=1e-5):
             return name
@@ -281,16 +309,14 @@ class _Forward:
             # a token that passes an expert twice is one row, whose weights are added
             token, row = np.unique(slots // index.shape[-1], return_inverse=True)
             tokens = torch.from_numpy(token)
-            gate, up = self._product(rows.index_select(0, tokens), plan.gates[expert], slot=0), None
-            if plan.function is None:
-                gate = plan.neurons(gate)
-            elif plan.gated:
-                gate, up = gate.chunk(2, dim=1)
+            given = rows.index_select(0, tokens)
+            products = (self._product(given, gates[expert], slot) for slot, gates in enumerate(plan.gates, 1))
+            gate, up = plan.factors([*products])
             sequences, follow = replace(self.workspace.sequences, at=token), number < len(routes)
             first = expert * plan.width
             self.take(Values(gate, sequences, plan.function, up, first=first, parts_follow=follow))
             if out is not None:
-                made = plan.normed(self._product(gate, plan.projections[expert], slot=1))
+                made = plan.normed(self._product(gate, plan.projections[expert], slot=0))
                 weight = weights.new_zeros(len(token), 1)
                 weight.index_add_(0, torch.from_numpy(row), weights[torch.from_numpy(slots)])
                 # no token is there twice, so that this adds; index_add_ sorts them first
@@ -315,11 +341,8 @@ class _Grouped(_Forward):
         plan, rows = self.probe.plan, x.reshape(-1, x.shape[-1])
         self.workspace.check_rows(self.probe.place, rows.shape[0])
         routes = Routes.of(index, len(plan.projections))
-        gate, up = plan.gates.grouped(rows[routes.token], routes), None
-        if plan.function is None:
-            gate = plan.neurons(gate)
-        elif plan.gated:
-            gate, up = gate.chunk(2, dim=1)
+        given = rows[routes.token]
+        gate, up = plan.factors([gates.grouped(given, routes) for gates in plan.gates])
         self.take(Values(gate, self.workspace.sequences, plan.function, up, routes=routes))
         assert not self.last, "the forward pass ends with the last probe"
         made = plan.normed(plan.projections.grouped(gate, routes))

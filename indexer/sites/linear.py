@@ -44,3 +44,12 @@ class Affine:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer: nn.Linear, or the transposed one of GPT-2."""
     return isinstance(module, nn.Linear | Conv1D) and module.weight.ndim == 2
+
+
+def is_of_dbrx(module: nn.Module) -> bool:
+    """Whether a module holds routed experts as DBRX does: three matrices, each of all experts in turn."""
+    held = getattr(module, "mlp", None)
+    weights = [getattr(held, name, None) for name in ("w1", "v1", "w2")]
+    return hasattr(module, "num_experts") and all(
+        isinstance(weight, nn.Parameter) and weight.ndim == 2 for weight in weights
+    )

@@ -22,7 +22,7 @@ from indexer.names import MLP, Key
 from indexer.sites.asked import Asked
 from indexer.sites.blocks import block_lists, blocks_of, listed, ran, ran_once
 from indexer.sites.hook import Hook
-from indexer.sites.linear import is_linear
+from indexer.sites.linear import is_linear, is_of_dbrx
 from indexer.sites.mlp import recognise
 from indexer.sites.mlp.fused import FusedMlp, without_up
 from indexer.sites.mlp.mixing import Projecting, without_mlp
@@ -306,13 +306,13 @@ def _fitting(loaded: LoadedModel, pattern: str) -> dict[int, tuple[str, str]]:
 
 
 def _experts(block: nn.Module) -> str:
-    """The path of a module that holds the weights of several experts in one parameter, or nothing.
+    """The path of a module that holds the weights of several experts in one parameter each, or nothing.
 
     By three dimensions alone it is not told: a recurrence or an attention may have parameters of three.
     """
     for path, module in block.named_modules():
         stacked = any(weight.ndim == 3 for weight in module.parameters(recurse=False))
-        if stacked and any("experts" in name for name in vars(module)):
+        if (stacked and any("experts" in name for name in vars(module))) or is_of_dbrx(module):
             return path or type(module).__name__
     return ""
 
