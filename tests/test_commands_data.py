@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from indexer.display.data import number, print_table, write_csv, write_json
+from indexer.display.data import json_bytes, json_text, number, print_table, write_csv, write_json
 from indexer.errors import IndexerError
 
 VALUES = np.array([0.1, np.inf, -np.inf, np.nan, 1e-45, 3.4028235e38, -0.0], np.float32)
@@ -46,6 +47,22 @@ def test_json_reads_back() -> None:
     assert [row["activations"] for row in read[:4]] == [[0.1, 2.5], [], None, [math.inf]]
     assert [row["text"] for row in read] == table()["text"].to_pylist()
     assert read[0]["total"] == 10**20
+
+
+INFINITY = math.inf
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.5, -0.0, 1e-7, 1e22, INFINITY, -INFINITY, [1.0, INFINITY], [[1.5, -INFINITY, 3]], [math.nan],
+        [None, INFINITY], {"a": [1, None, "x", {"b": (1, 2.5, INFINITY)}], "c": True}, [1e308, 1e308], {},
+        [[]], 2**63, -(2**70), [2**1100], [2.5, 2**1100], Decimal("1.5"), [Decimal(2**80)], b"ab",
+        np.float64(2.5), [np.float32(0.1)], datetime(2026, 1, 2, tzinfo=UTC), "\u2028</script>\x00é日", {1: 2},
+    ],
+)  # fmt: skip
+def test_json_in_less_time_says_the_same(value: Any) -> None:
+    assert json.loads(json_bytes(value)) == json.loads(json_text(value))
 
 
 def test_json_of_nothing_is_an_empty_list() -> None:

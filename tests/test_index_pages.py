@@ -14,10 +14,10 @@ from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
 from indexer.index.codecs import EXAMPLES
 from indexer.index.encoding import parquet_options
-from indexer.index.files import UnitFile
+from indexer.index.files import DocumentFile, UnitFile
 from indexer.index.pages import Pages
 from indexer.index.read import open_index
-from indexer.index.schema import column, list_of
+from indexer.index.schema import DOCUMENTS, column, list_of
 from indexer.index.thrift import decode, encode, skip
 from indexer.names import MLP, Key
 from tests.index_cases import ragged_record, write_index
@@ -126,3 +126,15 @@ def test_no_damaged_page_index_gives_other_rows(tmp_path: Path) -> None:
                     refused.append(str(error))
     assert all("mlp.0.parquet" in line and "damaged" in line for line in refused)
     assert len(refused) > sum(size for _, size in places) * 0.8
+
+
+def test_documents_of_many_row_groups(tmp_path: Path) -> None:
+    columns = {"document": range(0, 600, 3), "source": ["a", "b"] * 100, "row": range(200)}
+    table = pa.table({**columns, "characters": range(200)}, schema=DOCUMENTS)
+    path = tmp_path / "documents.parquet"
+    pq.write_table(table, path, row_group_size=7, store_schema=False)
+    opened = DocumentFile(path, DOCUMENTS)
+    for wanted in ([], [597, 0, 0, 21, 22], [-1, 600, 1 << 62], range(700)):
+        expected = table.filter(pa.compute.is_in(table["document"], pa.array(wanted, pa.int64())))
+        # a second time of what was kept
+        assert [opened.rows(wanted).to_pylist() for _ in range(2)] == [expected.to_pylist()] * 2

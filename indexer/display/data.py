@@ -12,9 +12,11 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import IO, Any, TextIO
 
+import msgspec
 import pyarrow as pa
 from rich.cells import cell_len, set_cell_size
 
@@ -66,6 +68,34 @@ def json_text(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:
         return _json_with_infinity(value)
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `json_text` says, without blanks and, where all is plain, in a fraction of the time."""
+    # what has more digits than the numbers of a computer is left to Python
+    with suppress(OverflowError):
+        if _is_plain(value):
+            return msgspec.json.encode(value)
+    return json_text(value).encode()
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON has words for all within: no number is infinite or NaN, no value of another kind."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind is dict:
+        return all(map(_is_plain, value.values()))
+    if kind is list or kind is tuple:
+        # long lists hold one kind, and are not looked through value by value
+        kinds = set(map(type, value))
+        if kinds == {float}:
+            return math.isfinite(sum(value))
+        return kinds <= _PLAIN or all(map(_is_plain, value))
+    return kind in _PLAIN
+
+
+_PLAIN = {str, int, bool, type(None)}
 
 
 def _json_with_infinity(value: Any) -> str:

@@ -6,8 +6,9 @@ Pages are checked against their checksums on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.errors import IndexerError
+from indexer.index.arrow import is_in, rows_where
 from indexer.index.pages import Pages
 
 DAMAGED = "the index is damaged; build it again or restore the file"
@@ -42,6 +44,9 @@ class GroupedFile:
     The file stays open, so that an index that is replaced meanwhile can still be read.
     """
 
+    # of how many row groups what was decoded is kept: who asks for one place mostly asks for the next
+    KEPT = 1
+
     def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
         """Open a file and read its footer.
 
@@ -55,6 +60,7 @@ class GroupedFile:
             opened = pq.ParquetFile(self._file, arrow_extensions_enabled=False)
             self.metadata = opened.metadata
             self.schema = opened.schema_arrow
+        self._columns = lru_cache(self.KEPT)(self._decoded)
         try:
             check_schema(path, self.schema, schema)
             self.group_rows = _group_rows(path, self.metadata)
@@ -64,6 +70,7 @@ class GroupedFile:
 
     def close(self) -> None:
         """Close the file."""
+        self._columns.cache_clear()
         self._file.close()
 
     def reader(self) -> pq.ParquetFile:
@@ -90,23 +97,8 @@ class GroupedFile:
             table.validate(full=True)
             return table
 
-    def groups_with(self, column: str, values: pa.Array) -> Iterator[pa.Table]:
-        """The row groups that may hold one of some values in a column of integers.
-
-        values: ascending, without nulls.
-        """
-        sought = values.to_numpy()
-        place = self.schema.get_field_index(column)
-        for group in range(self.metadata.num_row_groups):
-            with in_one_line(self.path):
-                held = self.metadata.row_group(group).column(place).statistics
-            first, last = (
-                (0, len(sought))
-                if held is None or not held.has_min_max
-                else (np.searchsorted(sought, held.min, "left"), np.searchsorted(sought, held.max, "right"))
-            )
-            if first < last:
-                yield self.group(group)
+    def _decoded(self, group: int, columns: tuple[str, ...]) -> pa.Table:
+        return self.reader().read_row_group(group, columns=list(columns), use_threads=False)
 
     def empty(self, columns: Sequence[str]) -> pa.Table:
         """No rows of these columns."""
@@ -114,7 +106,9 @@ class GroupedFile:
 
 
 class RowFile(GroupedFile):
-    """A file whose rows are known by their number."""
+    """A file whose rows are known by their number. Memory: of `units`, 16 MB at most."""
+
+    KEPT = 64
 
     def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
         super().__init__(path, schema, source)
@@ -127,10 +121,45 @@ class RowFile(GroupedFile):
             return self.empty(columns)
         offset = number - int(self._before[group])
         with in_one_line(self.path):
-            table = self.reader().read_row_group(group, columns=list(columns), use_threads=False)
-            table = table.slice(offset, 1).select(list(columns))
+            table = self._columns(group, tuple(columns)).slice(offset, 1).select(list(columns))
             table.validate(full=True)
             return table
+
+
+class DocumentFile(GroupedFile):
+    """A file sorted by the column `document`. Memory: 30 MB as a rule.
+
+    The documents of one unit lie in as many row groups as there are.
+    """
+
+    KEPT = 256
+
+    def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
+        super().__init__(path, schema, source)
+        column = schema.get_field_index("document")
+        with in_one_line(path):
+            groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
+            statistics = [group.column(column).statistics for group in groups]
+            # a row group that does not tell what it holds may hold all
+            bounds = [
+                (held.min, held.max) if held and held.has_min_max else (-(1 << 63), (1 << 63) - 1)
+                for held in statistics
+            ]
+        self._bounds = np.array(bounds, np.int64).reshape(-1, 2)
+
+    def rows(self, documents: Iterable[int]) -> pa.Table:
+        """The rows of some documents, in the order of the file; those that it has not have none."""
+        wanted = np.unique(np.fromiter(documents, np.int64))
+        # how many of those wanted lie before each row group, and up to its end
+        before = np.searchsorted(wanted, self._bounds[:, 0])
+        up_to = np.searchsorted(wanted, self._bounds[:, 1], "right")
+        found = [self.empty(self.schema.names)]
+        with in_one_line(self.path):
+            for group in np.flatnonzero(before < up_to).tolist():
+                table = self._columns(group, tuple(self.schema.names))
+                found.append(rows_where(table, is_in(table["document"], pa.array(wanted))))
+                found[-1].validate(full=True)
+        return pa.concat_tables(found)
 
 
 class UnitFile(GroupedFile):
@@ -158,7 +187,7 @@ class UnitFile(GroupedFile):
         lists = [name for name in columns if pa.types.is_list(self.schema.field(name).type)]
         others = [name for name in columns if name not in lists]
         with in_one_line(self.path):
-            table = self.reader().read_row_group(group, columns=["unit", *others], use_threads=False)
+            table = self._columns(group, ("unit", *others))
             first, last = (int(end) for end in np.searchsorted(table["unit"].to_numpy(), [unit, unit + 1]))
             if last <= first:
                 return self.empty(columns)

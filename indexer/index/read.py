@@ -6,10 +6,10 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,19 @@ from indexer_kernels import Keep
 from indexer.errors import IndexerError
 from indexer.index import schema
 from indexer.index.addons import read_addons
-from indexer.index.arrow import is_in, rows_where
 from indexer.index.codecs import EXAMPLES, HEAD_SCORES, HISTOGRAMS, PANELS
 from indexer.index.codecs.heads import shown_of
 from indexer.index.codecs.panel import SHOWN, WINDOWS, matrix_of, panel_among
-from indexer.index.files import DAMAGED, GroupedFile, RowFile, Source, UnitFile, in_one_line, on_disk
+from indexer.index.files import (
+    DAMAGED,
+    DocumentFile,
+    GroupedFile,
+    RowFile,
+    Source,
+    UnitFile,
+    in_one_line,
+    on_disk,
+)
 from indexer.index.manifest import LayerEntry, Manifest, check_files, read_manifest
 from indexer.index.notebook import Shown, examples_html
 from indexer.index.opened import OpenFiles
@@ -45,9 +53,6 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from indexer.index.query import Parameters, Queries
-
-_One = TypeVar("_One")
-_Other = TypeVar("_Other")
 
 _BINS = ["lower", "upper", "count"]
 _READERS = min(4, os.cpu_count() or 1)
@@ -194,13 +199,11 @@ class Index:
     ) -> UnitRecord:
         """All of a unit at once: its row, its histogram, its k examples at either end and of each band."""
         found = self._find(unit, number)
-        examples, (statistics, histogram) = self._both(
-            lambda: self._examples(found), lambda: (self.unit(found), self.histogram(found))
-        )
+        examples = self._examples(found)
         return UnitRecord(
             unit=found,
-            statistics=statistics,
-            histogram=histogram,
+            statistics=self.unit(found),
+            histogram=self.histogram(found),
             top=of_kind(examples, "top", k),
             bottom=of_kind(examples, "bottom", k),
             samples=of_kind(examples, "sample", k),
@@ -258,15 +261,7 @@ class Index:
 
     def documents(self, documents: Iterable[int]) -> pa.Table:
         """The rows of `documents` of some ids, ascending; ids that it does not know have none."""
-        file = self._files.get(schema.DOCUMENTS_FILE, GroupedFile, schema.DOCUMENTS)
-        wanted = pa.array(sorted(set(documents)), pa.int64())
-        return pa.concat_tables(
-            [file.empty(schema.DOCUMENTS.names)]
-            + [
-                rows_where(table, is_in(table["document"], wanted))
-                for table in file.groups_with("document", wanted)
-            ]
-        )
+        return self._files.get(schema.DOCUMENTS_FILE, DocumentFile, schema.DOCUMENTS).rows(documents)
 
     def document(self, document: int, *, target: bool = False) -> str:
         """The text of a document that an example points to, read from its source again.
@@ -355,16 +350,6 @@ class Index:
         from indexer.index.verify import verify_index
 
         return verify_index(self.path, full)
-
-    def _both(self, one: Callable[[], _One], other: Callable[[], _Other]) -> tuple[_One, _Other]:
-        """What two functions return that read files; a second thread calls the other one.
-
-        The first question of a program, which may be its only one, is not worth the import of threads.
-        """
-        if self._vocabulary is None:
-            return one(), other()
-        later = self._pool().submit(other)
-        return one(), later.result()
 
     def _pool(self) -> ThreadPoolExecutor:
         # imported here: it takes a few milliseconds, and most questions need none

@@ -182,15 +182,14 @@ def _examples(tables: dict[str, pa.Table]) -> dict[str, list[dict[str, Any]]]:
     # together: there are few of each, and each column costs something however short it is
     wanted = [table.select([*_KEPT, "tokens", "token_ids", "text"]) for table in tables.values()]
     every = rows(pa.concat_tables(wanted).combine_chunks())
-    return {
-        kind: [_example(row) for row in islice(every, table.num_rows)] for kind, table in tables.items()
-    }
+    return {kind: [_example(row) for row in islice(every, table.num_rows)] for kind, table in tables.items()}
 
 
 def _example(row: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: row[name] for name in _KEPT}
-    kept |= {"pieces": spell(row["tokens"], row["text"]), "ids": row["token_ids"]}
-    return kept | {"document": str(row["document"])}
+    row["pieces"] = spell(row.pop("tokens"), row.pop("text"))
+    row["ids"] = row.pop("token_ids")
+    row["document"] = str(row["document"])
+    return row
 
 
 _KEPT = (

@@ -8,15 +8,17 @@ model over a text, SQL - also needs the token that the address had when the prog
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from indexer.display.data import json_text
+from indexer.display.data import json_bytes
 from indexer.errors import IndexerError
 from indexer.index.read import Index
 from indexer.web.answers import MOST_ROWS, Answers
@@ -55,16 +57,31 @@ def several(apps: Mapping[str, FastAPI]) -> FastAPI:
     return outer
 
 
+class _Guarded:
+    """Refuses what another site asks, and says with every answer what a browser may do with it.
+
+    Plain ASGI: a function of FastAPI's would pass each answer through a queue.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        refused = _refusal(Request(scope))
+        answer = PlainTextResponse(refused, 403) if refused else self._app
+        return await answer(scope, receive, with_headers)
+
+
 def _guarded() -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-
-    @app.middleware("http")
-    async def guarded(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        refused = _refusal(request)
-        response = PlainTextResponse(refused, 403) if refused else await proceed(request)
-        response.headers.update(HEADERS)
-        return response
-
+    app.add_middleware(_Guarded)
     return app
 
 
@@ -224,4 +241,4 @@ def _condition(text: str) -> tuple[str, str, float]:
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    return Response(json_text(value), status, media_type="application/json")
+    return Response(json_bytes(value), status, media_type="application/json")
