@@ -1,7 +1,7 @@
 """Peak memory of a build that indexes the features of a dictionary, over that of their states and weights.
 
 The command itself, `neuron-indexer build` with what it keeps of features by default, in processes of its own:
-once for 64 features of a dictionary, which tells what the model and all else take, and once for all of them.
+once for a dictionary of 64 features, which tells what the model and all else take, and once for a large one.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def run(options: Options) -> Report:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
         weights = _write(options, folder)
-        few, _ = _built(options, folder, ["--sae-units", f"0-{FEW - 1}"])
-        whole, keep = _built(options, folder, [])
+        few, _ = _built(options, folder, FEW)
+        whole, keep = _built(options, folder, options.features)
     states = options.features * keep.bytes_per_unit()
     over = whole.peak_bytes - few.peak_bytes - states - weights
     results: dict[str, Any] = {
@@ -65,30 +65,36 @@ def run(options: Options) -> Report:
 
 
 def _write(options: Options, folder: Path) -> int:
-    """A corpus, and a dictionary as SAELens saves it; returns the bytes of its weights."""
+    """A corpus, and two dictionaries as SAELens saves them; returns the bytes of the large one's weights."""
     with torch.inference_mode():
         subject = prepare("minilm", "float32", options.tokens, folder)
         block = subject.loaded.model.encoder.layer[options.layer]  # type: ignore[index,union-attr]
         weight, bias = random_encoder(subject, block, options.features, options.active)  # type: ignore[arg-type]
-    (folder / "random").mkdir()
-    tensors = {"W_enc": weight.t().contiguous(), "b_enc": bias}
-    save_file(tensors, folder / "random" / "sae_weights.safetensors")
-    settings = {
-        "architecture": "standard", "d_in": weight.shape[1], "d_sae": options.features, "dtype": "float32",
-        "apply_b_dec_to_input": False, "normalize_activations": "none", "sae_lens_version": "6.54.12",
-        "metadata": {"hook_name": f"encoder.layer.{options.layer}", "hook_layer": options.layer},
-    }  # fmt: skip
-    (folder / "random" / "cfg.json").write_text(json.dumps(settings))
+    for features in (FEW, options.features):
+        dictionary = _dictionary(folder, features)
+        dictionary.mkdir(parents=True)
+        tensors = {"W_enc": weight[:features].t().contiguous(), "b_enc": bias[:features].clone()}
+        save_file(tensors, dictionary / "sae_weights.safetensors")
+        settings = {
+            "architecture": "standard", "d_in": weight.shape[1], "d_sae": features, "dtype": "float32",
+            "apply_b_dec_to_input": False, "normalize_activations": "none", "sae_lens_version": "6.54.12",
+            "metadata": {"hook_name": f"encoder.layer.{options.layer}", "hook_layer": options.layer},
+        }  # fmt: skip
+        (dictionary / "cfg.json").write_text(json.dumps(settings))
     return weight.nbytes + bias.nbytes
 
 
-def _built(options: Options, folder: Path, part: list[str]) -> tuple[Measured, Keep]:
+def _dictionary(folder: Path, features: int) -> Path:
+    return folder / str(features) / "random"
+
+
+def _built(options: Options, folder: Path, features: int) -> tuple[Measured, Keep]:
     """One build in a process of its own; what is kept of a feature. Raises WrongResultError."""
-    output, features = folder / "features.index", FEW if part else options.features
+    output = folder / "features.index"
     command = [sys.executable, "-m", "indexer", "build", str(model_folder()), str(folder / "corpus")]
     command += ["--output", str(output), "--overwrite", "--max-tokens", str(options.tokens), "--sites", SAE]
     command += ["--context", str(options.context)]
-    command += ["--sae", str(folder / "random"), *part]
+    command += ["--sae", str(_dictionary(folder, features))]
     command += [] if options.threads is None else ["--threads", str(options.threads)]
     say(f"building {features:,} features")
     try:

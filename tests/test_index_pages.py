@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks.synthetic import Size, write_synthetic
 from indexer.errors import IndexerError
-from indexer.index.codecs import EXAMPLES
+from indexer.index.codecs import CODECS, EXAMPLES
 from indexer.index.encoding import parquet_options
 from indexer.index.files import DocumentFile, UnitFile
 from indexer.index.pages import Pages
@@ -71,6 +72,23 @@ def test_a_footer_is_written_as_it_was_read(file: Path) -> None:
     struct, end = decode(footer, 0)
     assert end == skip(footer, 0) == len(footer)
     assert encode(struct) == footer
+
+
+def test_a_row_group_is_found_in_the_footer_as_by_going_through_it(tmp_path: Path) -> None:
+    index = write_synthetic(tmp_path / "i", Size(layers=1, units=6000, window=8))
+    for codec in CODECS:
+        path = index / codec.file(Key(MLP, 0))
+        if not path.exists():
+            continue
+        with contextlib.closing(UnitFile(path, codec.columns)) as file:
+            pages, number = file._pages, file.metadata.num_row_groups
+            found = [pages._group_at(group) for group in range(number)]
+            # nothing was gone through but for the first
+            assert len(pages._groups) == 1
+            end = found[0]
+            for begin in found:
+                assert begin == end
+                end = skip(pages._footer, begin)
 
 
 def test_pages_begin_with_units_and_one_unit_is_a_small_read(

@@ -26,6 +26,7 @@ from indexer.index import output as output_module
 from indexer.index import schema
 from indexer.index.codecs import EXAMPLES
 from indexer.index.read import open_index
+from indexer.index.records import LayerRecord
 from indexer.index.verify import verify_index
 from indexer.index.write import IndexWriter
 from indexer.names import Key
@@ -117,6 +118,38 @@ def test_only_documents_that_examples_point_to(tmp_path: Path) -> None:
     table = pq.read_table(index / "documents.parquet")
     assert table["document"].to_pylist() == [0, 1, 2 + (1 << 40), 3 + (1 << 40)]
     assert table["characters"].to_pylist() == [7, None, 8, 5]
+
+
+def test_row_groups_and_what_is_made_of_them_are_bounded_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = ragged_record(units=700)
+    plain = write_index(tmp_path / "plain", [record])
+    made: list[int] = []
+    table = EXAMPLES.table
+    monkeypatch.setattr(schema, "GROUP_BYTES", 3 * EXAMPLES.unit_bytes(record))
+    monkeypatch.setattr(schema, "TABLE_BYTES", EXAMPLES.unit_bytes(record))
+
+    def counted(of: LayerRecord, units: slice, *more: Any) -> pa.Table:
+        made.append(units.stop - units.start)
+        return table(of, units, *more)
+
+    monkeypatch.setattr(EXAMPLES, "table", counted)
+    index = write_index(tmp_path / "bounded", [record])
+    file = pq.ParquetFile(index / EXAMPLES.file(record.key))
+    assert set(made) == {1}
+    assert file.num_row_groups == 234 > schema.MOST_ROW_GROUPS
+    assert _rows(index) == _rows(plain)
+    verify_index(index, full=True)
+
+
+def test_rows_of_units_are_in_the_order_of_layers_however_these_come(tmp_path: Path) -> None:
+    records = [ragged_record(layer, units=3000) for layer in range(2)]
+    index, other = (write_index(tmp_path / str(step), records[::step]) for step in (1, -1))
+    units = pq.read_table(index / "units.parquet")
+    assert units.equals(pq.read_table(other / "units.parquet"))
+    assert units["layer"].to_pylist() == [0] * 3000 + [1] * 3000
+    assert units["unit"].to_pylist() == 2 * list(range(3000))
 
 
 def test_files_hold_to_the_format(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def test_parts_meet_tokens_of_their_own() -> None:
     assert counts[0] != counts[1]
     assert counts[2] == 0
     np.testing.assert_array_equal(layer.counts, np.repeat(counts, UNITS))
-    documents = np.unique(np.concatenate([statistics.documents() for statistics in alone]))
-    np.testing.assert_array_equal(layer.documents(), documents)
+    documents = np.unique(np.concatenate([ids for statistics in alone for ids in statistics.documents()]))
+    np.testing.assert_array_equal(np.unique(np.concatenate(list(layer.documents()))), documents)
     assert layer.non_finite() == sum(statistics.non_finite() for statistics in alone) > 0
     layer.settle()
     for part, statistics in enumerate(alone):

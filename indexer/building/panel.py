@@ -26,6 +26,8 @@ from indexer.tokens import Batch
 # who is told of a probe and of the sequence whose values it has just handed over
 Watch = Callable[[Key, Part], None]
 
+# of the file, whose rows are those of tokens, that are read before they become columns
+_TOKENS_AT_ONCE = 256
 _LARGEST = np.uint64(2**64 - 1)
 
 
@@ -191,11 +193,14 @@ class Filled:
     def __getitem__(self, units: slice) -> NDArray[np.float32]:
         """That of some units, read now: float32 [units, tokens]."""
         first, last, _ = units.indices(self.units)
-        read = np.empty((self.tokens, last - first), np.float32)
-        for token, row in enumerate(read):
-            place = self.begin + 4 * (token * self.units + first)
-            row[:] = np.frombuffer(os.pread(self.file.fileno(), row.nbytes, place), np.float32)
-        return read.T
+        found = np.empty((last - first, self.tokens), np.float32)
+        rows = np.empty((min(_TOKENS_AT_ONCE, self.tokens), last - first), np.float32)
+        for begin in range(0, self.tokens, len(rows)):
+            read = rows[: self.tokens - begin]
+            for token, row in enumerate(read, begin):
+                os.preadv(self.file.fileno(), [row], self.begin + 4 * (token * self.units + first))
+            found[:, begin : begin + len(read)] = read.T
+        return found
 
 
 def _id(part: Part) -> SequenceId:

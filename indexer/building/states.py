@@ -10,6 +10,7 @@ import numpy as np
 from indexer_kernels import Statistics
 
 from indexer.building.nonfinite import NonFinite, Watch, earlier, first_in
+from indexer.index.ids import Ids
 from indexer.index.records import LayerRecord
 from indexer.models import Probe, Runner, Values
 from indexer.names import Key
@@ -80,10 +81,11 @@ class States:
 
     def documents(self) -> np.ndarray:
         """Ids of the documents that examples point to at present: int64, ascending."""
-        found = np.empty(0, np.int64)
+        found = Ids()
         for statistics in self.statistics.values():
-            found = np.union1d(found, statistics.documents())
-        return found
+            for documents in statistics.documents():
+                found.add(documents)
+        return found.sorted()
 
     def restore(self, key: Key, statistics: Statistics) -> None:
         """Go on with an earlier state of a probe."""

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from indexer.index.thrift import I64, LIST, STRUCT, Struct, decode, encode, find, list_at, skip
+from indexer.index.thrift import I64, LIST, STRUCT, TRUE, Struct, decode, encode, find, list_at, skip
 
 _MAGIC = b"PAR1"
 # fields of parquet.thrift: FileMetaData, RowGroup, ColumnChunk, ColumnMetaData, OffsetIndex, PageHeader
 _NUM_ROWS, _ROW_GROUPS = 3, 4
-_COLUMNS, _BYTE_SIZE, _GROUP_ROWS = 1, 2, 3
+_COLUMNS, _BYTE_SIZE, _GROUP_ROWS, _OFFSET, _SIZE = 1, 2, 3, 5, 6
 _FILE_OFFSET, _META_DATA, _INDEX_OFFSET, _INDEX_LENGTH = 2, 3, 4, 5
 _TYPE, _ENCODINGS, _PATH, _CODEC, _NUM_VALUES, _UNCOMPRESSED, _COMPRESSED, _DATA_PAGE = 1, 2, 3, 4, 5, 6, 7, 9
 _LOCATIONS = 1
@@ -115,6 +115,11 @@ class Pages:
     def _group_at(self, group: int) -> int:
         """Where a row group begins in the footer."""
         footer = self._footer
+        # behind the numbers that the one before ends with; going through all of them takes 0.3 ms for each
+        end = _end_of(self._metadata.row_group(group - 1)) if group else b""
+        found = footer.find(end)
+        if end and found >= 0:
+            return found + len(end)
         if not self._groups:
             self._groups.append(list_at(footer, find(footer, len(_MAGIC), _ROW_GROUPS))[2])
         while len(self._groups) <= group:
@@ -193,6 +198,17 @@ class Pages:
             size = int.from_bytes(content[-8:-4], "little")
             self._templates[columns] = decode(content, len(content) - 8 - size)[0]
         return self._templates[columns]
+
+
+def _end_of(group: pq.RowGroupMetaData) -> bytes:
+    """What of a row group follows its columns in a footer that Arrow wrote."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    begin = columns[0].dictionary_page_offset or columns[0].data_page_offset
+    size = sum(column.total_compressed_size for column in columns)
+    fields = {_BYTE_SIZE: group.total_byte_size, _GROUP_ROWS: group.num_rows, _OFFSET: begin, _SIZE: size}
+    # the first one follows field 1
+    struct = {_COLUMNS: (TRUE, True), **{field: (I64, value) for field, value in fields.items()}}
+    return encode(struct)[1:]
 
 
 def _locations(index: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 """The index on disk, format version 2: the files that every index has, their columns, how rows are grouped.
 
 The files of a statistic are its codec's, see `codecs`. Files are sorted by unit and a row group holds whole
-units, so one unit's rows are found from the footer alone. At most 64 row groups per file, because readers
-parse the footer of every file they touch at some 25 us per row group.
+units, so one unit's rows are found from the footer alone. There are at most 64 row groups per file, because
+readers parse the footer of every file they touch at some 25 us per row group; more of them only where each
+would take much memory to write and to read.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ VOCABULARY_FILE = "vocabulary.parquet"
 # one, large groups the other. Below this many rows a group costs more in the footer than it saves.
 MOST_ROW_GROUPS = 64
 UNIT_ROWS = 2_048
+# of the rows of a layer's row group, as they lie in memory, at most; and of those that are made at a time
+GROUP_BYTES = 24 << 20
+TABLE_BYTES = 4 << 20
 DOCUMENT_ROWS = 16_384
 
 # how a column is encoded: see encoding.py, which says why

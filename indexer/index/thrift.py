@@ -11,7 +11,7 @@ from typing import Any
 
 Struct = dict[int, tuple[int, Any]]
 I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
-_TRUE, _FALSE, _BYTE, _I16, _DOUBLE = 1, 2, 3, 4, 7
+TRUE, _FALSE, _BYTE, _I16, _DOUBLE = 1, 2, 3, 4, 7
 
 
 def decode(data: bytes, at: int) -> tuple[Struct, int]:
@@ -25,7 +25,7 @@ def decode(data: bytes, at: int) -> tuple[Struct, int]:
         else:
             field, at = _number(data, at + 1)
         kind = head & 15
-        value, at = (kind == _TRUE, at) if kind in (_TRUE, _FALSE) else _value(data, at, kind)
+        value, at = (kind == TRUE, at) if kind in (TRUE, _FALSE) else _value(data, at, kind)
         struct[field] = kind, value
     return struct, at + 1
 
@@ -146,8 +146,8 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 def _put_struct(out: bytearray, struct: Struct) -> None:
     last = 0
     for field, (kind, value) in sorted(struct.items()):
-        if kind in (_TRUE, _FALSE):
-            kind = _TRUE if value else _FALSE
+        if kind in (TRUE, _FALSE):
+            kind = TRUE if value else _FALSE
         if 0 < field - last < 16:
             out.append((field - last) << 4 | kind)
         else:

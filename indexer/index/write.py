@@ -31,14 +31,14 @@ from indexer.index.manifest import SECTIONS, FileEntry, LayerEntry, Manifest, fi
 from indexer.index.output import check_output, flush, in_one_line, put_in_place
 from indexer.index.records import LayerRecord
 from indexer.index.scratch import Scratch, put_right
-from indexer.index.units import unit_groups, unit_table
+from indexer.index.units import UnitTables, unit_groups, unit_table
 from indexer.index.views import views_file
 from indexer.index.vocabulary import Vocabulary
 from indexer.names import Key, check_site
 
 _MOST_THREADS = 4
 # whose numbers are made together
-_UNITS_AT_ONCE = 4_096
+_UNITS_AT_ONCE = 1_024
 
 
 class IndexWriter:
@@ -47,8 +47,8 @@ class IndexWriter:
     layers_written: those whose files are complete.
 
     Layers are written in the background by up to four threads; their arrays must not change until `publish`
-    or the end of the `with` block. Memory: the records of as many layers as there are threads; some 120 bytes
-    for every unit, and 8 for every document that examples point to.
+    or the end of the `with` block. Memory: the records of as many layers as there are threads, of each the
+    rows of a row group, and 8 bytes for every document that examples point to.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class IndexWriter:
         self.published = False
         self.layers_written = 0
         self._scratch: Scratch | None = None
-        self._units: dict[Key, list[pa.Table]] = {}
+        # where the rows of each layer are among those of all units
+        self._units: dict[Key, list[int]] = {}
+        self._unit_tables: UnitTables | None = None
         self._layers: list[LayerEntry] = []
         self._documents = Ids()
         self._files: list[FileEntry] = []
@@ -115,8 +117,9 @@ class IndexWriter:
 
         Raises IndexerError where its layer was added before, or where writing an earlier layer failed.
         """
-        self._new_layer(record, record.units)
-        self._note(record, 0)
+        with self._in_one_line():
+            self._new_layer(record, record.units)
+            self._note(record, 0)
 
         def write() -> None:
             try:
@@ -179,8 +182,10 @@ class IndexWriter:
             raise IndexerError(f"index {self.output}: no layer was added")
         self._layers.sort(key=lambda entry: entry.key)
         with self._in_one_line():
-            units = unit_groups([self._units.pop(entry.key) for entry in self._layers])
-            self._write_parquet(schema.UNITS_FILE, schema.UNITS, units)
+            assert self._unit_tables is not None
+            places = (place for entry in self._layers for place in self._units[entry.key])
+            units = self._unit_tables.read(places)
+            self._write_parquet(schema.UNITS_FILE, schema.UNITS, unit_groups(units))
             for path, table in self._common.items():
                 self._write_parquet(path, table.schema, [table])
             self._write_documents(documents)
@@ -205,12 +210,14 @@ class IndexWriter:
         put_right(self._target)
         self._scratch = Scratch(self._target)
         self._scratch.index.mkdir()
+        self._unit_tables = UnitTables(self._scratch.index.parent)
 
     def _remove_folder(self) -> None:
         # what is in it: an index that was not finished, or the one that a new one has replaced
-        if self._scratch is not None:
-            self._scratch.close()
-            self._scratch = None
+        for made in (self._unit_tables, self._scratch):
+            if made is not None:
+                made.close()
+        self._unit_tables = self._scratch = None
 
     def _new_layer(self, record: LayerRecord, units: int) -> None:
         """Note a layer of so many units; record: any block of it."""
@@ -224,13 +231,14 @@ class IndexWriter:
 
     def _note(self, record: LayerRecord, first: int) -> None:
         """Keep what goes into the files that all layers share."""
+        assert self._unit_tables is not None
         codecs = codecs_for(record.states)
         for codec in codecs:
             if not self._common.keys() >= codec.common.keys():
                 self._common |= codec.common_tables(record)
         for start in range(0, record.units, _UNITS_AT_ONCE):
             part = record.part(slice(start, start + _UNITS_AT_ONCE))
-            self._units[record.key].append(unit_table(part, first + start))
+            self._units[record.key].append(self._unit_tables.add(unit_table(part, first + start)))
             for codec in codecs:
                 self._documents.add(codec.documents(part))
 
@@ -243,9 +251,9 @@ class IndexWriter:
         """
         files = []
         for codec in codecs_for(record.states):
-            at_once, path = codec.group_units(record, units), codec.file(record.key)
-            file = self._file(path, codec.columns, at_once, codec.page_values(record))
-            files.append((codec, at_once, stack.enter_context(file)))
+            group, path = codec.group_units(record, units), codec.file(record.key)
+            file = self._file(path, codec.columns, group, codec.page_values(record))
+            files.append((codec, codec.table_units(record, units), stack.enter_context(file)))
 
         def write(block: LayerRecord, first: int) -> None:
             for codec, at_once, file in files:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer_kernels.blocks import view_of
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
 from indexer_kernels.hashes import scrambled, sequence_keys
@@ -138,15 +139,15 @@ class Bands(Places):
 
     def ranked(self, units: slice = slice(None)) -> Bands:
         """A copy of some units, places by band, the highest first, then by hash; undefined ones come last."""
-        taken, hashes = self.taken[units], self.hash[units]
+        some = view_of(self, units)
         # ~: descending
-        order = np.lexsort((self.sequence[units], self.document[units], hashes, ~self.octave[units], ~taken))
+        order = np.lexsort((some.sequence, some.document, some.hash, ~some.octave, ~some.taken))
         return replace(
-            self,
-            key=self.key[units].copy(),
-            hash=np.take_along_axis(hashes, order, axis=1),
-            bars=self.bars[:, units].copy(),
-            **self.reordered(units, order),
+            some,
+            key=some.key.copy(),
+            hash=np.take_along_axis(some.hash, order, axis=1),
+            bars=some.bars.copy(),
+            **some.reordered(order),
             _native=None,
         )
 

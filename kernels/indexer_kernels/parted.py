@@ -6,6 +6,7 @@ what is gathered part by part is there as one. On a GPU all parts may also come 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -61,9 +62,10 @@ class PartedStatistics(Statistics):
         for part, of_part in zip(self.parts, np.split(counts, firsts), strict=True):
             part.counts = of_part
 
-    def documents(self) -> NDArray[np.int64]:
-        """Ids of the documents that places point to at present, ascending, each once."""
-        return np.unique(np.concatenate([part.documents() for part in self.parts]))
+    def documents(self) -> Iterator[NDArray[np.int64]]:
+        """Ids of the documents that places point to at present, part by part."""
+        for part in self.parts:
+            yield from part.documents()
 
     def settle(self) -> None:
         """Bring every state up to date for reading."""

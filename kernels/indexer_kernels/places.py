@@ -75,10 +75,10 @@ class Places:
         flat = (getattr(self, name).reshape(self.units * self.places, -1) for name in WINDOW_FIELDS)
         rows.put_windows(chosen, unit * self.places + place, *flat)
 
-    def reordered(self, units: slice, order: NDArray[np.int64]) -> dict[str, Any]:
-        """Copies of the arrays of some units, by name, in another order of places; int64 [units, places]."""
+    def reordered(self, order: NDArray[np.int64]) -> dict[str, Any]:
+        """Copies of the arrays, by name, in another order of places; int64 [units, places]."""
         unit = np.arange(len(order))[:, None]
-        return {name: getattr(self, name)[units][unit, order] for name in (*PLACE_FIELDS, *WINDOW_FIELDS)}
+        return {name: getattr(self, name)[unit, order] for name in (*PLACE_FIELDS, *WINDOW_FIELDS)}
 
 
 def no_places(units: int, places: int, window: tuple[int, int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of each state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -185,14 +185,13 @@ class Statistics:
     def counts(self, counts: NDArray[np.int64]) -> None:
         self.count = int(counts.max(initial=0))
 
-    def documents(self) -> NDArray[np.int64]:
-        """Ids of the documents that places point to at present, ascending, each once."""
+    def documents(self) -> Iterator[NDArray[np.int64]]:
+        """Ids of the documents that places point to at present, in any order and repeated."""
         if self._on_device is not None:
-            found = [state.documents() for state in self._on_device.places]
+            yield from (state.documents() for state in self._on_device.places)
         else:
             states = (state for state in (self.top, self.bottom, self.samples) if state is not None)
-            found = [state.document[state.taken] for state in states]
-        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+            yield from (state.document[state.taken] for state in states)
 
     def non_finite(self) -> int:
         """NaN and infinite values so far, over all units; on a GPU this waits for its kernels."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer_kernels.blocks import view_of
 from indexer_kernels.errors import KernelInputError
 from indexer_kernels.examples import PLACE_FIELDS, ExampleRows
 from indexer_kernels.places import Places, no_places
@@ -129,16 +130,16 @@ class TopK(Places):
 
     def ranked(self, units: slice = slice(None)) -> TopK:
         """A copy of some units, with places in rank order, best first; undefined places come last."""
-        taken = self.taken[units]
-        keys = self._keys({name: getattr(self, name)[units] for name in PLACE_FIELDS})
-        order, passage = np.lexsort((*reversed(keys), ~taken)), self.passage[units]
+        some = view_of(self, units)
+        keys = some._keys({name: getattr(some, name) for name in PLACE_FIELDS})
+        order, passage = np.lexsort((*reversed(keys), ~some.taken)), some.passage
         return replace(
-            self,
-            threshold=self.threshold[units].copy(),
-            worst=np.full(len(taken), self.k - 1, np.int32),
-            filled=self.filled[units].copy(),
+            some,
+            threshold=some.threshold.copy(),
+            worst=np.full(some.units, self.k - 1, np.int32),
+            filled=some.filled.copy(),
             passage=np.take_along_axis(passage, order, axis=1) if self.distinct else passage.copy(),
-            **self.reordered(units, order),
+            **some.reordered(order),
             _native=None,
         )
 

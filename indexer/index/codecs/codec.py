@@ -26,7 +26,7 @@ class Codec:
     columns: of its files; the first are schema.UNIT. view: the name of what shows them in SQL; "" for none.
     common: columns of files that it has once for all layers, by their paths.
     other_views, macros: names of what its `views` make beside the view.
-    units_of_a_group: units of a row group at least; below, a group costs more in the footer than it saves.
+    units_of_a_group: see least_group.
     """
 
     name: str
@@ -43,9 +43,23 @@ class Codec:
         """Path of a layer's file within the index."""
         return str(PurePosixPath(self.folder) / f"{key}.parquet")
 
+    def unit_bytes(self, record: LayerRecord) -> int:
+        """What the rows of a unit take in memory, about and at most; record: any block of the layer."""
+        return 1024
+
+    def least_group(self, record: LayerRecord) -> int:
+        """Units of a row group below which it costs more in the footer than it saves."""
+        return self.units_of_a_group
+
     def group_units(self, record: LayerRecord, units: int) -> int:
-        """Units of a row group at least; record: any block of the layer, which has `units` of them."""
-        return max(-(-units // schema.MOST_ROW_GROUPS), self.units_of_a_group)
+        """Units of a row group; record: any block of the layer, which has `units` of them."""
+        wanted = max(-(-units // schema.MOST_ROW_GROUPS), self.least_group(record))
+        return max(min(wanted, schema.GROUP_BYTES // self.unit_bytes(record)), 1)
+
+    def table_units(self, record: LayerRecord, units: int) -> int:
+        """Units whose rows are made at a time: an even share of a row group's."""
+        group = self.group_units(record, units)
+        return -(-group // -(-group * self.unit_bytes(record) // schema.TABLE_BYTES))
 
     def page_values(self, record: LayerRecord) -> int | None:
         """Elements of a page of its list columns, so that one unit's are a small read; None for no such."""

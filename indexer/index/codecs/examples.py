@@ -29,6 +29,8 @@ KINDS = tuple(STATES)
 _SAMPLE = KINDS.index("sample")
 # a page of fewer costs more to write and to scan than it saves
 _VALUES_OF_A_PAGE = 4_096
+# of a row without its window, and of a token in it: its id, its activation, its text
+_ROW_BYTES, _TOKEN_BYTES = 80, 4 + 4 + 5
 _READ = (
     "unit", "kind", "rank", "band", "value", "up", "document", "sequence", "position", "window_start",
     "token_ids", "activations",
@@ -84,9 +86,12 @@ class Examples(Codec):
     columns = _STORED
     shown = _SHOWN
 
-    def group_units(self, record: LayerRecord, units: int) -> int:
-        places = max(_places_of(record), 1)
-        return -(-schema.rows_per_group(units * places, self.rows_of_a_group) // places)
+    def unit_bytes(self, record: LayerRecord) -> int:
+        tokens = sum(record.keep.window) + 1
+        return max(_places_of(record), 1) * (_ROW_BYTES + tokens * _TOKEN_BYTES)
+
+    def least_group(self, record: LayerRecord) -> int:
+        return -(-self.rows_of_a_group // max(_places_of(record), 1))
 
     def page_values(self, record: LayerRecord) -> int:
         """Those of whole units, where all their places and windows are full."""

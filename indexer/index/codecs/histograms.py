@@ -19,6 +19,8 @@ from indexer.index.vocabulary import Vocabulary
 from indexer.names import MLP, Key
 
 _COLUMNS = ("unit", "lower", "upper", "count")
+# of a bin, if all of a unit's had values
+_ROW_BYTES = 40
 
 
 class Histograms(Codec):
@@ -35,6 +37,9 @@ class Histograms(Codec):
             column("count", pa.int64(), "dictionary"),
         ]
     )
+
+    def unit_bytes(self, record: LayerRecord) -> int:
+        return BINS * _ROW_BYTES
 
     def unit_columns(self, record: LayerRecord) -> dict[str, np.ndarray]:
         counts, moments = record.histogram.counts, record.moments

@@ -59,6 +59,14 @@ class PanelActivations(Codec):
     def _panel(self, record: LayerRecord) -> Panel:
         return record.states[self.name]
 
+    def unit_bytes(self, record: LayerRecord) -> int:
+        # as they are made, and as they are encoded
+        return 2 * 4 * max(len(self._panel(record).windows.token_ids), 1)
+
+    def table_units(self, record: LayerRecord, units: int) -> int:
+        # what is read of a scratch file is read token by token, and many units of each are as fast as few
+        return self.group_units(record, units)
+
     def page_values(self, record: LayerRecord) -> int:
         """Those of whole units."""
         of_a_unit = max(len(self._panel(record).windows.token_ids), 1)
