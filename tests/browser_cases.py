@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -23,6 +25,14 @@ HOSTILE = [
     for opening in ("", '">', "'>", "</textarea>", "</title></script>")
     for script in _SCRIPTS
 ]
+
+
+def violations(page: Any) -> list[tuple[str, str]]:
+    """What axe-core finds on a page that some people could not read, each with an element."""
+    axe = (files(pytest.importorskip("axe_playwright_python")) / "axe.min.js").read_text()
+    page.evaluate(f"window.axe || (() => {{ {axe} }})()")
+    found = page.evaluate("axe.run()")["violations"]
+    return [(one["id"], one["nodes"][0]["html"][:120]) for one in found]
 
 
 def write_hostile(output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

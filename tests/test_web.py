@@ -274,6 +274,33 @@ def test_units_that_moved_most(index: Index, tmp_path: Path) -> None:
     assert [(row["distance"], row["overlap"], row["most"]) for row in same] == [(0, same[0]["most"], 6)] * 3
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("units?offset=x", 'offset "x": '), ("units?limit=1e3", 'limit "1e3": '), ("moved", "other: "),
+        ("units?descending=maybe", 'descending "maybe": '), ("search?token=a&least=", 'least "": '),
+        ("document/x", 'number "x": '), ("document/99999999999999999999", "no example points to a document"),
+        ("units?offset=%0A%00" + "9" * 5_000, 'offset "'),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_told_in_one_line(client: TestClient, path: str, told: str) -> None:
+    answer = client.get(f"/api/{path}")
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert len(answer.json()["error"]) < 300
+
+
+@pytest.mark.parametrize(
+    "body", ["[", "null", "[1]", '{"query": 5}', '{"query": "\\ud800"}', '{"x": ' + "[" * 9_000, "\xff"]
+)
+def test_what_is_no_question_is_told_in_one_line(client: TestClient, body: str) -> None:
+    headers = {"X-Token": TOKEN, "Content-Type": "application/json"}
+    answer = client.post("/api/sql", content=body.encode("latin-1"), headers=headers)
+    assert answer.status_code == 400
+    assert "\n" not in answer.json()["error"]
+
+
 def test_small_answers_are_sent_at_once() -> None:
     with _listening(0) as found:
         # what asyncio asks before it sets TCP_NODELAY; without that a small answer takes 40 ms more

@@ -12,6 +12,7 @@ import pytest
 
 import indexer
 from benchmarks.browser import CHROMIUM, chromium, serving
+from tests.browser_cases import violations
 from tests.real_model import minilm, standard_library
 
 pytestmark = [
@@ -157,6 +158,21 @@ def test_two_texts_are_compared(page: Any, address: str, index: Path) -> None:
     page.reload()
     page.wait_for_selector(".units tbody tr")
     assert (page.url, page.locator(".units tbody td").first.inner_text()) == (told, name)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read_by_everyone(page: Any, address: str, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    for path, wanted in (
+        (f"#/text?text={TEXT}&pin={UNIT}", ".pin .token"),
+        (f"#/text?text={TEXT}&other={TEXT} jumps&pin={UNIT}", ".pin .token"),
+        (f"#/u/{UNIT}", ".example"),
+    ):
+        _open(page, address, path, wanted)
+        if path.startswith("#/u/"):
+            page.get_by_label("Text", exact=True).fill(TEXT)
+            page.wait_for_selector(".tried .token")
+        assert violations(page) == [], path
 
 
 def test_lists_searches_and_layers(page: Any, address: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from indexer_kernels.histogram import bins_of
+from indexer_kernels.histogram import bin_edges, bins_of
 from starlette.testclient import TestClient
 from transformers import AutoModel
 
@@ -23,8 +23,8 @@ from indexer.index.read import Index
 from indexer.models import load
 from indexer.names import Key
 from indexer.web.answers import Answers
-from indexer.web.live import Live, Model, aligned
-from indexer.web.rarity import Rarity, most_changed, rarest
+from indexer.web.live import Live, Model, aligned, threads_for
+from indexer.web.rarity import Rarity, most_changed, quick_bins, rarest
 from indexer.web.serve import _lives
 from indexer.web.server import application
 from tests.tiny_models import saved
@@ -80,6 +80,25 @@ def test_shares_are_those_of_the_histogram(index: Index) -> None:
                 assert found[token, unit] == pytest.approx(above, rel=1e-6)
             else:
                 assert np.isnan(found[token, unit])
+
+
+def test_quick_bins_are_those_of_the_definition() -> None:
+    random = np.random.default_rng(0).integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
+    edges = np.concatenate([*bin_edges(), 2.0 ** np.arange(-149, 128, dtype=np.float64)]).astype(np.float32)
+    near = [np.nextafter(edges, np.float32(end)) for end in (-np.inf, np.inf)]
+    values = np.concatenate([edges, -edges, *near, [0.0, -0.0]]).astype(np.float32)
+    values = np.concatenate([random, values])
+    values = values[np.isfinite(values)]
+    np.testing.assert_array_equal(quick_bins(values), bins_of(values))
+
+
+def test_a_small_model_runs_texts_on_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert [threads_for(n * 10**8) for n in (0, 1, 3, 5, 7, 99)] == [1, 1, 1, 2, 3, 4]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_rarest_come_first_and_only_what_is_positive() -> None:

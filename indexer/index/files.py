@@ -149,7 +149,8 @@ class DocumentFile(GroupedFile):
 
     def rows(self, documents: Iterable[int]) -> pa.Table:
         """The rows of some documents, in the order of the file; those that it has not have none."""
-        wanted = np.unique(np.fromiter(documents, np.int64))
+        # no file has a number of more than 64 bits
+        wanted = np.array(sorted({one for one in documents if abs(one) < 1 << 63}), np.int64)
         # how many of those wanted lie before each row group, and up to its end
         before = np.searchsorted(wanted, self._bounds[:, 0])
         up_to = np.searchsorted(wanted, self._bounds[:, 1], "right")

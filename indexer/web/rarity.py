@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from indexer_kernels.histogram import BINS, bins_between, bins_of
+from indexer_kernels.histogram import BINS, ZERO_BIN, bins_between, bins_of
 from numpy.typing import NDArray
 
 from indexer.index.codecs import HISTOGRAMS
@@ -32,9 +32,12 @@ class Rarity:
         values: [tokens, units of the layer]. A value that is not finite has the share NaN.
         """
         tails = self.tails(key)
-        bins = bins_of(np.where(np.isfinite(values), values, 0))
-        found = tails[np.arange(values.shape[1]), bins]
-        return np.where(np.isfinite(values), found, np.float32(np.nan))
+        wrong = ~np.isfinite(values)
+        # a take from one row of numbers takes half as long as one from a table
+        place = quick_bins(values) + np.arange(0, tails.size, BINS)
+        found = tails.ravel().take(place)
+        found[wrong] = np.nan
+        return found
 
     def tails(self, key: Key) -> NDArray[np.float32]:
         """float32 [units, bins]: the share of tokens in the bins above each."""
@@ -48,6 +51,17 @@ class Rarity:
         above = counts[:, ::-1].cumsum(axis=1)[:, ::-1] - counts
         total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
         return (above / total).astype(np.float32)
+
+
+# the bin of each sign, exponent and top 3 mantissa bits, of a value that is not zero
+_BIN_OF = bins_of((np.arange(1 << 12, dtype=np.uint32) << 20 | 1).view(np.float32))
+
+
+def quick_bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """What `bins_of` says of finite values, in a fifth of the time; of others some bin."""
+    bins = _BIN_OF.take(np.ascontiguousarray(values, np.float32).view(np.uint32) >> 20)
+    bins[values == 0] = ZERO_BIN
+    return bins
 
 
 def histogram_counts(index: Index, key: Key) -> NDArray[np.int64]:

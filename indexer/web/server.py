@@ -7,15 +7,18 @@ model over a text, SQL - also needs the token that the address had when the prog
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.display.data import json_bytes
@@ -37,6 +40,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 _MOST_BODY = 200_000
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def new_token() -> str:
@@ -109,6 +113,14 @@ def application(
     async def mistaken(request: Request, error: IndexerError) -> Response:
         return _json({"error": str(error)}, 400)
 
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(request: Request, error: RequestValidationError) -> Response:
+        return _json({"error": _told(error.errors()[0])}, 400)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return _json({"error": error.detail}, error.status_code)
+
     @app.get("/api/about")
     def about() -> Response:
         return _json(answers.about() | {"live": live is not None, "indexes": list(served), "name": name})
@@ -176,7 +188,7 @@ def application(
         if refused is not None:
             return refused
         given = asked.get("text")
-        if not isinstance(given, str):
+        if not _is_text(given):
             raise IndexerError('text: give {"text": "...", "pinned": ["mlp.5.1733"]}')
         return _json(live.answer(given, pinned))
 
@@ -196,7 +208,7 @@ def application(
         if refused is not None:
             return refused
         query = asked.get("query")
-        if not isinstance(query, str):
+        if not _is_text(query):
             raise IndexerError('sql: give {"query": "SELECT ..."}')
         return _json(questions.ask(query))
 
@@ -224,8 +236,20 @@ def _split(host: str) -> tuple[str, str]:
     return (name, port) if colon and port.isdigit() else (host, "80")
 
 
+def _is_text(given: Any) -> TypeGuard[str]:
+    """Whether it is a text of whole characters; JSON can name halves of them."""
+    return isinstance(given, str) and not _HALVES.search(given)
+
+
 def _are_texts(given: Any) -> bool:
-    return isinstance(given, list) and all(isinstance(one, str) for one in given)
+    return isinstance(given, list) and all(map(_is_text, given))
+
+
+def _told(mistake: dict[str, Any]) -> str:
+    """One line of what FastAPI says of a request that is not as it should be."""
+    where, given, why = mistake["loc"], mistake.get("input"), str(mistake["msg"])
+    told = f' "{" ".join(given.split())[:80]}"' if isinstance(given, str) else ""
+    return f"{where[-1] if where[0] != 'body' else 'what is asked'}{told}: {why}"
 
 
 def _condition(text: str) -> tuple[str, str, float]:

@@ -72,7 +72,7 @@ function column(unit, { index }, { about, ranks, mark }) {
 function shared(units, ranks, given) {
   const both = [...ranks[0].keys()].filter((place) => ranks[1].has(place)).length;
   const sources = given[0].index === given[1].index ? "" : ", by the names of their sources";
-  return `${number(both)} of the sequences of the strongest examples are the same${sources}: ${number(ranks[0].size)} on the left, ${number(ranks[1].size)} on the right; there the rank on the other side stands behind the arrow.`;
+  return `The strongest examples lie in ${number(ranks[0].size)} sequences on the left and ${number(ranks[1].size)} on the right, ${number(both)} of them the same${sources}; at these the rank on the other side stands behind an arrow.`;
 }
 
 async function furthestApart(main, { state, go, about, signal }) {

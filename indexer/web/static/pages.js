@@ -12,7 +12,7 @@ export async function layersPage(main, { signal }) {
   main.replaceChildren(
     h("h1", {}, "Layers"),
     table(
-      ["layer", "units", "never active", "active (median)", "beside each other", "maximum (median)", "highest", "kurtosis (median)"],
+      ["layer", "units", "never active", "active (median)", "as a bar", "maximum (median)", "highest", "kurtosis (median)"],
       layers.map((layer) => [
         h("a", { href: layerAddress(layer) }, `${layer.site}.${layer.layer}`),
         number(layer.units),
@@ -30,7 +30,7 @@ export async function layersPage(main, { signal }) {
 export async function aboutPage(main, { signal }) {
   const about = await ask("about", {}, signal);
   document.title = "About - neuron index";
-  main.replaceChildren(h("h1", {}, "About this index"), facts(about));
+  main.replaceChildren(h("h1", {}, "About this index"), facts({ ...about, layers: about.layers.map(({ name }) => name) }));
 }
 
 function facts(value) {

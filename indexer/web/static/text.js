@@ -139,7 +139,7 @@ function word(found, heat, pressed, chosen) {
 
 function pairTable(units, pinButton) {
   const cells = ({ name, values, shares }) => [h("a", { href: `#/u/${name}` }, name), number(values[0]), number(values[1]), signed(values[1] - values[0]), share(shares[0]), share(shares[1]), pinButton(name)];
-  return table(["unit", "first text", "second text", "difference", "above the first", "above the second", ""], units.map(cells));
+  return table(["unit", "first text", "second text", "difference", "above the first", "above the second", "watch"], units.map(cells));
 }
 
 // Of a pinned unit the pairs of counted tokens with its values at both.

@@ -111,7 +111,7 @@ function headScores(head) {
 }
 
 function counted(bins, linear, go) {
-  const most = h("small", {}, `tokens per bin, ${number(Math.max(...bins.map((bin) => bin[2]), 0))} in the highest; `);
+  const most = h("small", {}, `tokens per bin, ${number(Math.max(...bins.map((bin) => bin[2]), 0))} in the highest`);
   const change = (event) => go({ counts: event.target.checked ? "linear" : undefined });
   return [most, h("label", {}, h("input", { type: "checkbox", checked: linear, onchange: change }), " linear counts")];
 }
@@ -125,8 +125,17 @@ function controls(state, go, unit, widen) {
     choice("Examples", "side", [["", "all"], ...Object.entries(KINDS).map(([kind, title]) => [kind, title.toLowerCase()])]),
     choice("Layout", "wrap", [["", "aligned on the peak"], ["1", "whole windows"]]),
     context(state, unit, widen),
-    state.band !== undefined ? h("button", { type: "button", onclick: () => go({ band: undefined }) }, `band ${state.band} ×`) : null,
+    bands(unit, state, go),
   );
+}
+
+// Of which octave samples are shown; a click on the histogram chooses one, too, also of which none was kept.
+function bands({ samples }, state, go) {
+  const kept = [...new Set([...samples.map(({ band }) => band), Number(state.band)])].filter(Number.isFinite).sort((one, other) => other - one);
+  if (!kept.length) return null;
+  const chosen = (event) => go(event.target.value === "" ? { band: undefined } : { band: event.target.value, side: "samples" });
+  const option = (value, said) => h("option", { value, selected: String(state.band ?? "") === value }, said);
+  return h("label", {}, "Samples of ", h("select", { onchange: chosen }, option("", "all bands"), kept.map((band) => option(String(band), band ? `${number(band, 3)} to ${number(2 * band, 3)}` : "the rest"))));
 }
 
 // How much of a window is shown; a window goes a third as far after its peak as before it.
@@ -202,11 +211,11 @@ function example(found, { unit, scale, tail, mark, aligned, width, index, rankTh
   const there = rankThere?.(found);
   const label = found.band === null ? `${found.rank}${there && found.kind === "top" ? ` → ${there}` : ""}` : found.band ? `≥ ${number(found.band, 3)}` : "rest";
   const from = document ? document.name : String(found.document);
-  const source = h("button", { type: "button", className: "source", title: `${from}: show the whole document`, onclick: (event) => openDocument(event.target, found, index) }, from.split("/").slice(-2).join("/"));
+  const source = h("button", { type: "button", className: "source", title: `${from}: show the whole document`, onclick: (event) => openDocument(event.target, found, unit, index) }, from.split("/").slice(-2).join("/"));
   return h("div", { className: "example" }, h("span", { className: "rank" }, label), h("span", { className: "value" }, number(found.value)), line, source);
 }
 
-async function openDocument(button, found, index) {
+async function openDocument(button, found, unit, index) {
   const row = button.closest(".example");
   const open = row.nextElementSibling;
   if (open?.classList.contains("document")) {
@@ -216,7 +225,8 @@ async function openDocument(button, found, index) {
   const place = h("pre", { className: "document", tabIndex: 0 }, "…");
   row.after(place);
   try {
-    const { text } = await ask(`document/${found.document}`, {}, undefined, index);
+    // of a pair of texts the decoder reads the second
+    const { text } = await ask(`document/${found.document}`, { target: unit.name.startsWith("decoder.") ? true : undefined }, undefined, index);
     // where its window is in the text, up to the peak; a tokenizer that changes letters leaves no such place
     const shown = found.pieces.slice(0, found.position - found.window_start + 1).join("").trimStart();
     const at = text.indexOf(shown);
