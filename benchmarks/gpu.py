@@ -22,7 +22,7 @@ from benchmarks.report import Report, Table
 from indexer.errors import IndexerError
 
 Figures = dict[str, Any]
-PARTS = ("machine", "kernels", *MODELS)
+PARTS = ("machine", "kernels", "features", *MODELS)
 ROUNDS = 15
 
 
@@ -54,6 +54,10 @@ def _measured(part: str, device: torch.device, dry: bool, save: Callable[[Figure
         figures = _machine(device)
     elif part == "kernels":
         figures = _kernels(device, dry, save)
+    elif part == "features":
+        from benchmarks import gpu_features
+
+        figures = gpu_features.measure(device, dry=dry, save=save)
     else:
         from benchmarks import gpu_pipeline
 

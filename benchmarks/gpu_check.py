@@ -33,8 +33,13 @@ class Columns:
     def take(self, key: Key, values: Values) -> None:
         """Hand on, and keep what came of it."""
         self.states.take(key, values)
-        columns = torch.from_numpy(self.units[key]).to(values.matrix.device)
-        self.seen[key] = (values.made()[:, columns].cpu(), values.sequences)
+        # those of the part of the layer that this is
+        column = self.units[key] - values.first
+        here = (column >= 0) & (column < values.matrix.shape[1])
+        found = values.made()[:, torch.from_numpy(column[here]).to(values.matrix.device)].cpu()
+        whole, _ = self.seen.get(key, (found.new_zeros(len(found), len(column)), None))
+        whole[:, torch.from_numpy(here)] = found
+        self.seen[key] = (whole, values.sequences)
 
 
 def checked_columns(loaded: LoadedModel, probes: list[Probe], batch: Batch) -> str:
@@ -69,9 +74,9 @@ def check_sums(states: States) -> str:
         assert state.histogram is not None
         assert state.moments is not None
         held = state.histogram.counts.sum(axis=1) + state.moments.nan + state.moments.inf
-        if not (held == state.count).all():
+        if not (held == state.counts).all():
             raise WrongResultError(
-                f"{key}: bins hold {held.min()} to {held.max()} of {state.count} values"
+                f"{key}: bins hold {held.min()} to {held.max()} of {state.counts.max()} values"
             )
     named = ", ".join(map(str, chosen))
     return f"after all rounds, bins + nan + inf = counted tokens for every unit of {named}"

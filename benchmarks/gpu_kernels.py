@@ -261,7 +261,7 @@ def some_units(statistics: Statistics, chosen: NDArray[np.int64]) -> Statistics:
     histogram: Histogram | None = part(statistics.histogram)
     ends: list[TopK | None] = [end and part(end) for end in (statistics.top, statistics.bottom)]
     some = Statistics(len(chosen), moments, histogram, *ends, kernels="reference")
-    some.count = statistics.count
+    some.counts = statistics.counts[chosen]
     return some
 
 

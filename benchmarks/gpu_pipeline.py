@@ -52,6 +52,8 @@ from indexer.sites import Asked, find
 from indexer.tokens import Batch
 
 Figures = dict[str, Any]
+# of a model and a batch, which probes
+Choose = Callable[[LoadedModel, Batch], list[Probe]]
 MATRIX = 8192
 # Sequences that states have seen before anything is timed
 SETTLED = 4000
@@ -111,7 +113,8 @@ class Settling:
         """Take in what the model computed, and what it might have computed."""
         self.states.take(key, values)
         for number, other in enumerate(self.others, 1):
-            self.states.statistics[key].update(values.made().roll(number, dims=1), other)
+            part = self.states.statistics[key].part(values.first)
+            part.update(values.made().roll(number, dims=1), other)
 
 
 @dataclass
@@ -133,14 +136,16 @@ class Bench:
     checks: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: str, device: torch.device, dry: bool, installed: ExitStack) -> Bench:
-        """The model with empty states."""
+    def of(
+        cls, model: str, device: torch.device, dry: bool, installed: ExitStack, choose: Choose | None = None
+    ) -> Bench:
+        """The model with empty states. choose: gives the probes; all MLPs without it."""
         shape = SHAPES[model]
         loaded = random_model(shape, device, torch.bfloat16, dry=dry)
         sequence, tokens = (8, 16) if dry else (shape.sequence, shape.tokens)
         batches = RandomBatches(embedding_rows(loaded.model), sequence, tokens)
         keep = Keep(top=1, bottom=1, window=(1, 1)) if dry else Keep()
-        probes = find(loaded, asked=Asked(keep))
+        probes = choose(loaded, *batches.take(1)) if choose else find(loaded, asked=Asked(keep))
         states = States(probes, kernels="triton", threads=1)
         runner = Runner(loaded, probes, states.take)
         return cls(model, device, dry, loaded, batches, probes, states, runner, installed)

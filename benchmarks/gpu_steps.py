@@ -67,6 +67,7 @@ def steps(dry: bool, parts: Path) -> list[Step]:
         Step("tests", ("-m", "pytest", *tests), 130),
         part("kernels", 120),
         part("gpt2", 90),
+        part("features", 80),
         part("llama", 190),
         part("pythia", 130),
     ]

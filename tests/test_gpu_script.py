@@ -34,7 +34,7 @@ def test_a_dry_run_has_every_figure(tmp_path: Path) -> None:
     ended = script("--dry-run", "--out", str(tmp_path), "--commit", "abc")
     whole = json.loads((tmp_path / "results.json").read_text())
     assert {name: step["status"] for name, step in whole["steps"].items()} == dict.fromkeys(
-        ["extension", "machine", "tests", "kernels", "gpt2", "llama", "pythia"], "done"
+        ["extension", "machine", "tests", "kernels", "gpt2", "features", "llama", "pythia"], "done"
     ), (tmp_path / "log.txt").read_text()
     assert ended.returncode == 0
     assert whole["dry"]
@@ -42,6 +42,12 @@ def test_a_dry_run_has_every_figure(tmp_path: Path) -> None:
     results = {name: step["results"] for name, step in whole["steps"].items()}
     assert results["machine"]["versions"]["torch"]
     assert results["kernels"]["24 x 2"]["update_share_of_copy_bandwidth"] > 0
+    for form in ("relu", "jumprelu", "gated", "topk"):
+        figures = results["features"][form]
+        for side in ("build", "forward", "plain"):
+            assert figures[f"{side}_tokens_per_second"] > 0
+        assert figures["build_per_forward_min"] <= figures["build_per_forward"]
+    assert len(results["features"]["checks"]) == 8
     for model in ("gpt2", "llama", "pythia"):
         figures = results[model]
         assert len(figures["checks"]) == 3
