@@ -68,7 +68,9 @@ class Options:
     units: int = option(14_336, "units of a layer", quick=64)
     records: int = option(500, "units asked for", quick=8)
     clicks: int = option(30, "pages opened, and texts run", quick=3)
-    tokens: int = option(100_000, "tokens of the index of MiniLM", quick=2_000)
+    model: str | None = option(None, "model whose texts are run, instead of the packaged MiniLM")
+    sites: str = option("mlp", "sites of its index, between commas")
+    tokens: int = option(100_000, "tokens of its index", quick=2_000)
     folder: str | None = option(None, "keeps the indexes for the next run; without it, they are deleted")
 
 
@@ -89,7 +91,7 @@ def run(options: Options) -> Report:
                 "a unit's page, from click to frame": _clicks(browser, address, options),
             }
         say("measuring texts")
-        with serving(small, "--model", model_folder()) as address:
+        with serving(small, "--model", _model(options)) as address:
             seconds |= _texts(browser, address, options)
         say("measuring the static site")
         sizes = _static(browser, small, folder)
@@ -110,15 +112,21 @@ def run(options: Options) -> Report:
 def _indexes(folder: Path, options: Options) -> tuple[Path, Path]:
     size = Size(options.layers, options.units, 20, 20, 64)
     large = folder / f"web-{size.layers}x{size.units}.index"
-    small = folder / f"web-minilm-{options.tokens}.index"
+    name = f"{Path(_model(options)).name}-{options.sites.replace(',', '-')}"
+    small = folder / f"web-{name}-{options.tokens}.index"
     if not large.exists():
         say(f"writing a synthetic index of {size.layers * size.units:,} units")
         folder.mkdir(parents=True, exist_ok=True)
         write_synthetic(large, size)
     if not small.exists():
         corpus = write_corpus(folder / "corpus", options.tokens * 5)
-        indexer.build(model=model_folder(), corpus=corpus, output=small, max_tokens=options.tokens)
+        built = {"model": _model(options), "sites": options.sites.split(",")}
+        indexer.build(**built, corpus=corpus, output=small, max_tokens=options.tokens)
     return large, small
+
+
+def _model(options: Options) -> Path | str:
+    return options.model or model_folder()
 
 
 def _records(path: Path, address: str, options: Options) -> list[float]:
@@ -154,18 +162,22 @@ def _clicks(browser: Any, address: str, options: Options) -> list[float]:
 def _texts(browser: Any, address: str, options: Options) -> dict[str, list[float]]:
     """Texts of 64 tokens, all units ranked at each: at the server, and from the key to the frame."""
     random = np.random.default_rng(2)
-    # between two special ones
-    texts = [" ".join(random.choice(_WORDS, TEXT_TOKENS - 2)) for _ in range(options.clicks + 2)]
-    token = address.partition("token=")[2]
-    headers = {"X-Token": token, "Content-Type": "application/json"}
+    headers = {"X-Token": address.partition("token=")[2], "Content-Type": "application/json"}
     served, shown = [], []
     with closing(HTTPConnection(str(urlsplit(address).netloc))) as connection:
+
+        def ask(text: str) -> Any:
+            connection.request("POST", "/api/text", json.dumps({"text": text, "pinned": []}), headers)
+            return json.loads(connection.getresponse().read())
+
+        # an empty text has the special tokens alone
+        words = TEXT_TOKENS - len(ask("")["tokens"])
+        texts = [" ".join(random.choice(_WORDS, words)) for _ in range(options.clicks + 2)]
         for text in texts:
             begun = time.perf_counter()
-            connection.request("POST", "/api/text", json.dumps({"text": text, "pinned": []}), headers)
-            answer = json.loads(connection.getresponse().read())
+            answer = ask(text)
             served.append(1e3 * (time.perf_counter() - begun))
-    if len(answer["tokens"]) != TEXT_TOKENS or len(answer["tokens"][1]["units"]) != 12:
+    if len(answer["tokens"]) != TEXT_TOKENS or len(answer["tokens"][words // 2]["units"]) != 12:
         raise WrongResultError(
             f"a text of {len(answer['tokens'])} tokens instead of {TEXT_TOKENS}, or not ranked"
         )

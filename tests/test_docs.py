@@ -1,4 +1,4 @@
-"""The commands and Python of the README and of docs/panel.md run as they stand there."""
+"""The commands and Python of the README, of docs/panel.md and of docs/pages.md run as they stand there."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from indexer.commands import app
 from tests.real_model import minilm, standard_library
 
 ROOT = Path(__file__).parents[1]
-README, PANEL = ((ROOT / page).read_text() for page in ("README.md", "docs/panel.md"))
+README, PANEL, PAGES = (
+    (ROOT / page).read_text() for page in ("README.md", "docs/panel.md", "docs/pages.md")
+)
 RUN = re.compile(r"<!-- run -->\n```\n(.*?)```", re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -63,6 +66,21 @@ def test_python_runs_after_the_commands(folder: Path, monkeypatch: pytest.Monkey
     found = names["text"][names["first"] : names["last"]].lower()
     assert found == names["example"]["token"].removeprefix("##") != ""
     assert (folder / "other.index" / "manifest.json").exists()
+
+
+def test_pages_are_written_and_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    if not (folder / "my.index").exists():
+        pytest.skip("the README's commands did not make the index")
+    assert len(run_commands(PAGES, folder, monkeypatch)) == 1
+    assert (folder / "pages" / "index.html").exists()
+    [block] = PYTHON.findall(PAGES)
+    exec(compile(block, "pages.md", "exec"), {})
+    # what is served is not run here: its options are those that there are
+    for page in (README, PAGES):
+        for line in re.findall(r"^neuron-indexer serve (.*)$", page, re.MULTILINE):
+            command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+            command.make_context("serve", shlex.split(line))
 
 
 def test_the_panel_answers_alike_in_sql_and_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

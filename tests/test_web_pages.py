@@ -182,6 +182,31 @@ def test_two_indexes_are_compared(browser: Any, index: Path, tmp_path: Path) -> 
             assert [line for line in watched.wrong if not line.startswith(f"asked for {address}b/api/")] == []
 
 
+def test_addresses_of_the_documentation(browser: Any, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/pages.md").read_text()
+    addresses = [found.replace("&amp;", "&") for found in re.findall(r"`(#/[^`]*)`", page)]
+    answers = re.findall(r"`(api/[^`]*)`", page)
+    assert len(addresses) > 15
+    assert len(answers) > 5
+    size = Size(layers=5, units=128, top=5, bottom=3, samples=1, window=16, vocabulary=60, documents=200)
+    mine, another = (write_synthetic(tmp_path / name, size, seed=len(name)) for name in ("my", "other"))
+    with indexer.open_index(mine) as one, indexer.open_index(another) as other:
+        served = {"my": one, "other": other}
+        apps = {name: application(Answers(of), TOKEN, None, served, name) for name, of in served.items()}
+        with answering(several(apps)) as address:
+            watched = Watched(browser, f"{address}my/")
+            for path in addresses:
+                watched.page.goto("about:blank")
+                watched.page.goto(f"{address}my/{path}")
+                watched.page.wait_for_selector("main h1")
+                alerts = watched.page.locator("[role=alert]").all_inner_texts()
+                assert alerts == [], path
+                assert watched.page.locator("#version").is_visible() == ("at=" in path), path
+            for path in answers:
+                assert watched.page.request.get(f"{address}my/{path}").status == 200, path
+    assert [line for line in watched.wrong if "/api/" not in line] == []
+
+
 def test_the_jump_goes_anywhere(browser: Any, address: str) -> None:
     watched = Watched(browser, address)
     for words, title in (("mlp.1.2", "mlp.1.2"), ("mlp.1", "Units 5"), ("1/4", "mlp.1.4"), ("a b", "Search")):

@@ -87,13 +87,16 @@ class GroupedFile:
             arrow_extensions_enabled=False,
         )
 
-    def group(self, group: int, *, threads: bool = True) -> pa.Table:
+    def group(self, group: int, *, columns: Sequence[str] | None = None, threads: bool = True) -> pa.Table:
         """All rows of one row group.
 
-        threads: whether Arrow decodes its columns side by side; False where several groups are read so.
+        columns: those that are read; all without. threads: whether Arrow decodes them side by side; False
+            where several groups are read so.
         """
         with in_one_line(self.path):
-            table = self.reader().read_row_group(group, use_threads=threads)
+            table = self.reader().read_row_group(
+                group, columns=None if columns is None else list(columns), use_threads=threads
+            )
             table.validate(full=True)
             return table
 

@@ -13,7 +13,9 @@ seldom both are active, and it adds up exactly as histograms do.
 
 from __future__ import annotations
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,16 @@ from indexer.index.results import source_name
 from indexer.names import Key
 from indexer.web.rarity import histogram_counts
 
+_READERS = min(4, os.cpu_count() or 1)
+# units whose numbers stay in the processor's cache
+_AT_ONCE = 256
+
 
 class Moved:
     """The units that two indexes both have, those that are furthest apart first. Safe for several threads.
 
-    Memory: 8 bytes for each such unit, and the histograms of a layer.
+    Memory: 8 bytes for each such unit, and the histograms of a layer for each thread, of which there are four
+    at most.
     """
 
     def __init__(self, one: Index, other: Index) -> None:
@@ -73,11 +80,17 @@ class Moved:
         with self._lock:
             if self._distances is None:
                 one, other = self._indexes
-                self._distances = {
-                    entry.key: distances(histogram_counts(one, entry.key), histogram_counts(other, entry.key))
+                keys = [
+                    entry.key
                     for entry in one.manifest.layers
                     if (there := other.manifest.layer(entry.key)) and there.units == entry.units
-                }
+                ]
+                # reading and adding up are done outside Python's lock
+                with ThreadPoolExecutor(_READERS) as threads:
+                    found = threads.map(
+                        lambda key: distances(*(histogram_counts(index, key) for index in (one, other))), keys
+                    )
+                    self._distances = dict(zip(keys, found, strict=True))
             return self._distances
 
 
@@ -97,10 +110,20 @@ def distances(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.fl
     lower, upper = (edges.astype(np.float64) for edges in bin_edges())
     middle = (lower + upper) / 2
     middle[0], middle[-1] = upper[0], lower[-1]
+    found = [
+        _distances(one[first : first + _AT_ONCE], other[first : first + _AT_ONCE], middle)
+        for first in range(0, len(one), _AT_ONCE)
+    ]
+    return np.concatenate([np.zeros(0), *found])
+
+
+def _distances(
+    one: NDArray[np.int64], other: NDArray[np.int64], middle: NDArray[np.float64]
+) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         shares = [counts / counts.sum(axis=1, keepdims=True) for counts in (one, other)]
-    apart = np.cumsum(shares[0] - shares[1], axis=1)[:, :-1]
-    area = np.abs(apart) @ np.diff(middle)
-    size = (shares[0] + shares[1]) @ np.abs(middle)
+    size = sum(share @ np.abs(middle) for share in shares)
+    apart = np.abs(np.cumsum(shares[0] - shares[1], axis=1))
+    area = apart[:, :-1] @ np.diff(middle)
     # both are always zero
     return np.divide(area, size, out=np.where(size == 0, 0.0, np.nan), where=size > 0)

@@ -53,6 +53,7 @@ class Rarity:
         return (above / total).astype(np.float32)
 
 
+_READ = ("unit", "lower", "upper", "count")
 # the bin of each sign, exponent and top 3 mantissa bits, of a value that is not zero
 _BIN_OF = bins_of((np.arange(1 << 12, dtype=np.uint32) << 20 | 1).view(np.float32))
 
@@ -72,8 +73,8 @@ def histogram_counts(index: Index, key: Key) -> NDArray[np.int64]:
     file = GroupedFile(index.path / HISTOGRAMS.file(key), HISTOGRAMS.columns)
     try:
         for group in range(file.metadata.num_row_groups):
-            table = file.group(group)
-            columns = {name: table[name].to_numpy() for name in ("unit", "lower", "upper", "count")}
+            table = file.group(group, columns=_READ, threads=False)
+            columns = {name: table[name].to_numpy() for name in _READ}
             counts[columns["unit"], bins_between(columns["lower"], columns["upper"])] = columns["count"]
     finally:
         file.close()
