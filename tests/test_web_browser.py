@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 
 import indexer
-from benchmarks.browser import CHROMIUM, chromium, serving
+from benchmarks.browser import CHROMIUM, answering, chromium, serving
+from indexer.web.answers import Answers
+from indexer.web.server import application
 from tests.browser_cases import violations
 from tests.real_model import minilm, standard_library
+from tests.tiny_models import saved
 
 pytestmark = [
     pytest.mark.slow,
@@ -194,3 +198,44 @@ def test_a_mistake_is_one_line(page: Any, address: str) -> None:
     page.goto(_root(address) + "#/nowhere")
     page.wait_for_selector("[role=alert]")
     assert "no page" in page.locator("[role=alert]").inner_text()
+
+
+def test_a_neuron_of_an_expert_has_both_its_names(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text(" ".join(f"w{word % 90}" for word in range(300)))
+    output = tmp_path / "my.index"
+    indexer.build(
+        model=saved(tmp_path / "model", "mixtral"), corpus=[tmp_path / "corpus.txt"], output=output,
+        sites=("experts",), context=24, threads=1, panel=0,
+    )  # fmt: skip
+    with indexer.open_index(output) as opened, answering(application(Answers(opened), "token")) as address:
+        entry = opened.manifest.layers[0]
+        assert entry.experts is not None
+        name = f"{entry.key}.{entry.units // entry.experts.number + 2}"
+        page = browser.new_page()
+        for asked in (name, f"{entry.key}.1:2"):
+            page.goto(f"{address}#/u/{asked}")
+            page.wait_for_selector(".title small")
+            assert page.locator("h1").inner_text() == name
+            assert page.locator(".title small").inner_text() == f"{entry.key}.1:2"
+        page.close()
+
+
+def test_a_unit_of_a_decoder_shows_what_that_read(browser: Any, tmp_path: Path) -> None:
+    pairs = [{"de": f"w{one} w7 w8", "en": f"w{one} w5 w6 w{one + 1}"} for one in range(20, 40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    output = tmp_path / "my.index"
+    indexer.build(
+        model=saved(tmp_path / "model", "t5"), corpus=[tmp_path / "pairs.jsonl"], output=output,
+        text_column="de", target_column="en", context=24, threads=1, panel=0,
+    )  # fmt: skip
+    with indexer.open_index(output) as opened, answering(application(Answers(opened), "token")) as address:
+        page = browser.new_page()
+        for stack, column in (("encoder", "de"), ("decoder", "en")):
+            page.goto(f"{address}#/u/{stack}.mlp.1.3")
+            page.wait_for_selector(f"h1:text-is('{stack}.mlp.1.3')")
+            page.locator(".source").first.click()
+            page.wait_for_function("() => (document.querySelector('pre.document')?.innerText ?? '…') !== '…'")
+            best = opened.top(f"{stack}.mlp.1.3", k=1).to_pylist()[0]
+            row = opened.documents([best["document"]]).to_pylist()[0]["row"]
+            assert page.locator("pre.document").inner_text() == pairs[row][column]
+        page.close()

@@ -40,7 +40,7 @@ export async function unitPage(main, { name, state, go, replace, about, signal }
   };
   draw();
   main.replaceChildren(
-    h("div", { className: "title" }, h("h1", {}, unit.name), neighbours(unit.neighbours), others(unit.name, about)),
+    h("div", { className: "title" }, h("h1", {}, unit.name), ofExpert(unit.name, about), neighbours(unit.neighbours), others(unit.name, about)),
     statistics(numbers),
     unit.head ? headScores(unit.head) : "",
     h("section", { ariaLabel: "Histogram" }, picture, h("div", { className: "controls" }, counted(bins, linear, go), savers(picture, unit.name))),
@@ -70,6 +70,15 @@ function embedded(wanted, view, picture) {
 function others(name, about) {
   const rest = (about.indexes ?? []).filter((one) => one !== about.name);
   return h("nav", { className: "neighbours", ariaLabel: "Compare" }, h("a", { href: `#/compare?a=${name}` }, "compare with …"), rest.map((one) => h("a", { href: `#/compare?a=${name}&b=${name}&bin=${one}` }, `with ${one}`)));
+}
+
+// The other name of a neuron of a routed expert, as experts.5.12:345.
+function ofExpert(name, about) {
+  const [, key, unit] = /^(.+)\.(\d+)$/.exec(name);
+  const number = about.experts?.[key]?.number;
+  if (!number) return null;
+  const width = about.layers.find((layer) => layer.name === key).units / number;
+  return h("small", {}, `${key}.${Math.floor(unit / width)}:${unit % width}`);
 }
 
 function neighbours({ before, after, below, above }) {
