@@ -199,6 +199,15 @@ DL = "dictionary_learning-BatchTopKSAE"
         (DL, lambda folder: torch.save({"a": Code()}, folder / "ae.pt"), "cannot be read as tensors alone"),
         (DL, lambda folder: torch.save([1], folder / "ae.pt"), "holds something else than tensors by name"),
         (DL, lambda folder: (folder / "ae.pt").write_bytes(b"x"), "cannot be read as tensors alone"),
+        (DL, lambda folder: (folder / "config.json").write_text('{"a":' * 5000), "maximum recursion depth"),
+        (
+            "saelens-gated-random",
+            lambda folder: save_file(
+                load_file(folder / "sae_weights.safetensors") | {"b_gate": torch.full((24,), torch.nan)},
+                folder / "sae_weights.safetensors",
+            ),
+            "b_gate has NaN among its numbers",
+        ),
     ],
 )  # fmt: skip
 def test_what_would_have_to_be_guessed_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,9 +294,10 @@ def test_sequences_are_those_that_a_dictionary_was_trained_on(
     with pytest.raises(IndexerError, match=r"one was trained with context_size 20, and .*two with 30; say"):
         longest("both", sae=(*one, other))
     assert longest("both", sae=(*one, other), context=30) == (30, False)
-    odd = str(saved_dictionary(tmp_path / "odd", metadata={"context_size": "128"}))
-    with pytest.raises(IndexerError, match="the key context_size is '128'"):
-        longest("odd", sae=odd)
+    for number, size in enumerate(("128", -5)):
+        odd = str(saved_dictionary(tmp_path / f"odd{number}", metadata={"context_size": size}))
+        with pytest.raises(IndexerError, match=f"the key context_size is {size!r}"):
+            longest("odd", sae=odd)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +321,18 @@ def test_sequences_are_those_that_a_dictionary_was_trained_on(
         ({"metadata": {"hook_name": "blocks.1.attn.hook_q"}}, "of a block is read: hook_resid_pre,"),
         ({"metadata": {"hook_name": "blocks.7.hook_resid_post"}}, "has blocks 0 to 2"),
         ({"metadata": {"hook_name": "layers.1.nothing"}}, "has no such module"),
+        ({"metadata": {"hook_name": ""}}, r"it reads '', which is no name of a place"),
+        ({"metadata": {"hook_name": "a\0\nb"}}, r"it reads 'a\\x00\\nb', which is no name"),
+        ({"metadata": {"hook_name": "embed_tokens", "hook_layer": -4}}, "the layer -4 is none"),
+        ({"metadata": {"hook_name": "embed_tokens", "hook_layer": 10**12}}, "the layer 10{12} is none"),
+        (
+            {"architecture": "jumprelu", "tensors": {"threshold": torch.full((200,), math.nan)}},
+            r"safetensors: threshold has NaN among its numbers",
+        ),
+        (
+            {"tensors": {"W_enc": torch.zeros(32, 0), "W_dec": torch.zeros(0, 32), "b_enc": torch.zeros(0)}},
+            r"safetensors: it has no features, or reads no channels",
+        ),
     ],
 )  # fmt: skip
 def test_what_would_have_to_be_guessed_is_refused(

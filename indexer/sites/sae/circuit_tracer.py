@@ -68,7 +68,7 @@ def read(folder: Path) -> Iterator[Dictionary]:
 def _settings(file: Path) -> Settings:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise IndexerError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise IndexerError(f"{file}: holds {type(content).__name__}, not an object of settings")

@@ -37,7 +37,7 @@ class Settings:
         """Raises IndexerError where the file is none, or no object."""
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise IndexerError(f"{file}: cannot be read ({error})") from error
         if not isinstance(content, dict):
             raise IndexerError(f"{file}: holds {type(content).__name__}, not an object of settings")

@@ -95,7 +95,8 @@ class Points:
     def _of_module(self, point: str, where: str) -> Place:
         """A module of transformers by its path, which may be that in another class of the same model."""
         found = _OF_MODULE.fullmatch(point)
-        assert found is not None, "any text is a path"
+        if found is None or not point.isprintable():
+            raise IndexerError(f"{where}: it reads {point!a}, which is no name of a place")
         path, end = found[1], found[2]
         modules = dict(self.loaded.modules())
         parts = path.split(".")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from indexer.errors import IndexerError
 from indexer.sites.sae import circuit_tracer, dictionary_learning, gemma_scope, saelens, sparsify
-from indexer.sites.sae.dictionary import Dictionary
+from indexer.sites.sae.dictionary import Dictionary, Gated, Jump
 
+_LAYERS = 1 << 16
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*")
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+?))?/?")
 # by the library's name: whether a folder has dictionaries in files of its own, and what reads them
@@ -55,7 +56,23 @@ def read(source: str) -> Iterator[Dictionary]:
             f"{', '.join(FORMATS)}"
         )
     for folder, reads in found:
-        yield from reads(folder)
+        for dictionary in reads(folder):
+            _check(dictionary)
+            yield dictionary
+
+
+def _check(dictionary: Dictionary) -> None:
+    """Raise IndexerError where what a dictionary holds cannot be meant."""
+    file, activation = dictionary.files[-1], dictionary.activation
+    if not dictionary.weight.numel():
+        raise IndexerError(f"{file}: it has no features, or reads no channels")
+    bars = {Jump: "threshold", Gated: "b_gate"}
+    bar = getattr(activation, bars.get(type(activation), ""), None)
+    # its library takes all features behind such a one for 0, whatever else they are
+    if bar is not None and bool(bar.isnan().any()):
+        raise IndexerError(f"{file}: {bars[type(activation)]} has NaN among its numbers")
+    if dictionary.layer is not None and not 0 <= dictionary.layer < _LAYERS:
+        raise IndexerError(f"{file}: the layer {dictionary.layer} is none of a model's")
 
 
 def _downloaded(source: str) -> Path:

@@ -27,7 +27,7 @@ def trained(asked: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
                 value = dictionary.facts.get(KEYS[option])
                 if value is None:
                     continue
-                if type(value) is not _KINDS[option]:
+                if type(value) is not _KINDS[option] or (isinstance(value, int) and value < 0):
                     raise IndexerError(f"{dictionary.files[0]}: the key {KEYS[option]} is {value!r}")
                 if found.setdefault(option, value) != value:
                     raise IndexerError(
