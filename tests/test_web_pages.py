@@ -207,6 +207,16 @@ def test_addresses_of_the_documentation(browser: Any, tmp_path: Path) -> None:
     assert [line for line in watched.wrong if "/api/" not in line] == []
 
 
+def test_a_narrow_window_shows_whole_pages(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    watched.page.set_viewport_size({"width": 390, "height": 800})
+    for path in (*LIGHT, *DARK, "#/units", "#/search?text=e", "#/text"):
+        watched.open(path)
+        assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        tops = watched.page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.offsetTop)")
+        assert len(set(tops[:7])) <= 2, path
+
+
 def test_the_jump_goes_anywhere(browser: Any, address: str) -> None:
     watched = Watched(browser, address)
     for words, title in (("mlp.1.2", "mlp.1.2"), ("mlp.1", "Units 5"), ("1/4", "mlp.1.4"), ("a b", "Search")):

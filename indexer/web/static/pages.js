@@ -35,6 +35,9 @@ export async function aboutPage(main, { signal }) {
 
 function facts(value) {
   if (Array.isArray(value)) return value.every((one) => typeof one !== "object") ? visible(value.join(", ")) || "none" : h("ol", {}, value.slice(0, 20).map((one) => h("li", {}, facts(one))), value.length > 20 ? h("li", {}, `and ${number(value.length - 20)} more`) : null);
-  if (value && typeof value === "object") return h("dl", { className: "nested" }, Object.entries(value).map(([name, one]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, facts(one))]));
-  return typeof value === "number" ? number(value, 6) : visible(String(value ?? "-"));
+  if (value && typeof value === "object") {
+    const entries = Object.entries(value);
+    return entries.length ? h("dl", { className: "nested" }, entries.map(([name, one]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, facts(one))])) : "none";
+  }
+  return typeof value === "number" ? number(value, 6) : visible(String(value ?? "")) || "-";
 }
