@@ -7,9 +7,9 @@ Sides take turns over the same batches in memory, on the threads of one another:
 * re-encoding, as dashboards of features are made: the corpus is run once for every 4,096 features, which are
   encoded densely, and the best whole sequences kept by concatenating and torch.topk. It has top-k alone.
 
-What re-encoding takes over ours grows with the dictionary, up to a bound. With a model M times as costly as
-encoding 4,096 features, and F such groups of them, it is F (M + 1) operations against M + F: less than M + 1,
-however large the dictionary. M is 6.8 for MiniLM and 27 for GPT-2.
+What re-encoding takes over ours grows with the dictionary, up to a bound: with M for the model, E and T for
+encoding a group and its top-k, S for our statistics of it, G groups take it G (M + E + T), and ours
+M + G (E + S). benchmarks/results/README.md has the figures.
 """
 
 from __future__ import annotations
