@@ -109,9 +109,9 @@ class GroupedFile:
 
 
 class RowFile(GroupedFile):
-    """A file whose rows are known by their number. Memory: of `units`, 16 MB at most."""
+    """A file whose rows are known by their number. Memory: of `units`, 64 MB at most."""
 
-    KEPT = 64
+    KEPT = 256
 
     def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
         super().__init__(path, schema, source)
