@@ -114,8 +114,9 @@ def test_hostile_words_in_an_address_run_nothing(browser: Any, address: str) -> 
     for text in HOSTILE:
         name = quote(text, safe="")
         for path in (
-            f"#/search?text={name}", f"#/{name}", f"#/u/{name}", f"#/units?where={name}", f"#/about?at={name}",
-            f"#/u/mlp.1.3?band={name}&width={name}&side={name}", f"#/compare?a=mlp.0.1&ain={name}&b=mlp.1.1",
+            f"#/search?text={name}", f"#/{name}", f"#/u/{name}", f"#/units?where={name}",
+            f"#/about?at={name}", f"#/u/mlp.1.3?band={name}&width={name}&side={name}",
+            f"#/compare?a=mlp.0.1&ain={name}&b=mlp.1.1",
         ):  # fmt: skip
             watched.page.evaluate("path => { location.hash = path }", path)
     watched.open(f"#/compare?a={quote(HOSTILE[0])}&b={quote(HOSTILE[1])}")
