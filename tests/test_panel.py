@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import indexer
 from indexer.building import run
-from indexer.building.panel import Chosen
+from indexer.building.panel import Chosen, Filled
 from indexer.building.run import build
 from indexer.config.build import BuildConfig
 from indexer.engines import merge
@@ -384,3 +384,15 @@ def test_a_panel_of_parts_is_that_of_the_whole() -> None:
         for name, array in vars(expected.windows).items():
             np.testing.assert_array_equal(getattr(found.windows, name), array)
         np.testing.assert_array_equal(found.activations, expected.activations)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 256, 600])
+def test_what_is_read_of_the_scratch_file_is_what_was_written(tokens: int, tmp_path: Path) -> None:
+    """Of a shard without a text there are no tokens."""
+    written = np.random.default_rng(0).standard_normal((tokens, 9)).astype(np.float32)
+    path = tmp_path / "scratch"
+    path.write_bytes(bytes(20) + written.tobytes())
+    with path.open("rb") as file:
+        filled = Filled(file, 20, 9, tokens)
+        np.testing.assert_array_equal(filled[2:7], written.T[2:7])
+        np.testing.assert_array_equal(filled[slice(None)], written.T)

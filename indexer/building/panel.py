@@ -195,7 +195,7 @@ class Filled:
         first, last, _ = units.indices(self.units)
         found = np.empty((last - first, self.tokens), np.float32)
         rows = np.empty((min(_TOKENS_AT_ONCE, self.tokens), last - first), np.float32)
-        for begin in range(0, self.tokens, len(rows)):
+        for begin in range(0, self.tokens, _TOKENS_AT_ONCE):
             read = rows[: self.tokens - begin]
             for token, row in enumerate(read, begin):
                 os.preadv(self.file.fileno(), [row], self.begin + 4 * (token * self.units + first))
