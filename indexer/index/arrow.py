@@ -32,7 +32,9 @@ def cast(values: Any, kind: pa.DataType) -> Any:
 def array_of(values: np.ndarray) -> pa.Array:
     """Numbers of NumPy as an array of Arrow, without a copy; `pa.array` imports NumPy's masked arrays."""
     kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+    # Arrow has eight truth values in a byte
+    held = np.packbits(values, bitorder="little") if kind == pa.bool_() else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(held)])
 
 
 def elements(lists: Any) -> Any:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexer.errors import IndexerError
-from indexer.index.arrow import is_in, rows_where
+from indexer.index.arrow import array_of, is_in, rows_where
 from indexer.index.pages import Pages
 
 DAMAGED = "the index is damaged; build it again or restore the file"
@@ -161,7 +161,7 @@ class DocumentFile(GroupedFile):
         with in_one_line(self.path):
             for group in np.flatnonzero(before < up_to).tolist():
                 table = self._columns(group, tuple(self.schema.names))
-                found.append(rows_where(table, is_in(table["document"], pa.array(wanted))))
+                found.append(rows_where(table, is_in(table["document"], array_of(wanted))))
                 found[-1].validate(full=True)
         return pa.concat_tables(found)
 

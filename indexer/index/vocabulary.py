@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from indexer.errors import IndexerError
 from indexer.index import schema
-from indexer.index.arrow import call, elements, functions
+from indexer.index.arrow import array_of, call, elements, functions
 
 REPLACEMENT = "\ufffd"
 # on joined pieces: bytes before the first whole character, and the start of a character that never ends
@@ -124,7 +124,7 @@ class Vocabulary:
         if len(marks):
             escaped = np.zeros(len(joined), bool)
             escaped[np.searchsorted(ends, marks, "right") - 1] = True
-            mask = pa.array(escaped)
+            mask = array_of(escaped)
             joined = call("replace_with_mask", joined, mask, _decoded(call("filter", joined, mask)))
         if not self.spaced:
             return joined
