@@ -16,6 +16,7 @@ from benchmarks.bars import Bar, Chart, Group, to_svg
 from benchmarks.options import option, settings_of
 from benchmarks.report import Report, Table
 from indexer.errors import IndexerError
+from indexer.names import MLP
 
 RESULTS = Path(__file__).parent / "results"
 # By model, bar and aim on one H200: build / forward, and tokens/s where there is one
@@ -51,6 +52,10 @@ def run(options: Options) -> Report:
     return Report(settings_of(options), checks, bars, [Table("pictures", ("file", "bars"), rows)])
 
 
+def _of_mlps(record: dict[str, Any]) -> bool:
+    return bool(record["settings"].get("sites", MLP) == MLP)
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -59,7 +64,10 @@ def _read(path: Path) -> Any:
 
 
 def _charts(records: dict[str, Any]) -> Iterator[tuple[str, Chart]]:
-    overhead = [record for record in records.values() if record.get("case") == "overhead"]
+    # the picture is of neurons alone
+    overhead = [
+        record for record in records.values() if record.get("case") == "overhead" and _of_mlps(record)
+    ]
     if overhead:
         yield "overhead", _overhead(overhead)
     for name, record in records.items():
