@@ -23,7 +23,7 @@ from indexer.index.read import Index
 from indexer.models import load
 from indexer.names import Key
 from indexer.web.answers import Answers
-from indexer.web.live import Live, Model, aligned, threads_for
+from indexer.web.live import Live, Model, aligned
 from indexer.web.rarity import Rarity, most_changed, quick_bins, rarest
 from indexer.web.serve import _lives
 from indexer.web.server import application
@@ -90,15 +90,6 @@ def test_quick_bins_are_those_of_the_definition() -> None:
     values = np.concatenate([random, values])
     values = values[np.isfinite(values)]
     np.testing.assert_array_equal(quick_bins(values), bins_of(values))
-
-
-def test_a_small_model_runs_texts_on_one_thread() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        assert [threads_for(n * 10**8) for n in (0, 1, 3, 5, 7, 99)] == [1, 1, 1, 2, 3, 4]
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_rarest_come_first_and_only_what_is_positive() -> None:

@@ -103,6 +103,14 @@ class GroupedFile:
     def _decoded(self, group: int, columns: tuple[str, ...]) -> pa.Table:
         return self.reader().read_row_group(group, columns=list(columns), use_threads=False)
 
+    def _bounds(self, column: str) -> list[tuple[int, int] | None]:
+        """Smallest and largest number of a column in each row group; None where the footer does not tell."""
+        place = self.schema.get_field_index(column)
+        with in_one_line(self.path):
+            groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
+            held = [group.column(place).statistics for group in groups]
+            return [(one.min, one.max) if one and one.has_min_max else None for one in held]
+
     def empty(self, columns: Sequence[str]) -> pa.Table:
         """No rows of these columns."""
         return pa.schema([self.schema.field(name) for name in columns]).empty_table()
@@ -139,24 +147,17 @@ class DocumentFile(GroupedFile):
 
     def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
         super().__init__(path, schema, source)
-        column = schema.get_field_index("document")
-        with in_one_line(path):
-            groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
-            statistics = [group.column(column).statistics for group in groups]
-            # a row group that does not tell what it holds may hold all
-            bounds = [
-                (held.min, held.max) if held and held.has_min_max else (-(1 << 63), (1 << 63) - 1)
-                for held in statistics
-            ]
-        self._bounds = np.array(bounds, np.int64).reshape(-1, 2)
+        # a row group that does not tell what it holds may hold all
+        bounds = [held or (-(1 << 63), (1 << 63) - 1) for held in self._bounds("document")]
+        self._held = np.array(bounds, np.int64).reshape(-1, 2)
 
     def rows(self, documents: Iterable[int]) -> pa.Table:
         """The rows of some documents, in the order of the file; those that it has not have none."""
         # no file has a number of more than 64 bits
         wanted = np.array(sorted({one for one in documents if abs(one) < 1 << 63}), np.int64)
         # how many of those wanted lie before each row group, and up to its end
-        before = np.searchsorted(wanted, self._bounds[:, 0])
-        up_to = np.searchsorted(wanted, self._bounds[:, 1], "right")
+        before = np.searchsorted(wanted, self._held[:, 0])
+        up_to = np.searchsorted(wanted, self._held[:, 1], "right")
         found = [self.empty(self.schema.names)]
         with in_one_line(self.path):
             for group in np.flatnonzero(before < up_to).tolist():
@@ -171,13 +172,10 @@ class UnitFile(GroupedFile):
 
     def __init__(self, path: Path, schema: pa.Schema, source: Source = on_disk) -> None:
         super().__init__(path, schema, source)
-        column = schema.get_field_index("unit")
-        with in_one_line(path):
-            groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
-            statistics = [group.column(column).statistics for group in groups]
-            if any(entry is None or not entry.has_min_max for entry in statistics):
-                raise IndexerError(f"{path}: its footer does not tell which units it holds; {DAMAGED}")
-            self._first = np.array([entry.min for entry in statistics], np.int64)
+        bounds = [held for held in self._bounds("unit") if held is not None]
+        if len(bounds) < self.metadata.num_row_groups:
+            raise IndexerError(f"{path}: its footer does not tell which units it holds; {DAMAGED}")
+        self._first = np.array([first for first, _ in bounds], np.int64)
         self._pages = Pages(self._file, self.metadata)
 
     def rows(self, unit: int, columns: Sequence[str]) -> pa.Table:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
-import torch
 from indexer_kernels import Sequences
 from numpy.typing import NDArray
 
@@ -25,9 +23,6 @@ from indexer.tokens.encode import Encoder
 from indexer.web.rarity import Rarity, most_changed, rarest
 
 MOST_CHARACTERS = 20_000
-# for fewer parameters another thread costs more than it brings: a text is short, and in each of some hundred
-# small steps all threads wait for the last one
-_PARAMETERS_OF_A_THREAD = 200_000_000
 UNITS_OF_A_TOKEN = 12
 Shares = dict[Key, NDArray[np.float32]]
 
@@ -48,7 +43,6 @@ class Model:
 
     def __init__(self, loaded: LoadedModel, asked: tuple[object, ...]) -> None:
         self.loaded, self.asked, self.lock = loaded, asked, threading.Lock()
-        self.threads = threads_for(sum(weights.numel() for weights in loaded.model.parameters()))
 
     @classmethod
     def of(cls, index: Index, model: str, before: Iterable[Model] = ()) -> Model:
@@ -110,7 +104,7 @@ class Live:
         self._index = index
         self._runner = Runner(self.loaded, probes, self._take)
         self._values: dict[Key, NDArray[np.float32]] = {}
-        self._lock, self._threads = model.lock, model.threads
+        self._lock = model.lock
 
     def run(self, text: str) -> Text:
         """Run a text, as a sequence of its own; what is longer than the context of the index is cut off."""
@@ -130,7 +124,7 @@ class Live:
             rows = Sequences.from_offsets(
                 np.array([0, len(ids)]), np.zeros(1, np.int64), np.zeros(1, np.int64), ids
             )
-            with self._lock, _torch_threads(self._threads):
+            with self._lock:
                 self._values = {}
                 self._runner.run(Part(ids[None].astype(np.int64), np.array([len(ids)]), rows))
                 values = self._values
@@ -228,21 +222,6 @@ class Live:
             self._values[key] = np.zeros((length, self._units[key]), np.float32)
         units = slice(values.first, values.first + made.shape[1])
         self._values[key][at[inside] - begin, units] = made[inside]
-
-
-def threads_for(parameters: int) -> int:
-    """How many threads run a text through a model of so many parameters: those of torch at most."""
-    return max(1, min(parameters // _PARAMETERS_OF_A_THREAD, torch.get_num_threads()))
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _plain(values: NDArray[np.float32]) -> list[float | None]:
